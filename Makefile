@@ -1,0 +1,36 @@
+# `make quickstart` and `make test` work on a fresh clone: they make .venv themselves, with pip only.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup quickstart test test-slow lint warm-start
+
+setup: $(READY)
+
+$(READY): requirements.txt requirements-dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; give it as PYTHON=..."; exit 1; }
+	@echo "setting up .venv (a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+quickstart: $(READY)  ## train a small policy with VESPO on a CPU and show the result
+	$(BIN)/python -m vespo_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: $(READY)  ## the default suite
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8
+
+test-slow: $(READY)  ## the long checks
+	$(BIN)/python -m pytest -m slow --override-ini=addopts=--strict-markers
+
+lint: $(READY)  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+
+warm-start: $(READY)  ## regenerate vespo_jax/assets/quickstart
+	$(BIN)/python -m experiments.warm_start

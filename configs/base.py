@@ -1,0 +1,98 @@
+"""Every knob of a run, with its unit and meaning. Experiments start here and change what differs.
+
+    from configs import base
+
+    def get_config():
+      config = base.get_config()
+      config.staleness.minibatches = 16
+      return config
+
+Any key is also a flag: `--config.staleness.minibatches=16`. Unknown keys, values out of range and
+contradictions are refused before anything is loaded, with exit code 2.
+"""
+
+from ml_collections import ConfigDict
+
+from vespo_jax import advantages, objectives
+
+
+def get_config() -> ConfigDict:
+  """The defaults: VESPO at N = 4 on two-term sums, a small policy from random weights."""
+  config = ConfigDict()
+  config.seed = 0  # of the data order, the sampling and the random weights
+  config.updates = 100  # optimizer updates of the whole run
+
+  # What is optimised. Each method has its hyper-parameters, with their published defaults, under
+  # its own name: objective.vespo.k_pos, objective.grpo.clip_high, ... (their meaning, paper and
+  # equation: vespo_jax/objectives/NAME.py).
+  config.objective = ConfigDict({name: objectives.defaults(name) for name in objectives.names()})
+  config.objective.name = "vespo"
+  config.objective.aggregation = ""  # token-mean, seq-mean-token-mean, ...; "": the method's own
+
+  # Rewards of a group -> advantages (vespo_jax/advantages.py).
+  config.advantage = ConfigDict({name: advantages.defaults(name) for name in advantages.names()})
+  config.advantage.name = "grpo"
+
+  config.batch = ConfigDict()
+  config.batch.prompts = 32  # prompts (groups) of a minibatch: one optimizer update
+  config.batch.samples_per_prompt = 8  # responses to each prompt
+  config.batch.micro_batches = 1  # pieces the gradient is accumulated over: memory, not result
+
+  config.staleness = ConfigDict()
+  config.staleness.minibatches = 4  # N: updates made on one rollout batch; 1 is on-policy
+
+  config.runtime = ConfigDict()
+  config.runtime.mode = "sync"  # roll out N minibatches with one set of weights, then N updates
+  config.runtime.transport = "local"  # local: a sampler process; threads: in this process (tests)
+  config.runtime.timeout_s = 600.0  # seconds the learner waits for one minibatch of rollouts
+  config.runtime.gpu_memory_fraction = 0.45  # of a GPU's memory, for learner and sampler each
+
+  config.sampler = ConfigDict()
+  config.sampler.max_new_tokens = 16  # tokens of a response, the end token included
+  config.sampler.temperature = 1.0  # of the softmax; the learner's log-probs use the same
+  config.sampler.dtype = "float32"  # float32 or bfloat16; its mismatch to the learner is measured
+
+  config.task = ConfigDict()
+  config.task.name = "reasoning_gym/chain_sum"  # FAMILY/DATASET
+  config.task.options = ConfigDict()  # keyword options of the task; set them in the config file
+  config.task.train_size = 10_000  # distinct prompts, built once and kept in data_dir
+  config.task.test_size = 500  # held-out prompts, disjoint from the training prompts
+  config.task.seed = 0  # of the generated problems
+  config.task.data_dir = "runs/data"  # where prepared datasets are kept
+  config.task.grade_timeout_s = 10.0  # seconds the verifier may spend on one answer
+
+  # The policy: a model directory, or random weights of the sizes below.
+  config.policy = ConfigDict()
+  config.policy.path = ""  # Hugging Face directory or run directory; "": random weights
+  config.policy.width = 128  # D, the residual stream
+  config.policy.layers = 4  # L
+  config.policy.heads = 4  # query heads
+  config.policy.kv_heads = 2  # key/value heads
+  config.policy.head_width = 32  # H
+  config.policy.mlp_width = 384  # F
+  config.policy.rope_theta = 10_000.0  # base of the rotary frequencies
+
+  config.optimizer = ConfigDict()
+  config.optimizer.learning_rate = 3e-4  # after the warm-up
+  config.optimizer.warmup_updates = 4  # updates over which the rate rises linearly
+  config.optimizer.beta1 = 0.9
+  config.optimizer.beta2 = 0.999
+  config.optimizer.epsilon = 1e-8
+  config.optimizer.weight_decay = 0.0  # decoupled, on matrices only
+  config.optimizer.max_grad_norm = 1.0  # global norm; 0: no clipping
+
+  config.evaluation = ConfigDict()
+  config.evaluation.every = 0  # updates between evaluations during the run; 0: before and after
+  config.evaluation.problems = 200  # held-out prompts
+  config.evaluation.samples_per_problem = 4  # responses to each, at temperature 1
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every = 100  # updates between checkpoints, at rollout-batch boundaries; 0: none
+  config.checkpoint.keep = 2  # newest checkpoints kept
+
+  config.rollouts = ConfigDict()
+  config.rollouts.save_groups = 2  # groups of each minibatch written to rollouts/; -1: all
+
+  # Devices of the learner along each axis; -1: all that are left.
+  config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "sequence": 1})
+  return config

@@ -1,0 +1,96 @@
+"""Regenerates the quickstart's warm start: `python -m experiments.warm_start`.
+
+Supervised fine-tuning of random weights on correct answers to the quickstart's training problems,
+stopped early, so that reinforcement learning has room. It is the learner's own update: REINFORCE
+with one sample per prompt, the correct answer, at advantage 1 is cross entropy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from ml_collections import FrozenConfigDict
+
+from configs import quickstart
+from vespo_jax import config as config_lib
+from vespo_jax import launch, models, objectives
+from vespo_jax.learner.intake import Problems
+from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
+from vespo_jax.learner.update import UpdateSettings, init_state, make_update
+from vespo_jax.runtime import start_sampler
+from vespo_jax.sampler import pad_prompts
+from vespo_jax.tasks import PromptStream
+from vespo_jax.types import TrainBatch
+
+STEPS = 150
+PROMPTS = 128  # of a step
+LEARNING_RATE = 2e-3
+WARMUP_STEPS = 50
+
+
+def supervised_batch(problems: Problems, indices: np.ndarray, response_width: int) -> TrainBatch:
+  """Problems with their own answers as the one, certain sample of each."""
+  prompt_tokens_PS, prompt_mask_PS = pad_prompts(problems.prompts(indices))
+  tokens_P1T = np.zeros((len(indices), 1, response_width), np.int32)
+  mask_P1T = np.zeros(tokens_P1T.shape, bool)
+  for row, index in enumerate(indices):
+    ids = problems.tokenizer.encode_response(problems.examples[int(index)].answer)
+    tokens_P1T[row, 0, : len(ids)], mask_P1T[row, 0, : len(ids)] = ids, True
+  return TrainBatch(
+    prompt_tokens_PS=prompt_tokens_PS,
+    prompt_mask_PS=prompt_mask_PS,
+    response_tokens_PRT=tokens_P1T,
+    response_mask_PRT=mask_P1T,
+    behaviour_logprobs_PRT=np.zeros(tokens_P1T.shape, np.float32),
+    advantages_PR=np.ones((len(indices), 1), np.float32),
+  )
+
+
+def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack) -> None:
+  """Trains, evaluates as the quickstart does, and writes bfloat16 weights to `directory`."""
+  spec, params, tokenizer = launch.load_policy(config)
+  problems, test_problems = launch.open_problems(config, tokenizer, stack)
+  optimizer = make_optimizer(
+    OptimizerSettings(learning_rate=LEARNING_RATE, warmup_updates=WARMUP_STEPS)
+  )
+  settings = UpdateSettings(aggregation="token-mean", micro_batches=4)
+  update = jax.jit(
+    make_update(spec, objectives.make("reinforce"), optimizer, settings), donate_argnums=0
+  )
+  state = init_state(params, optimizer)
+  stream = PromptStream(len(problems.examples), config.seed)
+  with tqdm.trange(STEPS, desc="warm start", unit="step") as bar:
+    for step in bar:
+      indices = stream.indices(step * PROMPTS, PROMPTS)
+      batch = supervised_batch(problems, indices, config.sampler.max_new_tokens)
+      state, metrics = update(state, batch)
+      bar.set_postfix(loss=f"{float(metrics['objective/loss']):.3f}", refresh=False)
+  models.save(directory, spec, state.params, tokenizer, dtype=jnp.bfloat16)
+  _, stored, _ = models.load(directory)
+  sampler = start_sampler("threads", spec, "float32")
+  stack.callback(sampler.close)
+  sampler.publish(0, stored)
+  print(f"held-out accuracy: {launch.make_evaluator(config, test_problems).run(sampler, 0)}")
+
+
+def main() -> int:
+  """Runs the experiment; the files are replaced only when it is done."""
+  config = quickstart.get_config()
+  config.policy.path = ""
+  with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+    train(config_lib.validate(config), Path(scratch), stack)
+    quickstart.WARM_START.mkdir(parents=True, exist_ok=True)
+    for file in Path(scratch).iterdir():
+      (quickstart.WARM_START / file.name).write_bytes(file.read_bytes())
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

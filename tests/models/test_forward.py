@@ -1,0 +1,148 @@
+"""The forward pass: causality, caching, packing and the group layout are one function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vespo_jax import models
+from vespo_jax.models.transformer import positions_in_segments
+
+B, T = 3, 7
+
+
+def tokens(shape=(B, T), seed=0):
+  return jnp.asarray(np.random.default_rng(seed).integers(0, 61, shape), jnp.int32)
+
+
+def test_causality_by_gradient(model):
+  """The output at t depends on every input up to t and exactly not on any later one."""
+  spec, params = model
+  ids = tokens((1, T))
+
+  def output_at(embedded, t):
+    # differentiating with respect to the embedding of each position: one table row per position
+    table = jnp.concatenate([params["embedding"], embedded])
+    positions = jnp.arange(T)[None] + spec.vocab_size
+    hidden, _ = models.forward({**params, "embedding": table}, spec, positions)
+    return jnp.sum(hidden[0, t] * jnp.arange(1.0, 1 + spec.width))
+
+  embedded = params["embedding"][ids[0]]
+  for t in range(T):
+    moved = np.abs(np.asarray(jax.grad(output_at)(embedded, t))).max(axis=-1)
+    assert (moved[: t + 1] > 1e-6).all()
+    assert (moved[t + 1 :] == 0).all()
+
+
+def test_cached_decoding_equals_the_full_forward(model):
+  spec, params = model
+  ids = tokens()
+  full, none = models.forward(params, spec, ids)
+  assert none is None
+  cache = models.init_cache(spec, B, T + 2)
+  hidden, cache = models.forward(params, spec, ids[:, :3], cache=cache)
+  pieces = [hidden]
+  for t in range(3, T):
+    hidden, cache = models.forward(params, spec, ids[:, t : t + 1], cache=cache)
+    pieces.append(hidden)
+  np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full, atol=2e-5, rtol=1e-4)
+  assert int(cache.length) == T
+  np.testing.assert_array_equal(cache.positions_B, T)
+
+
+def test_forked_cache_equals_the_full_forward(model):
+  """Prompts of different lengths, padded on the left, shared by two continuations each."""
+  spec, params = model
+  prompts, lengths = tokens((2, 5)), [5, 3]
+  mask = jnp.asarray(np.arange(5)[::-1] < np.array(lengths)[:, None])
+  continuations = tokens((4, 3), seed=1)
+  _, cache = models.forward(
+    params, spec, prompts, segments=mask, cache=models.init_cache(spec, 2, 5)
+  )
+  cache = models.fork(cache, spec, 2, 4)
+  hidden, cache = models.forward(params, spec, continuations[:, :2], cache=cache)
+  last, _ = models.forward(params, spec, continuations[:, 2:], cache=cache)
+  hidden = jnp.concatenate([hidden, last], axis=1)
+  for row in range(4):
+    prompt = prompts[row // 2, 5 - lengths[row // 2] :]
+    alone, _ = models.forward(params, spec, jnp.concatenate([prompt, continuations[row]])[None])
+    np.testing.assert_allclose(hidden[row], alone[0, -3:], atol=2e-5, rtol=1e-4)
+
+
+def test_packed_and_padded_rows_equal_single_sequences(model):
+  spec, params = model
+  first, second = tokens((1, 4), seed=1), tokens((1, 3), seed=2)
+  packed = jnp.concatenate([jnp.zeros((1, 1), jnp.int32), first, second, tokens((1, 2))], axis=1)
+  segments = jnp.asarray([[0, 1, 1, 1, 1, 2, 2, 2, 0, 0]])
+  hidden, _ = models.forward(params, spec, packed, segments=segments)
+  for part, start in ((first, 1), (second, 5)):
+    alone, _ = models.forward(params, spec, part)
+    np.testing.assert_allclose(
+      hidden[:, start : start + part.shape[1]], alone, atol=2e-5, rtol=1e-4
+    )
+  logprobs, entropy = models.token_logprobs(params, spec, packed, segments=segments)
+  alone, alone_entropy = models.token_logprobs(params, spec, second)
+  np.testing.assert_allclose(logprobs[:, 5:8], alone, atol=2e-5)
+  np.testing.assert_allclose(entropy[:, 5:8], alone_entropy, atol=2e-5)
+  assert not np.asarray(logprobs[0, [0, 1, 5, 8, 9]]).any()
+
+
+def test_groups_equal_rows_in_value_and_gradient(model):
+  spec, params = model
+  P, S, R, Tr = 2, 5, 3, 4
+  prompts, responses = tokens((P, S)), tokens((P, R, Tr), seed=3)
+  lengths = [5, 2]
+  mask = jnp.asarray(np.arange(S)[::-1] < np.array(lengths)[:, None])
+  weights = jnp.asarray(np.random.default_rng(4).normal(size=(P, R, Tr, spec.width)), jnp.float32)
+
+  def grouped(params):
+    hidden = models.forward_groups(params, spec, prompts, mask, responses)
+    return jnp.sum(hidden * weights), hidden
+
+  def rows(params):
+    total, all_hidden = 0.0, []
+    for p in range(P):
+      for r in range(R):
+        row = jnp.concatenate([prompts[p, S - lengths[p] :], responses[p, r]])[None]
+        hidden, _ = models.forward(params, spec, row)
+        all_hidden.append(hidden[0, lengths[p] - 1 : -1])
+        total += jnp.sum(all_hidden[-1] * weights[p, r])
+    return total, jnp.stack(all_hidden).reshape(P, R, Tr, -1)
+
+  (_, hidden), grads = jax.value_and_grad(grouped, has_aux=True)(params)
+  (_, expected), expected_grads = jax.value_and_grad(rows, has_aux=True)(params)
+  np.testing.assert_allclose(hidden, expected, atol=2e-5, rtol=1e-4)
+  for (path, grad), want in zip(
+    jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True
+  ):
+    scale = np.abs(want).max()
+    name = jax.tree_util.keystr(path)
+    np.testing.assert_allclose(grad / scale, want / scale, atol=1e-4, err_msg=name)
+
+
+def test_explicit_positions_shift_nothing_but_the_rotation(model):
+  """Rotary attention is relative: moving all positions by a constant changes no output."""
+  spec, params = model
+  ids = tokens()
+  hidden, _ = models.forward(params, spec, ids)
+  shifted, _ = models.forward(
+    params, spec, ids, positions=jnp.broadcast_to(jnp.arange(T) + 11, (B, T))
+  )
+  np.testing.assert_allclose(hidden, shifted, atol=1e-4)
+  stretched, _ = models.forward(
+    params, spec, ids, positions=jnp.broadcast_to(2 * jnp.arange(T), (B, T))
+  )
+  assert np.abs(np.asarray(hidden - stretched)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+  "segments,expected",
+  [
+    ([1, 1, 1], [0, 1, 2]),
+    ([0, 0, 1, 1], [0, 0, 0, 1]),
+    ([1, 1, 2, 2, 0], [0, 1, 0, 1, 1]),
+    ([0, 1, 1, 0, 2, 2], [0, 0, 1, 1, 0, 1]),
+  ],
+)
+def test_positions_in_segments(segments, expected):
+  np.testing.assert_array_equal(positions_in_segments(jnp.asarray([segments])), [expected])

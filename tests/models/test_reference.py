@@ -1,0 +1,62 @@
+"""One model against a second implementation: plain numpy, one token at a time, from the papers."""
+
+import numpy as np
+
+from vespo_jax import models
+
+
+def reference(params, spec, ids):
+  """Final hidden states of one sequence, [T, D]; float64, loops instead of batched products."""
+  params = {
+    k: {n: np.asarray(x, np.float64) for n, x in v.items()}
+    if isinstance(v, dict)
+    else np.asarray(v, np.float64)
+    for k, v in params.items()
+  }
+
+  def norm(x, scale):
+    return x / np.sqrt(np.mean(x * x) + spec.norm_epsilon) * scale
+
+  def rope(x, t):
+    half = spec.head_width // 2
+    out = np.empty_like(x)
+    for i in range(half):
+      angle = t * spec.rope_theta ** (-2 * i / spec.head_width)
+      c, s = np.cos(angle), np.sin(angle)
+      out[i], out[i + half] = x[i] * c - x[i + half] * s, x[i] * s + x[i + half] * c
+    return out
+
+  hidden = [params["embedding"][i] for i in ids]
+  for n in range(spec.layers):
+    layer = {k: v[n] for k, v in params["layers"].items()}
+    keys, values, after = [], [], []
+    for t, h in enumerate(hidden):
+      x = norm(h, layer["attention_norm"])
+      q, k, v = (
+        (x @ layer[p] + layer.get(f"{p}_bias", 0)).reshape(-1, spec.head_width)
+        for p in ("query", "key", "value")
+      )
+      if spec.qk_norm:
+        q = [norm(row, layer["query_norm"]) for row in q]
+        k = [norm(row, layer["key_norm"]) for row in k]
+      keys.append([rope(row, t) for row in k])
+      values.append(v)
+      mixed = []
+      for i, row in enumerate(q):
+        j = i // (spec.heads // spec.kv_heads)
+        scores = np.array([rope(row, t) @ key[j] for key in keys]) / np.sqrt(spec.head_width)
+        weights = np.exp(scores - scores.max())
+        mixed.append(sum(w * v[j] for w, v in zip(weights / weights.sum(), values, strict=True)))
+      h = h + np.concatenate(mixed) @ layer["output"]
+      x = norm(h, layer["mlp_norm"])
+      gate = x @ layer["gate"]
+      after.append(h + (gate / (1 + np.exp(-gate)) * (x @ layer["up"])) @ layer["down"])
+    hidden = after
+  return np.stack([norm(h, params["final_norm"]) for h in hidden])
+
+
+def test_forward_equals_the_reference(model):
+  spec, params = model
+  ids = np.random.default_rng(0).integers(0, 61, 9)
+  hidden, _ = models.forward(params, spec, ids[None].astype(np.int32))
+  np.testing.assert_allclose(hidden[0], reference(params, spec, ids), atol=2e-4, rtol=1e-3)

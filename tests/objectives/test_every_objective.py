@@ -1,0 +1,161 @@
+"""Properties that hold for every registered objective; a new one is tested by being registered."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vespo_jax import objectives
+from vespo_jax.objectives import AGGREGATIONS
+
+B, T = 6, 5
+EVERY = pytest.mark.parametrize("name", objectives.names())
+
+
+def example(scale=0.3, seed=0):
+  rng = np.random.default_rng(seed)
+  mask = np.arange(T) < np.array([5, 3, 1, 4, 2, 5])[:, None]
+  return {
+    "policy_logprobs": jnp.asarray(rng.normal(-1.0, 0.5, (B, T)), jnp.float32),
+    "behaviour_logprobs": jnp.asarray(rng.normal(-1.0, scale, (B, T)), jnp.float32),
+    "advantages": jnp.asarray([1.0, -0.5, 2.0, -1.5, 0.0, 0.7], jnp.float32),
+    "mask": jnp.asarray(mask),
+  }
+
+
+def loss_and_grad(objective, batch, **kwargs):
+  def loss(policy_logprobs):
+    return objectives.policy_loss(
+      objective, **{**batch, "policy_logprobs": policy_logprobs}, **kwargs
+    )[0]
+
+  return jax.value_and_grad(loss)(batch["policy_logprobs"])
+
+
+@EVERY
+def test_on_policy_it_is_reinforce(name):
+  batch = example()
+  batch["behaviour_logprobs"] = batch["policy_logprobs"]
+  for mode in AGGREGATIONS:
+    _, grad = loss_and_grad(objectives.make(name), batch, aggregation=mode)
+    _, expected = loss_and_grad(objectives.make("reinforce"), batch, aggregation=mode)
+    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+    assert np.abs(expected).max() > 0
+
+
+@EVERY
+@pytest.mark.parametrize("size", [50.0, 1e4, 1e30])
+def test_extreme_ratios_are_finite(name, size):
+  batch = example()
+  signs = jnp.asarray(np.random.default_rng(1).choice([-1.0, 1.0], (B, T)), jnp.float32)
+  for direction in (signs, jnp.ones((B, T)), -jnp.ones((B, T))):
+    batch["behaviour_logprobs"] = batch["policy_logprobs"] - size * direction
+    loss, grad = loss_and_grad(objectives.make(name), batch)
+    chex.assert_tree_all_finite((loss, grad))
+
+
+@EVERY
+def test_what_is_masked_has_no_effect(name):
+  batch = example()
+  batch["mask"] = batch["mask"].at[3].set(False)  # row 3 is no sequence at all
+  hidden = {
+    **batch,
+    "policy_logprobs": jnp.where(batch["mask"], batch["policy_logprobs"], jnp.nan),
+    "behaviour_logprobs": jnp.where(batch["mask"], batch["behaviour_logprobs"], jnp.inf),
+    "advantages": batch["advantages"].at[3].set(jnp.nan),
+  }
+  without = {key: jnp.delete(value, 3, axis=0) for key, value in batch.items()}
+  for mode in AGGREGATIONS:
+    loss, grad = loss_and_grad(objectives.make(name), hidden, aggregation=mode)
+    loss2, grad2 = loss_and_grad(objectives.make(name), without, aggregation=mode)
+    np.testing.assert_allclose(loss, loss2, rtol=1e-6)
+    np.testing.assert_allclose(jnp.delete(grad, 3, axis=0), grad2, rtol=1e-6)
+    assert not np.asarray(grad[3]).any()
+
+
+@EVERY
+def test_padding_and_permutation(name):
+  batch = example()
+  objective = objectives.make(name)
+  coefficients, _ = objective(
+    batch["policy_logprobs"] - batch["behaviour_logprobs"], batch["advantages"], batch["mask"]
+  )
+  order = np.array([4, 0, 5, 2, 1, 3])
+  padded = {k: jnp.pad(v, [(0, 0), (0, 3)]) if v.ndim == 2 else v for k, v in batch.items()}
+  padded = {key: value[order] for key, value in padded.items()}
+  other, _ = objective(
+    padded["policy_logprobs"] - padded["behaviour_logprobs"], padded["advantages"], padded["mask"]
+  )
+  np.testing.assert_allclose(other[:, :T], coefficients[order], rtol=1e-6)
+  assert not np.asarray(other[:, T:]).any()
+
+
+@EVERY
+@pytest.mark.parametrize("mode", AGGREGATIONS)
+def test_micro_batches_add_up(name, mode):
+  batch = example()
+  objective = objectives.make(name)
+  loss, grad = loss_and_grad(objective, batch, aggregation=mode)
+  normalizer = objectives.count(batch["mask"], mode)
+  for pieces in (2, 3, 6):
+    parts = [
+      loss_and_grad(
+        objective,
+        {key: value[i::pieces] for key, value in batch.items()},
+        aggregation=mode,
+        normalizer=normalizer,
+      )
+      for i in range(pieces)
+    ]
+    np.testing.assert_allclose(sum(part[0] for part in parts), loss, rtol=1e-5)
+    for i in range(pieces):
+      np.testing.assert_allclose(parts[i][1], grad[i::pieces], rtol=1e-5)
+
+
+@EVERY
+def test_jit_equals_eager(name):
+  batch = example()
+  objective = objectives.make(name)
+  eager = loss_and_grad(objective, batch)
+  jitted = jax.jit(lambda b: loss_and_grad(objective, b))(batch)
+  chex.assert_trees_all_close(eager, jitted, rtol=1e-6)
+
+
+@EVERY
+def test_only_the_policy_is_differentiated(name):
+  batch = example()
+  objective = objectives.make(name)
+
+  def loss(behaviour, advantages):
+    inputs = {**batch, "behaviour_logprobs": behaviour, "advantages": advantages}
+    return objectives.policy_loss(objective, **inputs)[0]
+
+  grads = jax.grad(loss, argnums=(0, 1))(batch["behaviour_logprobs"], batch["advantages"])
+  assert not any(np.asarray(grad).any() for grad in grads)
+
+
+@EVERY
+def test_float32_is_close_to_float64(name):
+  batch = example()
+  loss, grad = loss_and_grad(objectives.make(name), batch)
+  with jax.enable_x64(True):
+    wide = {
+      k: jnp.asarray(np.asarray(v), jnp.float64 if v.dtype != bool else bool)
+      for k, v in batch.items()
+    }
+    loss64, grad64 = loss_and_grad(objectives.make(name), wide)
+    assert grad64.dtype == jnp.float64
+  np.testing.assert_allclose(loss, loss64, rtol=1e-5)
+  np.testing.assert_allclose(grad, grad64, rtol=1e-5, atol=1e-7)
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+  with pytest.raises(ValueError, match="unknown objective 'vepso'.*did you mean 'vespo'.*grpo"):
+    objectives.make("vepso")
+  with pytest.raises(ValueError, match="'vespo' has no option 'tau'.*k_pos"):
+    objectives.make("vespo", tau=1.0)
+  with pytest.raises(ValueError, match="unknown aggregation 'mean'.*token-mean"):
+    objectives.policy_loss(objectives.make("vespo"), **example(), aggregation="mean")
+  with pytest.raises(ValueError, match="registered twice"):
+    objectives.registry.register("vespo")(lambda: None)

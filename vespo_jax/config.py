@@ -1,0 +1,235 @@
+"""Reading, checking and freezing a config: an error names the key, the value and what is allowed.
+
+Nothing here starts an accelerator backend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from vespo_jax import advantages, objectives, tasks
+
+DTYPES = ("float32", "bfloat16")
+TRANSPORTS = ("local", "threads")
+
+
+class ConfigError(ValueError):
+  """A bad command line or config; its text is the one message the user needs."""
+
+
+def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
+  """The checked config and the run directory of a command line like that of `vespo_jax.train`.
+
+  Args:
+    argv: `sys.argv`: the program, `--config=FILE`, `--workdir=DIR` and `--config.KEY=VALUE` ones.
+
+  Raises:
+    ConfigError: for anything wrong with them.
+  """
+  values = flags.FlagValues()
+  flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
+  config_flags.DEFINE_config_file("config", None, "config file", flag_values=values)
+  # the file must be read before its keys are overridden, whatever order they are given in
+  arguments = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
+  files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+  if len(files) != 1:
+    raise ConfigError("give one --config=FILE, for instance --config=configs/quickstart.py")
+  if not Path(files[0]).is_file():
+    raise ConfigError(f"--config={files[0]}: no such file")
+  overrides = [a for a in arguments if a.startswith("--config.")]
+  _check_keys(overrides, _flatten(_load(files[0])))
+  try:
+    rest = values([argv[0], *arguments])[1:]
+  except flags.Error as error:
+    raise ConfigError(str(error)) from error
+  if rest:
+    raise ConfigError(f"unexpected argument {rest[0]!r}")
+  if not values.workdir:
+    raise ConfigError("give --workdir=DIR, the directory of this run")
+  return validate(values.config), Path(values.workdir)
+
+
+def validate(config: ConfigDict) -> FrozenConfigDict:
+  """The config, frozen, if a run can be made of it.
+
+  Raises ConfigError naming the first key that is missing, unknown, out of range or contradictory.
+  """
+  flat = _flatten(config)
+  for key, value in flat.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ConfigError(f"{key}={value} must be finite")
+  for key, (allowed, good) in _RULES.items():
+    if key not in flat:
+      raise ConfigError(f"{key} is missing; configs/base.py lists every key")
+    if not good(flat[key]):
+      raise ConfigError(f"{key}={flat[key]!r} must be {allowed}")
+  make_objective(config)
+  make_advantage(config)
+  prompts, pieces = config.batch.prompts, config.batch.micro_batches
+  if prompts % pieces:
+    raise ConfigError(
+      f"batch.micro_batches={pieces} must divide batch.prompts={prompts}: a micro-batch holds whole"
+      " groups"
+    )
+  if config.advantage.name == "grpo" and config.batch.samples_per_prompt < 2:
+    raise ConfigError(
+      f"batch.samples_per_prompt={config.batch.samples_per_prompt} must be at least 2: advantages "
+      "are relative to the group"
+    )
+  if config.evaluation.problems > config.task.test_size:
+    raise ConfigError(
+      f"evaluation.problems={config.evaluation.problems} must be at most "
+      f"task.test_size={config.task.test_size}"
+    )
+  if config.policy.path and not Path(config.policy.path).is_dir():
+    raise ConfigError(f"policy.path={config.policy.path!r} is not a directory")
+  if not config.policy.path and config.policy.heads % config.policy.kv_heads:
+    raise ConfigError(
+      f"policy.heads={config.policy.heads} must be a multiple of "
+      f"policy.kv_heads={config.policy.kv_heads}"
+    )
+  make_task(config)
+  return FrozenConfigDict(config)
+
+
+def make_objective(config: ConfigDict | FrozenConfigDict) -> objectives.Objective:
+  """The configured objective. Raises ConfigError naming the known ones."""
+  return _make(objectives, config.objective, "objective")
+
+
+def make_advantage(config: ConfigDict | FrozenConfigDict) -> advantages.Advantage:
+  """The configured advantage estimator. Raises ConfigError naming the known ones."""
+  return _make(advantages, config.advantage, "advantage")
+
+
+def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
+  """The configured task. Raises ConfigError naming the known ones."""
+  try:
+    return tasks.make(config.task.name, **config.task.options.to_dict())
+  except ValueError as error:
+    raise ConfigError(f"task.name={config.task.name!r}: {error}") from error
+
+
+def write(config: ConfigDict | FrozenConfigDict, path: Path) -> None:
+  """Writes the resolved config as JSON."""
+  path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def read(path: Path) -> FrozenConfigDict:
+  """The config of a run directory's `config.json`, checked. Raises ConfigError if there is none."""
+  if not path.is_file():
+    raise ConfigError(f"{path} does not exist: is {path.parent} a run directory?")
+  return validate(ConfigDict(json.loads(path.read_text())))
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+  """The dotted keys whose values differ between two nested configs, sorted."""
+  one, other = _flatten(left), _flatten(right)
+  return sorted(
+    key for key in one | other if key not in one or key not in other or one[key] != other[key]
+  )
+
+
+def _make(room: Any, section: ConfigDict | FrozenConfigDict, kind: str) -> Any:
+  name = section.name
+  try:
+    return room.make(name, **(section[name].to_dict() if name in room.names() else {}))
+  except ValueError as error:
+    raise ConfigError(f"{kind}.name={name!r}: {error}") from error
+
+
+def _load(file: str) -> ConfigDict:
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", None, "config file", flag_values=values)
+  values(["", f"--config={file}"])
+  try:
+    return ConfigDict(values.config.to_dict())
+  except (AttributeError, TypeError, ValueError, ImportError, SyntaxError, KeyError) as error:
+    raise ConfigError(f"--config={file} could not be read: {error}") from error
+
+
+def _check_keys(overrides: Sequence[str], known: Mapping[str, Any]) -> None:
+  for override in overrides:
+    key = override.removeprefix("--config.").partition("=")[0]
+    if key not in known:
+      close = difflib.get_close_matches(key, known, n=1)
+      hint = f"; did you mean {close[0]}?" if close else "; configs/base.py lists every key"
+      raise ConfigError(f"unknown config key {key!r}{hint}")
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    nested = isinstance(value, (ConfigDict, FrozenConfigDict, dict))
+    flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+  return flat
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+
+
+def _at_least(low: float) -> _Rule:
+  return f"at least {low}", lambda value: value >= low
+
+
+def _above(low: float) -> _Rule:
+  return f"above {low}", lambda value: value > low
+
+
+def _fraction(open_top: bool) -> _Rule:
+  text = "at least 0 and below 1" if open_top else "above 0 and at most 1"
+  return text, lambda value: 0 <= value < 1 if open_top else 0 < value <= 1
+
+
+def _one_of(*choices: Any) -> _Rule:
+  return f"one of {', '.join(map(repr, choices))}", lambda value: value in choices
+
+
+_RULES: dict[str, _Rule] = {
+  "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
+  "updates": _at_least(1),
+  "objective.aggregation": _one_of("", *objectives.AGGREGATIONS),
+  "batch.prompts": _at_least(1),
+  "batch.samples_per_prompt": _at_least(1),
+  "batch.micro_batches": _at_least(1),
+  "staleness.minibatches": _at_least(1),
+  "runtime.mode": _one_of("sync"),
+  "runtime.transport": _one_of(*TRANSPORTS),
+  "runtime.timeout_s": _above(0),
+  "runtime.gpu_memory_fraction": _fraction(open_top=False),
+  "sampler.max_new_tokens": _at_least(1),
+  "sampler.temperature": _above(0),
+  "sampler.dtype": _one_of(*DTYPES),
+  "task.train_size": _at_least(1),
+  "task.test_size": _at_least(1),
+  "task.seed": _at_least(0),
+  "task.grade_timeout_s": _above(0),
+  "policy.width": _at_least(1),
+  "policy.layers": _at_least(1),
+  "policy.heads": _at_least(1),
+  "policy.kv_heads": _at_least(1),
+  "policy.head_width": ("even and at least 2", lambda value: value >= 2 and value % 2 == 0),
+  "policy.mlp_width": _at_least(1),
+  "policy.rope_theta": _above(0),
+  "optimizer.learning_rate": _at_least(0),
+  "optimizer.warmup_updates": _at_least(0),
+  "optimizer.beta1": _fraction(open_top=True),
+  "optimizer.beta2": _fraction(open_top=True),
+  "optimizer.epsilon": _above(0),
+  "optimizer.weight_decay": _at_least(0),
+  "optimizer.max_grad_norm": _at_least(0),
+  "evaluation.every": _at_least(0),
+  "evaluation.problems": _at_least(1),
+  "evaluation.samples_per_problem": _at_least(1),
+  "checkpoint.every": _at_least(0),
+  "checkpoint.keep": _at_least(1),
+  "rollouts.save_groups": _at_least(-1),
+}

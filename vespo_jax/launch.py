@@ -1,0 +1,307 @@
+"""A config -> a running experiment: builds the objects of every room, runs the loop, reports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import FrozenConfigDict
+
+from vespo_jax import config as config_lib
+from vespo_jax import metrics, models, report, sharding, tasks
+from vespo_jax.config import ConfigError
+from vespo_jax.evaluation import Evaluation, Evaluator
+from vespo_jax.learner.checkpoint import Checkpoints, abstract_like
+from vespo_jax.learner.intake import Intake, Problems
+from vespo_jax.learner.loop import Diverged, Loop, LoopSettings
+from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
+from vespo_jax.learner.update import (
+  UpdateSettings,
+  compile_update,
+  init_state,
+  make_update,
+  place_state,
+  state_shardings,
+)
+from vespo_jax.models import ModelSpec
+from vespo_jax.processes import ChildDied
+from vespo_jax.runtime import Sampler, SyncSchedule, start_sampler
+from vespo_jax.sampler import Settings
+from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
+from vespo_jax.types import Params
+
+__all__ = ["ChildDied", "Diverged", "load_policy", "make_evaluator", "open_problems", "train"]
+
+GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
+
+
+def train(
+  config: FrozenConfigDict, workdir: Path, stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+  """Runs the experiment of `config` in `workdir`, or resumes it; returns what `result.json` holds.
+
+  Args:
+    config: from `config.parse` or `config.validate`.
+    workdir: made if missing; its layout is that of DESIGN section 7.
+    stop: asked between rollout batches; True saves the state and ends with "preempted".
+
+  Raises:
+    ConfigError: if `workdir` holds a run of another config, or the mesh does not fit the devices.
+    Diverged, ChildDied, TimeoutError: as `Loop.run`, after `result.json` says so.
+  """
+  _claim(config, workdir)
+  finished = _finished(config, workdir)
+  if finished is not None:
+    return finished
+  with contextlib.ExitStack() as stack:
+    return _run(config, workdir, stop, stack)
+
+
+def summary(result: dict[str, Any], workdir: Path) -> str:
+  """What a finished run prints: both accuracies and where to look."""
+  before, after = (Evaluation(**result[f"evaluation_{when}"]) for when in ("before", "after"))
+  return (
+    f"\n{result['updates']} updates in {result['wall_time_s']:.0f} s"
+    f"\nheld-out accuracy before: {before}\nheld-out accuracy after:  {after}"
+    f"\nreport: {workdir / 'report.html'}"
+  )
+
+
+def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]:
+  """The configured policy: read from `policy.path`, or random weights of the configured sizes."""
+  policy = config.policy
+  if policy.path:
+    return models.load(policy.path)
+  tokenizer = byte_tokenizer()
+  spec = ModelSpec(
+    vocab_size=tokenizer.vocab_size,
+    width=policy.width,
+    layers=policy.layers,
+    heads=policy.heads,
+    kv_heads=policy.kv_heads,
+    head_width=policy.head_width,
+    mlp_width=policy.mlp_width,
+    rope_theta=policy.rope_theta,
+  )
+  return spec, models.init(spec, jax.random.key(config.seed)), tokenizer
+
+
+def open_problems(
+  config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.ExitStack
+) -> tuple[Problems, Problems]:
+  """The training and the held-out problems, with a grader that `stack` closes."""
+  task = config_lib.make_task(config)
+  grader = stack.enter_context(tasks.Grader(task, timeout_s=config.task.grade_timeout_s))
+  splits = tasks.open_splits(
+    task,
+    data_dir=config.task.data_dir,
+    seed=config.task.seed,
+    train_size=config.task.train_size,
+    test_size=config.task.test_size,
+  )
+  train_problems = Problems(task, splits.train, tokenizer, grader)
+  return train_problems, Problems(task, splits.test, tokenizer, grader)
+
+
+def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: Any) -> Settings:
+  """How the run samples; `changes` override fields."""
+  fields = {
+    "max_new_tokens": config.sampler.max_new_tokens,
+    "temperature": config.sampler.temperature,
+    "samples_per_prompt": config.batch.samples_per_prompt,
+    "stop_ids": (tokenizer.eos_id,),
+  }
+  return Settings(**{**fields, **changes})
+
+
+def make_evaluator(config: FrozenConfigDict, problems: Problems, **changes: int) -> Evaluator:
+  """The configured evaluation on held-out problems: temperature 1, no truncation."""
+  samples = changes.get("samples_per_problem", config.evaluation.samples_per_problem)
+  return Evaluator(
+    problems,
+    changes.get("problems", config.evaluation.problems),
+    sampler_settings(config, problems.tokenizer, temperature=1.0, samples_per_prompt=samples),
+    seed=config.seed,
+    timeout_s=config.runtime.timeout_s,
+    prompts_per_order=max(config.batch.prompts * config.batch.samples_per_prompt // samples, 1),
+  )
+
+
+def _run(
+  config: FrozenConfigDict, workdir: Path, stop: Callable[[], bool], stack: contextlib.ExitStack
+) -> dict[str, Any]:
+  started = time.perf_counter()
+  mesh = _mesh(config)
+  spec, params, tokenizer = load_policy(config)
+  sampler = _start_sampler(config, spec, stack)
+  train_problems, test_problems = open_problems(config, tokenizer, stack)
+  evaluator = make_evaluator(config, test_problems)
+
+  settings = _section(OptimizerSettings, config.optimizer)
+  optimizer = make_optimizer(settings)
+  update = make_update(
+    spec,
+    config_lib.make_objective(config),
+    optimizer,
+    UpdateSettings(
+      temperature=config.sampler.temperature,
+      aggregation=config.objective.aggregation or None,
+      micro_batches=config.batch.micro_batches,
+    ),
+  )
+  state = init_state(params, optimizer)
+  update = compile_update(update, mesh, spec, state)
+
+  writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
+  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+  stack.callback(checkpoints.close)
+  shardings = state_shardings(mesh, spec, state)
+  restored = checkpoints.restore(abstract_like(state, shardings), at_most=config.updates)
+  progress = stack.enter_context(
+    metrics.Progress(config.updates, start=0 if restored is None else int(restored.step))
+  )
+  before = _evaluate_before(workdir, params, sampler, evaluator, progress)
+  state = restored if restored is not None else place_state(mesh, spec, state)
+  step = int(state.step)
+  if restored is not None:
+    progress.message(f"resuming after update {step}")
+  writer.truncate(step)
+  rows = metrics.read(workdir / "metrics.jsonl")
+  elapsed_s = rows[-1]["wall_time_s"] if rows else time.perf_counter() - started
+
+  schedule = SyncSchedule(config.staleness.minibatches, config.batch.prompts)
+  intake = Intake(
+    sampler,
+    train_problems,
+    schedule,
+    sampler_settings(config, tokenizer),
+    seed=config.seed,
+    updates=config.updates,
+    timeout_s=config.runtime.timeout_s,
+  )
+
+  def evaluate(weight_version: int) -> dict[str, float]:
+    evaluation = evaluator.run(sampler, weight_version)
+    progress.message(f"held-out accuracy after update {weight_version}: {evaluation}")
+    return {
+      "evaluation/accuracy": evaluation.accuracy,
+      "evaluation/low": evaluation.low,
+      "evaluation/high": evaluation.high,
+    }
+
+  loop = Loop(
+    workdir,
+    update=update,
+    state=state,
+    mesh=mesh,
+    sampler=sampler,
+    intake=intake,
+    problems=train_problems,
+    schedule=schedule,
+    advantage=config_lib.make_advantage(config),
+    settings=LoopSettings(
+      updates=config.updates,
+      samples_per_prompt=config.batch.samples_per_prompt,
+      max_new_tokens=config.sampler.max_new_tokens,
+      checkpoint_every=config.checkpoint.every,
+      evaluation_every=config.evaluation.every,
+      save_groups=config.rollouts.save_groups,
+    ),
+    checkpoints=checkpoints,
+    metrics=writer,
+    progress=progress,
+    evaluate=evaluate,
+    stop=stop,
+    elapsed_s=elapsed_s,
+  )
+  result = {"evaluation_before": before.to_dict()}
+  try:
+    result["stop_reason"] = loop.run()
+    if result["stop_reason"] == "finished":
+      result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
+      models.save(workdir / "model", spec, jax.device_get(loop.state.params), tokenizer)
+  except BaseException as error:
+    result["stop_reason"] = f"{type(error).__name__}: {error}"
+    raise
+  finally:
+    result |= {"updates": loop.step, "wall_time_s": loop.elapsed_s()}
+    _write_json(workdir / "result.json", result)
+  report.write(workdir)
+  return result
+
+
+def _claim(config: FrozenConfigDict, workdir: Path) -> None:
+  """Writes the config into a new run directory, or checks that it is this run's."""
+  path = workdir / "config.json"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if path.is_file():
+      stored, mine = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
+      differing = [key for key in config_lib.differences(stored, mine) if key != "updates"]
+      if differing:
+        raise ConfigError(
+          f"--workdir={workdir} holds a run with another {', '.join(differing[:5])}; "
+          "give another directory, or remove this one"
+        )
+    config_lib.write(config, path)
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir} cannot be written: {error}") from error
+
+
+def _finished(config: FrozenConfigDict, workdir: Path) -> dict[str, Any] | None:
+  path = workdir / "result.json"
+  result = json.loads(path.read_text()) if path.is_file() else {}
+  done = result.get("stop_reason") == "finished" and result["updates"] == config.updates
+  return result if done else None
+
+
+def _mesh(config: FrozenConfigDict) -> jax.sharding.Mesh:
+  try:
+    mesh = sharding.make_mesh(config.mesh.to_dict())
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  piece = config.batch.prompts // config.batch.micro_batches
+  if piece % devices:
+    raise ConfigError(
+      f"a micro-batch of {piece} prompts (batch.prompts / batch.micro_batches) does not divide "
+      f"over mesh.data x mesh.fsdp = {devices} devices"
+    )
+  return mesh
+
+
+def _start_sampler(
+  config: FrozenConfigDict, spec: ModelSpec, stack: contextlib.ExitStack
+) -> Sampler:
+  env = {GPU_MEMORY_VARIABLE: str(config.runtime.gpu_memory_fraction)}
+  sampler = start_sampler(config.runtime.transport, spec, config.sampler.dtype, env=env)
+  stack.callback(sampler.close)
+  return sampler
+
+
+def _evaluate_before(
+  workdir: Path, params: Params, sampler: Sampler, evaluator: Evaluator, progress: metrics.Progress
+) -> Evaluation:
+  """The accuracy of the initial policy, measured once per run directory."""
+  path = workdir / "evaluation_before.json"
+  if path.is_file():
+    return Evaluation(**json.loads(path.read_text()))
+  progress.message("sampling held-out problems before training")
+  sampler.publish(0, params)
+  before = evaluator.run(sampler, 0)
+  progress.message(f"held-out accuracy before training: {before}")
+  _write_json(path, before.to_dict())
+  return before
+
+
+def _section(kind: type, section: FrozenConfigDict) -> Any:
+  return kind(**section.to_dict())
+
+
+def _write_json(path: Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n")

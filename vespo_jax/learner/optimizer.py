@@ -1,0 +1,65 @@
+"""AdamW with global-norm clipping and a linear warm-up."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import optax
+
+from vespo_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+  """Settings of the optimizer.
+
+  Attributes:
+    learning_rate: the constant rate after the warm-up.
+    warmup_updates: updates over which the rate rises linearly from 0; the first update already has
+      1 / warmup_updates of it.
+    beta1, beta2, epsilon: Adam's moments (arXiv 1412.6980).
+    weight_decay: decoupled (arXiv 1711.05101), on matrices only.
+    max_grad_norm: gradients are scaled down to this global norm; 0 is off.
+  """
+
+  learning_rate: float
+  warmup_updates: int = 0
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  weight_decay: float = 0.0
+  max_grad_norm: float = 1.0
+
+
+def schedule(settings: OptimizerSettings) -> optax.Schedule:
+  """Learning rate as a function of the number of updates already made."""
+
+  def rate(count: int) -> jax.Array:
+    return settings.learning_rate * jax.numpy.minimum(
+      1.0, (count + 1) / max(settings.warmup_updates, 1)
+    )
+
+  return rate
+
+
+def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
+  """The optax chain: clip by global norm, then AdamW with the warm-up schedule."""
+  clip = optax.clip_by_global_norm(settings.max_grad_norm)
+  adamw = optax.adamw(
+    schedule(settings),
+    b1=settings.beta1,
+    b2=settings.beta2,
+    eps=settings.epsilon,
+    weight_decay=settings.weight_decay,
+    mask=_matrices,
+  )
+  return optax.chain(clip if settings.max_grad_norm else optax.identity(), adamw)
+
+
+def _matrices(params: Params) -> Params:
+  def decays(path: tuple, leaf: jax.Array) -> bool:
+    stacked = path[0].key == "layers"
+    return leaf.ndim - stacked >= 2
+
+  return jax.tree_util.tree_map_with_path(decays, params)

@@ -1,0 +1,206 @@
+"""What a run measures: one JSON object per committed update on disk, and live progress on screen.
+
+A row is a flat dict of scalars named `area/what` (`reward/mean`, `kl/behaviour_policy`), plus
+`step` (committed updates after this one), `weight_version` and `wall_time_s`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as LiveBar
+
+TIMING_PREFIXES = ("time/", "throughput/")
+PLAIN_INTERVAL_S = 2.0
+
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class MetricsWriter:
+  """Appends rows to a JSON-lines file, each flushed whole, so that a crash loses none.
+
+  Equal values give equal bytes: `step` and `weight_version` first, the other keys sorted,
+  `wall_time_s` last. JSON has no NaN or infinity: these are written as "nan", "inf" and "-inf".
+  A row counts as written once its newline is; opening a file cuts off a half-written last line.
+
+  Args:
+    path: the file; it and its folder are made when missing.
+  """
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self.path = Path(path)
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    self.path.touch()
+    os.truncate(self.path, sum(map(len, _whole_lines(self.path))))
+    self._file = self.path.open("ab")
+
+  def write(self, row: Mapping[str, Any]) -> None:
+    """Appends one row. A value is a Python, numpy or jax scalar; anything else is a TypeError, a
+    row without `step` a ValueError."""
+    if "step" not in row:
+      raise ValueError(f"a metrics row needs a 'step'; got {sorted(row)}")
+    plain = {key: _encode(key, row[key]) for key in sorted(row, key=_rank)}
+    self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+    self._file.flush()
+
+  def truncate(self, step: int) -> None:
+    """Cuts the file back to the rows with `step` at most the given one, whose bytes stay."""
+    kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step]
+    self._file.close()
+    shorter = self.path.with_name(self.path.name + ".tmp")
+    shorter.write_bytes(b"".join(kept))
+    os.replace(shorter, self.path)
+    self._file = self.path.open("ab")
+
+  def close(self) -> None:
+    """Closes the file. Idempotent."""
+    self._file.close()
+
+  def __enter__(self) -> MetricsWriter:
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+  """The rows of a metrics file, "nan", "inf" and "-inf" as floats; a half-written last line is
+  left out. Raises ValueError naming the line when any other line is not such a row."""
+  rows = []
+  for number, line in enumerate(_whole_lines(Path(path)), start=1):
+    try:
+      row = json.loads(line)
+    except ValueError as error:
+      raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict) or "step" not in row:
+      raise ValueError(f"{path}, line {number}: not a JSON object with a 'step'")
+    rows.append({k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()})
+  return rows
+
+
+def strip_timings(row: Mapping[str, Any]) -> dict[str, Any]:
+  """The row without clock readings: what two runs of the same seed must agree on."""
+  return {
+    key: value
+    for key, value in row.items()
+    if not key.startswith(TIMING_PREFIXES) and key != "wall_time_s"
+  }
+
+
+class Progress:
+  """Live progress of a run, used as a context manager around the training loop.
+
+  On a terminal it is a bar that stays below everything else; otherwise one plain line per update,
+  at most one every two seconds, and always the first and the last.
+
+  Args:
+    total_updates: the committed updates the run will end with.
+    start: the committed updates it starts from.
+    stream: where to show it; standard error when None.
+  """
+
+  def __init__(self, total_updates: int, *, start: int = 0, stream: TextIO | None = None):
+    self._total = total_updates
+    self._start = start
+    self._stream = stream or sys.stderr
+    self._bar: LiveBar | None = None
+    self._first: tuple[int, float] | None = None  # (step, seconds): leaves compilation out of ETA
+    self._printed_at = -math.inf
+    self._unprinted = ""
+
+  def __enter__(self) -> Progress:
+    if self._stream.isatty() and os.environ.get("TERM") != "dumb":
+      self._bar = LiveBar(
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
+        console=Console(file=self._stream, force_terminal=True),
+        refresh_per_second=4,
+        expand=True,
+      )
+      self._bar.add_task("", total=self._total, completed=self._start, status="")
+      self._bar.start()
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    if self._bar is not None:
+      self._bar.stop()
+    elif self._unprinted:
+      self._print(self._unprinted)
+
+  def update(self, row: Mapping[str, Any]) -> None:
+    """Shows a metrics row; it needs `step`, and what it lacks of the rest is not shown."""
+    step, now = int(row["step"]), time.monotonic()
+    self._first = self._first or (step, now)
+    status = [*_describe(row), f"ETA {self._eta(step, now)}"]
+    if self._bar is not None:
+      self._bar.update(self._bar.task_ids[0], completed=step, status=" ".join(status))
+      return
+    self._unprinted = f"update {step}/{self._total}  {'  '.join(status)}"
+    if step >= self._total or now - self._printed_at >= PLAIN_INTERVAL_S:
+      self._print(self._unprinted)
+      self._printed_at, self._unprinted = now, ""
+
+  def message(self, text: str) -> None:
+    """Prints a line of text above the bar."""
+    if self._bar is not None:
+      self._bar.console.print(text, markup=False, highlight=False)
+    else:
+      self._print(text)
+
+  def _eta(self, step: int, now: float) -> str:
+    first_step, first_time = self._first or (step, now)
+    if step == first_step:
+      return "0:00" if step >= self._total else "--:--"
+    seconds = round((now - first_time) / (step - first_step) * (self._total - step))
+    minutes, seconds = divmod(max(seconds, 0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+  def _print(self, text: str) -> None:
+    print(text, file=self._stream, flush=True)
+
+
+def _describe(row: Mapping[str, Any]) -> list[str]:
+  """The few numbers of a row worth watching, in a fixed order."""
+  shown = {
+    "reward/mean": "reward {:.3f}",
+    "entropy/mean": "entropy {:.2f}",
+    "staleness/mean": "staleness {:.1f}",
+  }
+  parts = [text.format(float(row[key])) for key, text in shown.items() if key in row]
+  if "throughput/trained_tokens_per_s" in row:
+    rate = float(row["throughput/trained_tokens_per_s"])
+    parts.append(f"{rate / 1000:.1f}k tok/s" if rate >= 1000 else f"{rate:.0f} tok/s")
+  return parts
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+  """The lines of a file that end in a newline, with it."""
+  data = path.read_bytes()
+  return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+def _rank(key: str) -> tuple[int, str]:
+  return {"step": 0, "weight_version": 1, "wall_time_s": 3}.get(key, 2), key
+
+
+def _encode(key: str, value: Any) -> int | float | str:
+  """A scalar as JSON: integers and booleans as int, finite floats as float, the rest by name."""
+  scalar = np.asarray(value)
+  if scalar.ndim or scalar.dtype.kind not in "biufV":  # V: bfloat16 and its like
+    raise TypeError(f"metric {key!r} must be a scalar number, got {value!r}")
+  if scalar.dtype.kind in "biu":
+    return int(scalar)
+  number = float(scalar)
+  return number if math.isfinite(number) else str(number)

@@ -1,0 +1,45 @@
+"""The policy model: a spec, a plain tree of arrays, and pure functions of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vespo_jax.models.cache import KVCache, fork, init_cache
+from vespo_jax.models.head import chunked_logprobs, group_logprobs, token_logprobs
+from vespo_jax.models.params import abstract, count, describe, head_table, init
+from vespo_jax.models.spec import ModelSpec
+from vespo_jax.models.transformer import forward, forward_groups
+
+
+def load(path: Any, **kwargs: Any) -> Any:
+  """`(spec, params, tokenizer)` of the model at `path`; see `vespo_jax.weights.load`."""
+  from vespo_jax import weights  # a room above this one: the public name is all that lives here
+
+  return weights.load(path, **kwargs)
+
+
+def save(path: Any, spec: ModelSpec, params: Any, tokenizer: Any, **kwargs: Any) -> None:
+  """Writes the model to `path`; see `vespo_jax.weights.save`."""
+  from vespo_jax import weights
+
+  weights.save(path, spec, params, tokenizer, **kwargs)
+
+
+__all__ = [
+  "KVCache",
+  "ModelSpec",
+  "abstract",
+  "chunked_logprobs",
+  "count",
+  "describe",
+  "fork",
+  "forward",
+  "forward_groups",
+  "group_logprobs",
+  "head_table",
+  "init",
+  "init_cache",
+  "load",
+  "save",
+  "token_logprobs",
+]

@@ -1,0 +1,81 @@
+"""Grouped-query attention over up to two blocks of keys, merged by their max and sum.
+
+A row attends to its *own* block (its own tokens, causally) and, where rows share a prompt, to the
+*prefix* block of the prompt, stored once per prompt. Keys are held [.., H, S] and values
+[.., S, H], so that both products are plain batched matrix products; queries of the G heads of a
+key/value head, and of the R samples of a prompt, are rows of one product.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vespo_jax.types import Array
+
+
+@flax.struct.dataclass
+class Block:
+  """Keys, values and who may look at them.
+
+  Attributes:
+    keys_BKHS, values_BKSH: B is the rows of an own block, the prompts of a prefix block.
+    mask: bool, broadcastable to [B, T, S]: True where query t of row b may attend to slot s. For a
+      prefix block the mask does not depend on the query: [P, 1, S].
+  """
+
+  keys_BKHS: Array
+  values_BKSH: Array
+  mask: Array
+
+
+def block(keys_BTKH: Array, values_BTKH: Array, mask: Array) -> Block:
+  """The `Block` of keys and values that come in token-major order."""
+  return Block(keys_BTKH.transpose(0, 2, 3, 1), values_BTKH.transpose(0, 2, 1, 3), mask)
+
+
+def attend(queries_BTNH: Array, own: Block, prefix: Block | None = None) -> Array:
+  """softmax(q k / sqrt(H)) v over both blocks; returns [B, T, N * H] in the queries' type.
+
+  The B rows of a call with a prefix are prompt-major, R rows to each of the prefix's P prompts.
+  Scores and sums are float32. A query that may attend to nothing gets zeros.
+  """
+  B, T, N, H = queries_BTNH.shape
+  K = own.keys_BKHS.shape[1]
+  scaled = queries_BTNH * jnp.asarray(H**-0.5, queries_BTNH.dtype)
+  queries_BKGTH = scaled.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+  sums, weights, peaks = _partial(queries_BKGTH, own)
+  if prefix is not None:
+    P = prefix.keys_BKHS.shape[0]
+    grouped = queries_BKGTH.reshape(P, B // P, K, N // K, T, H).transpose(0, 2, 1, 3, 4, 5)
+    grouped = grouped.reshape(P, K, -1, T, H)  # rows of all samples of a prompt together
+    parts = _partial(grouped, prefix)
+
+    def ungroup(x: Array) -> Array:
+      x = x.reshape(P, K, B // P, N // K, *x.shape[3:])
+      return jnp.moveaxis(x, 2, 1).reshape(B, K, N // K, *x.shape[4:])
+
+    prefix_sums, prefix_weights, prefix_peaks = (ungroup(x) for x in parts)
+    peak = jnp.maximum(peaks, prefix_peaks)
+    own_scale, prefix_scale = jnp.exp(peaks - peak), jnp.exp(prefix_peaks - peak)
+    sums = sums * own_scale[..., None] + prefix_sums * prefix_scale[..., None]
+    weights = weights * own_scale + prefix_weights * prefix_scale
+  mixed = sums / jnp.maximum(weights, 1e-30)[..., None]
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, N * H).astype(queries_BTNH.dtype)
+
+
+_HIDDEN = -1e30  # finite, so that a fully hidden row gives zeros and no NaN
+
+
+def _partial(queries_BKGTH: Array, block: Block) -> tuple[Array, Array, Array]:
+  """Unnormalised mix [B, K, G, T, H], its weight and its peak score [B, K, G, T], float32."""
+  B, K, G, T, H = queries_BKGTH.shape
+  rows = queries_BKGTH.reshape(B, K, G * T, H)
+  scores = (rows @ block.keys_BKHS).astype(jnp.float32).reshape(B, K, G, T, -1)
+  mask = block.mask[:, None, None]
+  scores = jnp.where(mask, scores, _HIDDEN)
+  peaks = jax.lax.stop_gradient(jnp.max(scores, axis=-1))  # cancels in the softmax
+  weights = jnp.where(mask, jnp.exp(scores - peaks[..., None]), 0.0)
+  mixed = weights.astype(rows.dtype).reshape(B, K, G * T, -1) @ block.values_BKSH
+  return mixed.astype(jnp.float32).reshape(B, K, G, T, H), jnp.sum(weights, axis=-1), peaks

@@ -1,0 +1,24 @@
+"""The report of a run: figures in `figures/`, and one self-contained page, `report.html`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vespo_jax.report.drawing import draw
+from vespo_jax.report.page import render
+from vespo_jax.report.rundir import RunError, load
+
+__all__ = ["RunError", "write"]
+
+
+def write(workdir: str | os.PathLike[str]) -> Path:
+  """Draws `figures/*.png` and writes `report.html` in a run directory; returns the page's path.
+
+  It may be called while the run goes on. Raises RunError, with one clear message, if the directory
+  is missing, has no committed update yet, or holds a file that cannot be read.
+  """
+  run = load(workdir)
+  path = run.workdir / "report.html"
+  path.write_text(render(run, draw(run)), encoding="utf-8")
+  return path

@@ -1,0 +1,205 @@
+"""What is drawn: the table of figures, each a few panels of metric keys over updates."""
+
+from __future__ import annotations
+
+import dataclasses
+
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f6bd8", "#d9712b", "#23936a", "#8558c9", "#6b7280"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """One metric: its key in a row, its name in the legend, its colour."""
+
+  key: str
+  label: str
+  colour: str = BLUE
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+  """Axes over updates that share a unit.
+
+  Attributes:
+    ylabel: the quantity and its unit.
+    lines: the metrics drawn.
+    spread: key of a standard deviation drawn as a band around the first line; "" for none.
+    limits: the fixed ends of the vertical axis; None leaves an end to the data.
+    percent: whether values are fractions to be labelled in percent.
+    decades: whether a logarithmic axis is used when positive values span more than a decade.
+    points: whether values are sparse measurements, drawn as points joined by a line.
+  """
+
+  ylabel: str
+  lines: tuple[Line, ...]
+  spread: str = ""
+  limits: tuple[float | None, float | None] = (None, None)
+  percent: bool = False
+  decades: bool = False
+  points: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """One file of `figures/`: its name, where and how the page shows it, and its panels."""
+
+  name: str
+  section: str
+  title: str
+  caption: str
+  panels: tuple[Panel, ...]
+
+
+FIGURES = (
+  Figure(
+    "reward",
+    "Learning",
+    "Reward of the sampled responses",
+    "A group whose samples all earn the same reward has no advantage and teaches nothing.",
+    (
+      Panel("mean reward", (Line("reward/mean", "mean reward"),)),
+      Panel(
+        "equal groups",
+        (Line("reward/zero_variance_fraction", "groups of equal reward", GREY),),
+        limits=(0, None),
+        percent=True,
+      ),
+    ),
+  ),
+  Figure(
+    "evaluation",
+    "Learning",
+    "Held-out accuracy during the run",
+    "Sampled at temperature 1 on prompts that are never trained on.",
+    (
+      Panel(
+        "accuracy", (Line("evaluation/accuracy", "accuracy", GREEN),), percent=True, points=True
+      ),
+    ),
+  ),
+  Figure(
+    "entropy",
+    "Learning",
+    "Entropy of the policy",
+    "Mean over response tokens. A fall to zero ends exploration.",
+    (Panel("nats per token", (Line("entropy/mean", "entropy", PURPLE),), limits=(0, None)),),
+  ),
+  Figure(
+    "staleness",
+    "Off-policy and stability",
+    "Staleness of the trained tokens",
+    "Updates committed between sampling a token and training on it.",
+    (
+      Panel(
+        "updates",
+        (Line("staleness/max", "max", ORANGE), Line("staleness/mean", "mean")),
+        limits=(0, None),
+      ),
+    ),
+  ),
+  Figure(
+    "log_weight",
+    "Off-policy and stability",
+    "Sequence importance weight, log W",
+    "log W = log policy - log behaviour, summed over a response. Band: one standard deviation.",
+    (
+      Panel("mean (nats)", (Line("weight/log_w_mean", "mean"),), spread="weight/log_w_std"),
+      Panel(
+        "extremes (nats)",
+        (Line("weight/log_w_max", "max", GREEN), Line("weight/log_w_min", "min", ORANGE)),
+      ),
+    ),
+  ),
+  Figure(
+    "coefficient",
+    "Off-policy and stability",
+    "Coefficient of the objective, \u03d5",
+    "What multiplies advantage and score in the gradient: 1 keeps a response whole, 0 drops it.",
+    (
+      Panel(
+        "mean \u03d5",
+        (
+          Line("objective/coefficient_mean", "all", GREY),
+          Line("objective/coefficient_mean_pos", "advantage > 0", GREEN),
+          Line("objective/coefficient_mean_neg", "advantage < 0", ORANGE),
+        ),
+      ),
+    ),
+  ),
+  Figure(
+    "effective_sample_size",
+    "Off-policy and stability",
+    "Effective sample size",
+    "(sum W)\u00b2 / (n sum W\u00b2) over a minibatch: 100% when all sequences weigh the same.",
+    (
+      Panel(
+        "share of sequences",
+        (Line("weight/ess_fraction", "effective sample size"),),
+        limits=(0, 1),
+        percent=True,
+      ),
+    ),
+  ),
+  Figure(
+    "kl",
+    "Off-policy and stability",
+    "KL from behaviour to policy",
+    "How far the policy has moved from what sampled the tokens, engine mismatch included.",
+    (Panel("nats per token", (Line("kl/behaviour_policy", "KL", PURPLE),)),),
+  ),
+  Figure(
+    "gradient",
+    "Off-policy and stability",
+    "Gradient norm",
+    "Global norm, before clipping.",
+    (Panel("norm", (Line("grad/norm", "gradient norm", GREY),), decades=True),),
+  ),
+  Figure(
+    "response",
+    "Responses and speed",
+    "Response length",
+    "Truncated responses reached the token limit before they stopped.",
+    (
+      Panel("tokens", (Line("response/length", "mean length"),)),
+      Panel(
+        "truncated",
+        (Line("response/truncated_fraction", "truncated responses", ORANGE),),
+        limits=(0, None),
+        percent=True,
+      ),
+    ),
+  ),
+  Figure(
+    "throughput",
+    "Responses and speed",
+    "Throughput",
+    "Response tokens per second of the sampler and of the learner.",
+    (
+      Panel(
+        "tokens per second",
+        (
+          Line("throughput/sampled_tokens_per_s", "sampled"),
+          Line("throughput/trained_tokens_per_s", "trained", ORANGE),
+        ),
+        limits=(0, None),
+      ),
+    ),
+  ),
+  Figure(
+    "time",
+    "Responses and speed",
+    "Where the time goes",
+    "Seconds of each update; the smoothed line spreads a rollout over the updates it feeds.",
+    (
+      Panel(
+        "seconds per update",
+        (
+          Line("time/sample_s", "sampling"),
+          Line("time/update_s", "updating", ORANGE),
+          Line("time/wait_s", "waiting", GREY),
+        ),
+        limits=(0, None),
+      ),
+    ),
+  ),
+)

@@ -1,0 +1,215 @@
+"""Builds the report page: one HTML file that loads nothing from anywhere.
+
+Model text is untrusted. It travels as JSON in which no `<` survives, enters the page only as text
+nodes, and the page's content security policy runs one script: ours, by its hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import vespo_jax
+from vespo_jax.report import curves
+from vespo_jax.report.rundir import MAX_TEXT, Run, evaluations
+
+ROLLOUT_NUMBERS = (
+  "update", "group_id", "sample", "example_id", "reward", "advantage", "log_w", "weight_version",
+)  # fmt: skip
+ROLLOUT_TEXTS = ("task", "prompt", "response", "answer", "reward_status", "finish")
+
+
+def render(run: Run, figures: Mapping[str, Path]) -> str:
+  """The page as HTML text.
+
+  Args:
+    run: what was run.
+    figures: the drawn PNG files by name; they are embedded.
+  """
+  script = _asset("page.js")
+  digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+  stop_reason = str(run.result.get("stop_reason", "not finished"))
+  return Template(_asset("page.html")).substitute(
+    policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    f"script-src 'sha256-{digest}'",
+    name=html.escape(run.name),
+    css=_asset("page.css"),
+    stop_reason=html.escape(stop_reason),
+    stop_class=stop_reason if stop_reason in ("finished", "diverged") else "",
+    facts="\n".join(_fact(*fact) for fact in _facts(run)),
+    warnings=_warnings(run.rows),
+    accuracy=_accuracy(run, figures),
+    curves=_curves(figures),
+    rollouts=_browser(run) if run.rollouts else "",
+    config=_config(run.config),
+    version=vespo_jax.__version__,
+    data=_embed([_plain_rollout(rollout) for rollout in run.rollouts]),
+    script=script,
+  )
+
+
+def _asset(name: str) -> str:
+  return (resources.files("vespo_jax.report") / name).read_text(encoding="utf-8")
+
+
+def _embed(value: Any) -> str:
+  """JSON that cannot end, or comment out, the script element around it."""
+  return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def _plain_rollout(rollout: Mapping[str, Any]) -> dict[str, Any]:
+  numbers = {key: rollout.get(key) for key in ROLLOUT_NUMBERS}
+  return numbers | {key: str(rollout.get(key, "")) for key in ROLLOUT_TEXTS}
+
+
+def _facts(run: Run) -> list[tuple[str, str, str]]:
+  """(name, value, remark) of what was run; what the config does not say is left out."""
+  objective = run.setting("objective.name")
+  options = run.setting(f"objective.{objective}") or {}
+  done, planned = run.rows[-1]["step"], run.setting("updates")
+  minibatches, prompts = run.setting("staleness.minibatches"), run.setting("batch.prompts")
+  asynchronous = run.setting("runtime.mode") == "async"
+  rate, seed = run.setting("optimizer.learning_rate"), run.setting("seed")
+  facts = [
+    ("Objective", objective, ", ".join(f"{key} {value}" for key, value in options.items())),
+    ("Task", run.setting("task.name"), ""),
+    ("Staleness", f"N = {minibatches}" if minibatches and not asynchronous else None,
+     "minibatches per rollout batch"),
+    ("Staleness", f"at most {run.setting('runtime.max_staleness')}" if asynchronous else None,
+     "updates, asynchronous"),
+    ("Minibatch", f"{prompts} prompts" if prompts else None,
+     f"{run.setting('batch.samples_per_prompt')} samples each"),
+    ("Updates", f"{done}", f"of {planned}" if planned else ""),
+    ("Wall time", _duration(run.result.get("wall_time_s", run.rows[-1].get("wall_time_s"))), ""),
+    ("Learning rate", rate and f"{rate:g}", "" if seed is None else f"seed {seed}"),
+  ]  # fmt: skip
+  return [(name, str(value), remark) for name, value, remark in facts if value]
+
+
+def _fact(name: str, value: str, remark: str) -> str:
+  small = f"<small>{html.escape(remark)}</small>" if remark else ""
+  return f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}{small}</dd></div>"
+
+
+def _duration(seconds: float | None) -> str:
+  """Seconds as people say them: "48 s", "3 min 01 s", "2 h 05 min"; "" for None."""
+  if seconds is None:
+    return ""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f"{hours} h {minutes:02} min"
+  return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _warnings(rows: list[dict[str, Any]]) -> str:
+  """What the figures cannot show: values that are not finite."""
+  steps: dict[str, list[int]] = {}
+  for row in rows:
+    for key, value in row.items():
+      if isinstance(value, float) and not math.isfinite(value):
+        steps.setdefault(key, []).append(row["step"])
+  return "\n".join(
+    f'<p class="warning"><code>{html.escape(key)}</code> is not finite at {len(at)} '
+    f"update{'s' if len(at) > 1 else ''}, first at {at[0]}; these values are not drawn.</p>"
+    for key, at in sorted(steps.items())
+  )
+
+
+def _accuracy(run: Run, figures: Mapping[str, Path]) -> str:
+  found = evaluations(run.result)
+  if not found:
+    return ""
+  last = list(found.values())[-1]
+  shown = [f"{evaluation['accuracy']:.1%}" for evaluation in found.values()]
+  sentence = ", ".join(
+    f"{when} training {at} ({100 * evaluation['low']:.1f}&ndash;{100 * evaluation['high']:.1f})"
+    for at, (when, evaluation) in zip(shown, found.items(), strict=True)
+  )
+  if len(found) == 2:
+    change = found["after"]["accuracy"] - found["before"]["accuracy"]
+    sentence += f": {100 * change:+.1f} points"
+  return f"""<section><h2>Held-out accuracy</h2><div class="card accuracy"><div>
+<p class="big">{' <span class="arrow">&rarr;</span> '.join(shown)}</p>
+<p class="soft">{sentence.capitalize()}.<br>{last["problems"]} held-out problems,
+{last["samples_per_problem"]} samples each, temperature 1; in brackets, confidence intervals.</p>
+</div>
+{_figure(figures["accuracy"], "Held-out accuracy", "")}</div></section>"""
+
+
+def _curves(figures: Mapping[str, Path]) -> str:
+  sections: dict[str, list[str]] = {}
+  for figure in curves.FIGURES:
+    if figure.name in figures:
+      drawn = _figure(figures[figure.name], figure.title, figure.caption)
+      sections.setdefault(figure.section, []).append(drawn)
+  return "\n".join(
+    f'<section><h2>{title}</h2><div class="grid">{"".join(drawn)}</div></section>'
+    for title, drawn in sections.items()
+  )
+
+
+def _figure(file: Path, title: str, caption: str) -> str:
+  source = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+  below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+  return f'<figure><img src="{source}" alt="{html.escape(title)}">{below}</figure>'
+
+
+def _browser(run: Run) -> str:
+  if len(run.rollouts) < run.rollouts_total:
+    kept = f"{len(run.rollouts)} of {run.rollouts_total} rollouts, groups spread over the run"
+  else:
+    kept = f"All {len(run.rollouts)} rollouts"
+  return f"""<section><h2>Rollouts</h2><div class="card">
+<p class="soft">{kept}. Texts beyond {MAX_TEXT} characters lose their middle. The full record is in
+<code>rollouts/</code>.</p>
+<form id="filters">
+<label class="wide">Search prompt, response and answer<input type="search" name="search"></label>
+<label>Status<select name="status"><option value="">any</option></select></label>
+<label>Order by<select name="sort"></select></label>
+{_range("reward", "any")}
+{_range("update", "1")}
+</form>
+<p class="soft" id="found" role="status">The browser needs JavaScript.</p>
+<div id="list"></div>
+<button type="button" id="more" hidden>Show more</button></div></section>"""
+
+
+def _range(name: str, step: str) -> str:
+  title = name.capitalize()
+  inputs = "".join(
+    f'<input type="number" step="{step}" name="{name}_{end}" placeholder="{hint}"'
+    f' aria-label="{title} {hint}">'
+    for end, hint in (("low", "from"), ("high", "to"))
+  )
+  return f'<div class="label">{title}<div class="range">{inputs}</div></div>'
+
+
+def _config(config: Mapping[str, Any]) -> str:
+  values = _flatten(config)
+  if not values:
+    return ""
+  rows = "\n".join(
+    f"<tr><td><code>{html.escape(key)}</code></td><td>{html.escape(json.dumps(value))}</td></tr>"
+    for key, value in values.items()
+  )
+  return f"""<details><summary>Configuration ({len(values)} values)</summary>
+<div class="card"><table>{rows}</table></div></details>"""
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat

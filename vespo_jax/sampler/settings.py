@@ -1,0 +1,41 @@
+"""How to sample: plain values that travel as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of one generation call; hashable.
+
+  Attributes:
+    max_new_tokens: most tokens of a response, the stop token included.
+    temperature: of the softmax that is sampled; 0 is greedy.
+    samples_per_prompt: R.
+    stop_ids: token ids that end a response.
+    top_k: sample among the k likeliest tokens; 0 is off.
+    top_p: sample among the likeliest tokens that hold this much probability; 1 is off.
+
+  Raises:
+    ValueError: naming the field that is out of range.
+  """
+
+  max_new_tokens: int
+  temperature: float = 1.0
+  samples_per_prompt: int = 1
+  stop_ids: tuple[int, ...] = ()
+  top_k: int = 0
+  top_p: float = 1.0
+
+  def __post_init__(self):
+    object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+    for field, good in (
+      ("max_new_tokens", self.max_new_tokens >= 1),
+      ("temperature", self.temperature >= 0),
+      ("samples_per_prompt", self.samples_per_prompt >= 1),
+      ("top_k", self.top_k >= 0),
+      ("top_p", 0 < self.top_p <= 1),
+    ):
+      if not good:
+        raise ValueError(f"sampler setting {field}={getattr(self, field)} is out of range")

@@ -1,0 +1,103 @@
+"""One mesh, and one rule table from logical axes to mesh axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vespo_jax.models import ModelSpec, describe
+from vespo_jax.models.params import ParamInfo
+from vespo_jax.types import Params
+
+MESH_AXES = ("data", "fsdp", "tensor", "expert", "sequence")
+
+# Logical axis of a parameter -> mesh axis. Axes that are not listed are replicated.
+RULES: Mapping[str, str] = {
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "mlp": "tensor",
+  "vocab": "tensor",
+}
+BATCH_AXES = ("data", "fsdp")  # prompts are spread over both
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+  """The mesh of the given axis sizes; one axis may be -1 and takes the devices that are left.
+
+  Raises ValueError naming the axis, if one is unknown or the sizes do not give the device count.
+  """
+  unknown = set(sizes) - set(MESH_AXES)
+  if unknown:
+    raise ValueError(f"unknown mesh axis {sorted(unknown)[0]!r}; known: {', '.join(MESH_AXES)}")
+  devices = jax.device_count()
+  shape = [sizes.get(axis, 1) for axis in MESH_AXES]
+  if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+    raise ValueError(f"mesh sizes must be positive, one may be -1: {dict(sizes)}")
+  if -1 in shape:
+    shape[shape.index(-1)] = max(devices // -math.prod(shape), 1)
+  if math.prod(shape) != devices:
+    raise ValueError(
+      f"mesh {dict(zip(MESH_AXES, shape, strict=True))} needs {math.prod(shape)} devices, "
+      f"this process has {devices}"
+    )
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def param_shardings(mesh: Mesh, spec: ModelSpec) -> Params:
+  """The tree of `NamedSharding` of the parameters of `spec`.
+
+  Raises ValueError naming the parameter, if two of its axes fall on one mesh axis or a sharded axis
+  does not divide.
+  """
+
+  def one(path: tuple, info: ParamInfo) -> NamedSharding:
+    name = jax.tree_util.keystr(path)
+    axes = [
+      RULES.get(axis) if mesh.shape[RULES.get(axis, "data")] > 1 else None for axis in info.axes
+    ]
+    used = [axis for axis in axes if axis]
+    if len(set(used)) < len(used):
+      raise ValueError(f"two axes of parameter {name} {info.axes} fall on one mesh axis: {used}")
+    for size, logical, axis in zip(info.shape, info.axes, axes, strict=True):
+      if axis and size % mesh.shape[axis]:
+        raise ValueError(
+          f"parameter {name}: its {logical!r} axis of {size} does not divide over the "
+          f"{mesh.shape[axis]} devices of mesh axis {axis!r}"
+        )
+    return NamedSharding(mesh, P(*axes))
+
+  return jax.tree_util.tree_map_with_path(one, describe(spec))
+
+
+def like_params(mesh: Mesh, spec: ModelSpec, tree: object) -> object:
+  """Shardings for a tree (an optimizer state) that contains copies of the parameter tree.
+
+  A leaf whose path ends with the path of a parameter of the same shape is sharded like it;
+  everything else is replicated.
+  """
+  shardings = jax.tree_util.tree_flatten_with_path(param_shardings(mesh, spec))[0]
+  shapes = dict(jax.tree_util.tree_flatten_with_path(describe(spec))[0])
+  known = [(path, shapes[path].shape, sharding) for path, sharding in shardings]
+
+  def one(path: tuple, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    for suffix, shape, sharding in known:
+      if path[-len(suffix) :] == suffix and leaf.shape == shape:
+        return sharding
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The sharding of every array of a `TrainBatch`: its first axis, prompts, over data and fsdp."""
+  return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The sharding of what every device holds whole."""
+  return NamedSharding(mesh, P())

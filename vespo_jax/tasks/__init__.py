@@ -1,0 +1,26 @@
+"""Tasks: prompts and verifiers, their problems on disk, their order, and the grader process.
+
+task = tasks.make("reasoning_gym/chain_sum", max_terms=3)
+splits = tasks.open_splits(task, data_dir="runs/data", seed=0, train_size=1000, test_size=100)
+with tasks.Grader(task) as grader:
+  scores = grader.grade([splits.test[0]], ["<answer>42</answer>"])
+"""
+
+from vespo_jax.tasks import reasoning_gym as _reasoning_gym  # noqa: F401  (registers the family)
+from vespo_jax.tasks.base import Example, Score, Task, families, make
+from vespo_jax.tasks.dataset import Split, Splits, open_splits
+from vespo_jax.tasks.grader import Grader
+from vespo_jax.tasks.stream import PromptStream
+
+__all__ = [
+  "Example",
+  "Grader",
+  "PromptStream",
+  "Score",
+  "Split",
+  "Splits",
+  "Task",
+  "families",
+  "make",
+  "open_splits",
+]

@@ -1,0 +1,70 @@
+"""A task is prompts and a verifier. This module imports nothing heavy: grader processes use it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from vespo_jax.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One problem.
+
+  Attributes:
+    id: its index in its split.
+    question: what is asked.
+    answer: a correct answer, or "" where the task only scores.
+    metadata: JSON with whatever the verifier needs.
+  """
+
+  id: int
+  question: str
+  answer: str
+  metadata: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A verdict: `reward` 0 or 1, why (one of `types.REWARD_STATUS`), and the scorer's own number."""
+
+  reward: float
+  status: str
+  raw: float = 0.0
+
+
+class Task(Protocol):
+  """What a task family makes.
+
+  Attributes:
+    name: "FAMILY/DATASET".
+    options: the options it was made with, JSON-able.
+    version: of what generates and scores, for instance a package's version.
+  """
+
+  name: str
+  options: Mapping[str, Any]
+  version: str
+
+  def generate(self, seed: int, limit: int) -> Iterator[tuple[str, str, str]]:
+    """Up to `limit` problems as (question, answer, metadata), the same for the same seed."""
+
+  def prompt(self, example: Example) -> str:
+    """The text a policy is asked with."""
+
+  def score(self, example: Example, response: str) -> Score:
+    """The verdict on a response; called in a grader process, and may take or do anything."""
+
+
+families = Registry("task family")
+
+
+def make(name: str, **options: Any) -> Task:
+  """The task "FAMILY/DATASET" with the family's options.
+
+  Raises ValueError naming what is known, for an unknown family, dataset or option.
+  """
+  family, _, dataset = name.partition("/")
+  return families.make(family, dataset=dataset, options=options)

@@ -1,0 +1,108 @@
+"""A task's problems on disk: built once through tensorflow-datasets, without TensorFlow.
+
+Building runs in a process of its own with a fixed hash seed, because some generators depend on it,
+and appears in one rename, so that a run never sees a half-written dataset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vespo_jax.tasks.base import Example, Task
+
+BUILD_TIMEOUT_S = 3600.0
+_FORMAT = 1  # of the files; part of their path
+
+
+class Split(Sequence[Example]):
+  """One split: random access to `Example`s in an array_record file."""
+
+  def __init__(self, source: Any):
+    self._source = source
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Example:
+    row = self._source[index]
+    return Example(
+      id=int(row["id"]),
+      **{field: row[field].decode() for field in ("question", "answer", "metadata")},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+  """Training and held-out problems; all questions are distinct, within and across."""
+
+  train: Split
+  test: Split
+
+
+def open_splits(
+  task: Task, *, data_dir: str | os.PathLike[str], seed: int, train_size: int, test_size: int
+) -> Splits:
+  """The splits of `task`, built on first use and read from `data_dir` afterwards.
+
+  Raises:
+    ValueError: if the task does not have that many distinct questions; it says how many.
+    TimeoutError: if building takes longer than `BUILD_TIMEOUT_S`.
+  """
+  import tensorflow_datasets as tfds  # half a second to import
+
+  order = {
+    "task": task.name,
+    "options": dict(task.options),
+    "module": type(task).__module__,
+    "version": task.version,
+    "seed": seed,
+    "train_size": train_size,
+    "test_size": test_size,
+    "format": _FORMAT,
+  }
+  text = json.dumps(order, sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+  directory = Path(data_dir) / f"{task.name.replace('/', '-')}-{digest}"
+  if not directory.is_dir():
+    _build_in_child(text, directory)
+  builder = tfds.builder_from_directory(str(_builder_directory(directory)))
+  return Splits(*(Split(builder.as_data_source(split=split)) for split in ("train", "test")))
+
+
+def _build_in_child(order: str, directory: Path) -> None:
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+  try:
+    done = subprocess.run(
+      [sys.executable, "-m", "vespo_jax.tasks.build", order, str(scratch)],
+      env={**os.environ, "PYTHONHASHSEED": "0", "JAX_PLATFORMS": "cpu"},
+      stdout=subprocess.PIPE,
+      text=True,
+      timeout=BUILD_TIMEOUT_S,
+    )
+    if done.returncode:
+      reason = done.stdout.strip() or f"the builder exited with code {done.returncode}"
+      raise ValueError(reason)
+    try:
+      scratch.rename(directory)
+    except OSError:
+      if not directory.is_dir():  # else another run was first, and its files are the same
+        raise
+  except subprocess.TimeoutExpired as error:
+    raise TimeoutError(f"building {directory.name} took over {BUILD_TIMEOUT_S:g} s") from error
+  finally:
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _builder_directory(directory: Path) -> Path:
+  return next(directory.glob("*/*/dataset_info.json")).parent

@@ -1,0 +1,84 @@
+"""Any dataset of the `reasoning-gym` package as a task.
+
+The package's default scorer pays for substrings ("-14" contains "4"), so the answer is extracted
+from the response first, and only a score of exactly 1.0 is a reward.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from vespo_jax.tasks import exact_json
+from vespo_jax.tasks.base import Example, Score, Task, families
+from vespo_jax.tasks.extraction import FORMATS, extract, instruct
+
+_NOT_TASKS = ("composite",)  # a mixer of datasets
+
+
+@families.register("reasoning_gym")
+def reasoning_gym(dataset: str, options: dict[str, Any]) -> Task:
+  """The dataset `dataset` of the package.
+
+  Args:
+    dataset: one of `reasoning_gym.factory.DATASETS`, for instance "chain_sum".
+    options: `answer_format`, one of `extraction.FORMATS` (default "tag"); everything else goes to
+      the dataset's own config.
+
+  Raises:
+    ValueError: naming the dataset or option that is not known or not accepted.
+  """
+  return ReasoningGymTask(dataset, options)
+
+
+class ReasoningGymTask:
+  """See `reasoning_gym`."""
+
+  def __init__(self, dataset: str, options: dict[str, Any]):
+    self.name, self.options = f"reasoning_gym/{dataset}", dict(options)
+    self.version = importlib.metadata.version("reasoning-gym")
+    self._dataset_name = dataset
+    self._dataset_options = dict(options)
+    self._answer_format = self._dataset_options.pop("answer_format", "tag")
+    if self._answer_format not in FORMATS:
+      raise ValueError(
+        f"answer_format={self._answer_format!r} is not known; known: {', '.join(FORMATS)}"
+      )
+    self._scorer = self._create(seed=0, size=1)
+
+  def generate(self, seed: int, limit: int) -> Iterator[tuple[str, str, str]]:
+    """Problems in the dataset's own order: (question, answer, metadata), at most `limit`."""
+    dataset = self._create(seed=seed, size=limit)
+    for index in itertools.islice(itertools.count(), limit):
+      entry = dataset[index]
+      yield entry["question"], entry["answer"] or "", exact_json.dumps(entry)
+
+  def prompt(self, example: Example) -> str:
+    """The question, and where the answer belongs."""
+    return instruct(example.question, self._answer_format)
+
+  def score(self, example: Example, response: str) -> Score:
+    """1 if the extracted answer gets exactly 1.0 from the dataset's scorer."""
+    answer = extract(response, self._answer_format)
+    if not answer:
+      return Score(0.0, "unparsed")
+    raw = float(self._scorer.score_answer(answer, exact_json.loads(example.metadata)))
+    return Score(1.0, "ok", raw) if raw == 1.0 else Score(0.0, "wrong", raw)
+
+  def _create(self, *, seed: int, size: int) -> Any:
+    import reasoning_gym as package  # seconds to import
+
+    known = sorted(set(package.factory.DATASETS) - set(_NOT_TASKS))
+    if self._dataset_name not in known:
+      close = difflib.get_close_matches(self._dataset_name, known, n=1)
+      hint = f" (did you mean {close[0]!r}?)" if close else ""
+      raise ValueError(f"no dataset {self._dataset_name!r}{hint}; known: {', '.join(known)}")
+    try:
+      return package.create_dataset(
+        self._dataset_name, seed=seed, size=size, **self._dataset_options
+      )
+    except (TypeError, ValueError, AssertionError) as error:
+      raise ValueError(f"options {self._dataset_options} are not accepted: {error}") from error

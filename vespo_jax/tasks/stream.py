@@ -1,0 +1,30 @@
+"""The order in which prompts are asked: seekable, so a position is all there is to save."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+
+class PromptStream:
+  """Endless epochs over `size` prompts, each in an order of its own, given by `seed`.
+
+  Position p is prompt number p of the run, counted in prompts consumed.
+
+  Raises ValueError if there is nothing to stream.
+  """
+
+  def __init__(self, size: int, seed: int):
+    if size < 1:
+      raise ValueError("a prompt stream needs at least one prompt")
+    self._size, self._seed = size, seed
+    self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+  def indices(self, position: int, count: int) -> np.ndarray:
+    """The indices of the prompts at positions `position` .. `position + count - 1`, int64."""
+    positions = np.arange(position, position + count)
+    return np.array([self._order(int(p) // self._size)[p % self._size] for p in positions])
+
+  def _permutation(self, epoch: int) -> np.ndarray:
+    return np.random.default_rng((self._seed, epoch)).permutation(self._size)

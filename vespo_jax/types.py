@@ -1,0 +1,87 @@
+"""The shape alphabet, and the records and pytrees that travel between rooms.
+
+Shape suffixes, one capital letter per axis, used in every array name (`logprobs_BT`):
+
+    B  sequences (rows)         D  model width             V  vocabulary
+    T  tokens of a row          F  feed-forward width      E  experts
+    S  prompt or cache slots    N  query heads             A  active experts
+    P  prompts (groups)         K  key/value heads         L  stacked layers
+    R  samples per prompt       G  query heads per kv head C  chunk of tokens
+    M  tokens, flattened        H  head width
+
+Four words for the four policies, never mixed: *behaviour* (what sampled the tokens, with its real
+numerics), *proximal* (the trainer's own recomputation at the start of a rollout batch), *policy*
+(being differentiated), *reference* (the KL anchor).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+
+Params = dict[str, Any]  # nested dict of arrays
+Array = jax.Array
+
+FINISH = ("stop", "length", "aborted")
+REWARD_STATUS = ("ok", "wrong", "unparsed", "timeout", "error")
+
+
+@dataclasses.dataclass
+class Rollout:
+  """One sampled sequence: host arrays, token ids authoritative, never re-tokenised.
+
+  Attributes:
+    prompt_ids: int32 [S].
+    response_ids: int32 [T], including the stop token when `finish` is `stop`.
+    behaviour_logprobs: float32 [T], under the distribution that really sampled the tokens.
+    plain_logprobs: float32 [T], log-softmax at temperature 1 of the same forward pass.
+    weight_versions: int32 [T], committed updates behind the weights that sampled each token.
+    finish: one of `FINISH`.
+    group_id: the position of the prompt in the run's prompt stream; the samples of one prompt
+      share it.
+    sample_seed: what is folded into the run's sampling key for this sequence.
+    task, example_id: which problem this answers.
+    reward, reward_status: set by the verifier; `reward_status` is one of `REWARD_STATUS`.
+  """
+
+  prompt_ids: np.ndarray
+  response_ids: np.ndarray
+  behaviour_logprobs: np.ndarray
+  plain_logprobs: np.ndarray
+  weight_versions: np.ndarray
+  finish: str
+  group_id: int = 0
+  sample_seed: int = 0
+  task: str = ""
+  example_id: int = 0
+  reward: float = 0.0
+  reward_status: str = ""
+
+
+@flax.struct.dataclass
+class TrainBatch:
+  """One minibatch in groups: a prompt once, then its R samples.
+
+  Prompts are padded on the left, responses on the right. Every array has P as its first axis, so
+  a batch is sharded, and cut into micro-batches, by prompts.
+  """
+
+  prompt_tokens_PS: Array  # int32
+  prompt_mask_PS: Array  # bool, True at real tokens
+  response_tokens_PRT: Array  # int32
+  response_mask_PRT: Array  # bool, True at sampled tokens; a row without any is no sequence
+  behaviour_logprobs_PRT: Array  # float32
+  advantages_PR: Array  # float32
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What an update consumes and returns; `step` counts committed updates (the weight version)."""
+
+  step: Array  # int32 scalar
+  params: Params
+  opt_state: Any
