@@ -34,9 +34,6 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
   Raises:
     ConfigError: for anything wrong with them.
   """
-  values = flags.FlagValues()
-  flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
-  config_flags.DEFINE_config_file("config", None, "config file", flag_values=values)
   # the file must be read before its keys are overridden, whatever order they are given in
   arguments = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
   files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
@@ -45,11 +42,8 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
   if not Path(files[0]).is_file():
     raise ConfigError(f"--config={files[0]}: no such file")
   overrides = [a for a in arguments if a.startswith("--config.")]
-  _check_keys(overrides, _flatten(_load(files[0])))
-  try:
-    rest = values([argv[0], *arguments])[1:]
-  except flags.Error as error:
-    raise ConfigError(str(error)) from error
+  _check_keys(overrides, _flatten(_parse_flags(arguments[:1])[0].config))
+  values, rest = _parse_flags(arguments)
   if rest:
     raise ConfigError(f"unexpected argument {rest[0]!r}")
   if not values.workdir:
@@ -146,14 +140,21 @@ def _make(room: Any, section: ConfigDict | FrozenConfigDict, kind: str) -> Any:
     raise ConfigError(f"{kind}.name={name!r}: {error}") from error
 
 
-def _load(file: str) -> ConfigDict:
+def _parse_flags(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
+  """The flags of a command line, and what is left of it. Raises ConfigError."""
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", None, "config file", flag_values=values)
-  values(["", f"--config={file}"])
+  flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
+  config_flags.DEFINE_config_file(
+    "config", None, "config file", flag_values=values, sys_argv=["", *arguments]
+  )
   try:
-    return ConfigDict(values.config.to_dict())
-  except (AttributeError, TypeError, ValueError, ImportError, SyntaxError, KeyError) as error:
-    raise ConfigError(f"--config={file} could not be read: {error}") from error
+    rest = values(["", *arguments])[1:]
+    _flatten(values.config)  # a file that could not be executed raises here
+  except flags.Error as error:
+    raise ConfigError(str(error)) from error
+  except Exception as error:  # the file is the user's code and may raise anything
+    raise ConfigError(f"{arguments[0]} could not be read: {error!r}") from error
+  return values, rest
 
 
 def _check_keys(overrides: Sequence[str], known: Mapping[str, Any]) -> None:

@@ -119,13 +119,22 @@ def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: 
   return Settings(**{**fields, **changes})
 
 
-def make_evaluator(config: FrozenConfigDict, problems: Problems, **changes: int) -> Evaluator:
-  """The configured evaluation on held-out problems: temperature 1, no truncation."""
-  samples = changes.get("samples_per_problem", config.evaluation.samples_per_problem)
+def make_evaluator(
+  config: FrozenConfigDict,
+  held_out: Problems,
+  *,
+  problems: int | None = None,
+  samples: int | None = None,
+) -> Evaluator:
+  """The configured evaluation on held-out problems: temperature 1, no truncation.
+
+  `problems` and `samples` override the configured numbers of problems and samples of each.
+  """
+  samples = samples or config.evaluation.samples_per_problem
   return Evaluator(
-    problems,
-    changes.get("problems", config.evaluation.problems),
-    sampler_settings(config, problems.tokenizer, temperature=1.0, samples_per_prompt=samples),
+    held_out,
+    problems or config.evaluation.problems,
+    sampler_settings(config, held_out.tokenizer, temperature=1.0, samples_per_prompt=samples),
     seed=config.seed,
     timeout_s=config.runtime.timeout_s,
     prompts_per_order=max(config.batch.prompts * config.batch.samples_per_prompt // samples, 1),
@@ -142,8 +151,7 @@ def _run(
   train_problems, test_problems = open_problems(config, tokenizer, stack)
   evaluator = make_evaluator(config, test_problems)
 
-  settings = _section(OptimizerSettings, config.optimizer)
-  optimizer = make_optimizer(settings)
+  optimizer = make_optimizer(OptimizerSettings(**config.optimizer.to_dict()))
   update = make_update(
     spec,
     config_lib.make_objective(config),
@@ -297,10 +305,6 @@ def _evaluate_before(
   progress.message(f"held-out accuracy before training: {before}")
   _write_json(path, before.to_dict())
   return before
-
-
-def _section(kind: type, section: FrozenConfigDict) -> Any:
-  return kind(**section.to_dict())
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -34,6 +34,8 @@ class Split(Sequence[Example]):
     return len(self._source)
 
   def __getitem__(self, index: int) -> Example:
+    if not 0 <= index < len(self):
+      raise IndexError(f"no problem {index} among {len(self)}")
     row = self._source[index]
     return Example(
       id=int(row["id"]),

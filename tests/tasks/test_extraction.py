@@ -1,0 +1,35 @@
+import pytest
+
+from vespo_jax.tasks.extraction import FORMATS, extract, instruct
+
+
+@pytest.mark.parametrize(
+  "answer_format,response,answer",
+  [
+    ("text", "  42\n", "42"),
+    ("tag", "I think <answer>1</answer>, no: <answer> 42 </answer>.", "42"),
+    ("tag", "42", None),
+    ("tag", "<answer>42", None),
+    ("tag", "</answer><answer>42", None),
+    ("boxed", r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    ("boxed", r"\boxed{\frac{1}{2}", None),
+    ("boxed", "42", None),
+    ("last_line", "first\n42\n\n", "42"),
+    ("last_line", "\n", None),
+  ],
+)
+def test_extract(answer_format, response, answer):
+  assert extract(response, answer_format) == answer
+
+
+@pytest.mark.parametrize("answer_format", FORMATS)
+@pytest.mark.parametrize("piece", ["{", "}", "\\boxed{", "<answer>", "</answer>", "\n", "x"])
+def test_long_hostile_text_is_read_in_one_pass(answer_format, piece):
+  """A quadratic scan of these 10 MB would take hours: finishing is the assertion."""
+  extract(piece * (10_000_000 // len(piece)), answer_format)
+
+
+def test_the_prompt_says_where_the_answer_belongs():
+  assert instruct("1 + 1 =", "text") == "1 + 1 ="
+  assert "<answer>" in instruct("1 + 1 =", "tag")
+  assert "\\boxed{}" in instruct("1 + 1 =", "boxed")

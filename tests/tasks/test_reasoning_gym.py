@@ -1,0 +1,86 @@
+"""The reasoning-gym adapter: names, options, verdicts; all datasets in the slow suite."""
+
+import pytest
+
+from vespo_jax import tasks
+from vespo_jax.tasks import Example, exact_json
+
+SUMS = tasks.make("reasoning_gym/chain_sum", answer_format="text")
+
+
+def first(task, count, seed=0):
+  return [Example(i, *problem) for i, problem in enumerate(task.generate(seed, count))]
+
+
+@pytest.mark.parametrize(
+  "response,reward,status",
+  [
+    ("{answer}", 1.0, "ok"),
+    (" {answer}\n", 1.0, "ok"),
+    ("The answer is {answer}", 0.0, "wrong"),  # the package's scorer pays for the substring
+    ("1{answer}", 0.0, "wrong"),
+    ("nonsense", 0.0, "wrong"),
+    ("", 0.0, "unparsed"),
+  ],
+)
+def test_verdicts(response, reward, status):
+  for example in first(SUMS, 20):
+    score = SUMS.score(example, response.format(answer=example.answer))
+    assert (score.reward, score.status) == (reward, status), example
+
+
+def test_a_substring_is_worth_nothing_though_the_scorer_pays_for_it():
+  example = first(SUMS, 1)[0]
+  score = SUMS.score(example, f"The answer is {example.answer}")
+  assert score.reward == 0.0 and 0 < score.raw < 1
+
+
+def test_the_answer_is_extracted_first():
+  task = tasks.make("reasoning_gym/chain_sum")
+  example = first(task, 1)[0]
+  assert task.prompt(example).endswith("<answer> and </answer>.")
+  assert task.score(example, f"Well... <answer>{example.answer}</answer>").reward == 1.0
+  assert task.score(example, example.answer).status == "unparsed"
+
+
+@pytest.mark.parametrize(
+  "name,options,message",
+  [
+    ("reasoning_gym/chain_sun", {}, "chain_sun.*did you mean 'chain_sum'"),
+    ("reasoning_gym/composite", {}, "no dataset 'composite'"),
+    ("gym/chain_sum", {}, "unknown task family 'gym'.*reasoning_gym"),
+    ("reasoning_gym/chain_sum", {"min_term": 2}, "min_term"),
+    ("reasoning_gym/chain_sum", {"min_terms": 5, "max_terms": 2}, "max_terms"),
+    ("reasoning_gym/chain_sum", {"answer_format": "xml"}, "answer_format='xml'.*boxed"),
+  ],
+)
+def test_bad_names_and_options_are_refused(name, options, message):
+  with pytest.raises(ValueError, match=message):
+    tasks.make(name, **options)
+
+
+def test_metadata_keeps_tuples_and_keys():
+  value = {"a": (1, [2, (3,)]), "b": {1: "x", (2, 3): None}, "c": {"d": 1.5, "e": True}}
+  back = exact_json.loads(exact_json.dumps(value))
+  assert back == value
+  assert isinstance(back["a"], tuple) and isinstance(back["a"][1][1], tuple)
+
+
+@pytest.mark.slow
+def test_every_dataset_builds_twice_alike_and_its_answers_are_right(tmp_path):
+  import reasoning_gym
+
+  problems = []
+  for dataset in sorted(set(reasoning_gym.factory.DATASETS) - {"composite"}):
+    task = tasks.make(f"reasoning_gym/{dataset}", answer_format="text")
+    sizes = dict(seed=3, train_size=8, test_size=4)
+    one = tasks.open_splits(task, data_dir=tmp_path / "one", **sizes)
+    other = tasks.open_splits(task, data_dir=tmp_path / "other", **sizes)
+    examples = [*one.train, *one.test]
+    if examples != [*other.train, *other.test]:
+      problems.append(f"{dataset} is not deterministic")
+    for example in examples:
+      if example.answer and task.score(example, example.answer).reward != 1.0:
+        problems.append(f"{dataset}: its own answer {example.answer!r:.60} is wrong")
+        break
+  assert not problems, problems

@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vespo_jax.tasks import PromptStream
+
+
+@given(st.integers(1, 50), st.integers(0, 2**32 - 1), st.integers(0, 300), st.integers(0, 120))
+def test_seeking_equals_reading_from_the_start(size, seed, position, count):
+  everything = PromptStream(size, seed).indices(0, position + count)
+  np.testing.assert_array_equal(
+    PromptStream(size, seed).indices(position, count), everything[position:]
+  )
+
+
+@given(st.integers(1, 50), st.integers(0, 1000))
+def test_every_epoch_asks_every_prompt_once(size, seed):
+  indices = PromptStream(size, seed).indices(0, 3 * size).reshape(3, size)
+  np.testing.assert_array_equal(np.sort(indices), np.tile(np.arange(size), (3, 1)))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+  epochs = PromptStream(100, 0).indices(0, 200).reshape(2, 100)
+  assert (epochs[0] != epochs[1]).any()
+  assert (PromptStream(100, 1).indices(0, 100) != epochs[0]).any()
+
+
+def test_nothing_to_stream():
+  with pytest.raises(ValueError, match="at least one"):
+    PromptStream(0, 0)

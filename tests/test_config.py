@@ -1,0 +1,148 @@
+"""Configs: what is refused, with which words, and that the shipped ones are accepted."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vespo_jax import config as config_lib
+from vespo_jax.config import ConfigError
+
+REPOSITORY = Path(__file__).parent.parent
+DEBUG = str(REPOSITORY / "configs" / "debug.py")
+CONFIGS = sorted(
+  path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__"
+)
+
+
+def parse(*arguments, config=DEBUG):
+  return config_lib.parse(["train", f"--config={config}", "--workdir=w", *arguments])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_shipped_configs_are_accepted_and_documented(name):
+  module = importlib.import_module(f"configs.{name}")
+  config_lib.validate(module.get_config())
+  assert module.__doc__ and module.get_config.__doc__
+  if name != "base":
+    for word in (
+      "python -m vespo_jax.train",
+      f"configs/{name}.py",
+      "eproduces",
+      "Hardware",
+      "time",
+    ):
+      assert word in module.__doc__, word
+
+
+def test_overrides_reach_the_config_whatever_their_order():
+  config, workdir = config_lib.parse(
+    [
+      "train",
+      "--config.objective.name=grpo",
+      "--workdir=w",
+      f"--config={DEBUG}",
+      "--config.objective.grpo.clip_high=0.4",
+      "--config.updates=7",
+    ]
+  )
+  assert (config.objective.name, config.updates, str(workdir)) == ("grpo", 7, "w")
+  assert config_lib.make_objective(config).name == "grpo"
+  assert config.objective.grpo.clip_high == 0.4
+  with pytest.raises(AttributeError):
+    config.updates = 8  # frozen
+
+
+@pytest.mark.parametrize(
+  "arguments,words",
+  [
+    (["--config.objective.name=nonsense"], ["objective.name='nonsense'", "vespo", "grpo"]),
+    (["--config.objective.name=vesp"], ["did you mean 'vespo'"]),
+    (["--config.advantage.name=gae"], ["advantage.name='gae'", "grpo"]),
+    (
+      ["--config.optimiser.learning_rate=1"],
+      ["optimiser.learning_rate", "optimizer.learning_rate"],
+    ),
+    (["--config.updates=abc"], ["updates", "abc"]),
+    (["--config.updates=0"], ["updates=0", "at least 1"]),
+    (["--config.optimizer.learning_rate=nan"], ["optimizer.learning_rate", "finite"]),
+    (["--config.sampler.temperature=0"], ["sampler.temperature=0", "above 0"]),
+    (["--config.sampler.dtype=float16"], ["sampler.dtype='float16'", "'bfloat16'"]),
+    (["--config.runtime.mode=async"], ["runtime.mode='async'", "'sync'"]),
+    (["--config.runtime.transport=tcp"], ["runtime.transport='tcp'", "'local'"]),
+    (["--config.objective.aggregation=mean"], ["objective.aggregation='mean'", "token-mean"]),
+    (["--config.batch.micro_batches=3"], ["batch.micro_batches=3", "batch.prompts=4"]),
+    (["--config.batch.samples_per_prompt=1"], ["batch.samples_per_prompt=1", "at least 2"]),
+    (["--config.evaluation.problems=999"], ["evaluation.problems=999", "task.test_size=50"]),
+    (["--config.policy.path=/nowhere"], ["policy.path='/nowhere'"]),
+    (["--config.policy.path=", "--config.policy.kv_heads=3"], ["policy.heads=4", "kv_heads=3"]),
+    (["--config.task.name=reasoning_gym/chain_sun"], ["task.name", "did you mean 'chain_sum'"]),
+    (["--config.task.name=gsm8k"], ["task.name='gsm8k'", "reasoning_gym"]),
+    (["--config.task.options.answer_format=xml"], ["answer_format='xml'", "boxed"]),
+    (["--unknown=1"], ["unknown"]),
+    (["stray"], ["stray"]),
+  ],
+)
+def test_bad_values_are_refused_by_name(arguments, words):
+  with pytest.raises(ConfigError) as caught:
+    parse(*arguments)
+  for word in words:
+    assert word in str(caught.value), (word, str(caught.value))
+
+
+def test_missing_files_and_directories():
+  with pytest.raises(ConfigError, match="no such file"):
+    parse(config="configs/none.py")
+  with pytest.raises(ConfigError, match="give one --config"):
+    config_lib.parse(["train", "--workdir=w"])
+  with pytest.raises(ConfigError, match="--workdir"):
+    config_lib.parse(["train", f"--config={DEBUG}"])
+
+
+def test_a_broken_config_file_is_reported(tmp_path):
+  path = tmp_path / "broken.py"
+  path.write_text("def get_config():\n  return undefined_name\n")
+  with pytest.raises(ConfigError, match="undefined_name"):
+    parse(config=str(path))
+
+
+def test_a_written_config_reads_back_equal(tmp_path):
+  config, _ = parse()
+  config_lib.write(config, tmp_path / "config.json")
+  assert (
+    config_lib.differences(config_lib.read(tmp_path / "config.json").to_dict(), config.to_dict())
+    == []
+  )
+  assert config_lib.differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "d": 2}) == [
+    "a.b",
+    "c",
+    "d",
+  ]
+
+
+def test_the_command_line_exits_with_two_and_one_message_before_anything_heavy():
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-X",
+      "importtime",
+      "-m",
+      "vespo_jax.train",
+      f"--config={DEBUG}",
+      "--workdir=w",
+      "--config.objective.name=nonsense",
+    ],
+    capture_output=True,
+    text=True,
+    timeout=100,
+    cwd=REPOSITORY,
+  )
+  lines = done.stderr.splitlines()
+  messages = [line for line in lines if not line.startswith("import time:")]
+  assert done.returncode == 2
+  assert len(messages) == 1 and "known: grpo, reinforce, vespo" in messages[0]
+  loaded = "\n".join(lines)
+  for heavy in ("orbax", "tensorflow_datasets", "matplotlib", "reasoning_gym.factory"):
+    assert heavy not in loaded, heavy

@@ -1,0 +1,232 @@
+"""Whole runs: determinism, resuming, failing loudly, learning."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import debug, quickstart
+from vespo_jax import config as config_lib
+from vespo_jax import launch, metrics, models, objectives
+
+REPOSITORY = Path(__file__).parent.parent
+METRICS = """
+  reward/mean objective/loss objective/coefficient_mean weight/log_w_mean weight/log_w_std
+  weight/ess_fraction staleness/mean staleness/max kl/behaviour_policy entropy/mean grad/norm
+  response/length response/truncated_fraction time/sample_s time/update_s time/wait_s
+  throughput/sampled_tokens_per_s throughput/trained_tokens_per_s step weight_version wall_time_s
+""".split()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("data"))
+
+
+def debug_config(data_dir, **changes):
+  config = debug.get_config()
+  config.task.data_dir = data_dir
+  config.runtime.transport = "threads"
+  config.update_from_flattened_dict(changes)
+  return config_lib.validate(config)
+
+
+def command(workdir, data_dir, *arguments, config="debug"):
+  return [
+    sys.executable,
+    "-m",
+    "vespo_jax.train",
+    f"--config=configs/{config}.py",
+    f"--workdir={workdir}",
+    f"--config.task.data_dir={data_dir}",
+    *arguments,
+  ]
+
+
+def rows(workdir):
+  """The metrics of a run as the bytes that two runs of one seed share."""
+  return [json.dumps(metrics.strip_timings(row)) for row in metrics.read(workdir / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def first_run(data_dir, tmp_path_factory):
+  """The debug run as a user starts it: a command, a sampler process."""
+  workdir = tmp_path_factory.mktemp("first") / "run"
+  done = subprocess.run(
+    command(workdir, data_dir), cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+  )
+  assert done.returncode == 0, done.stderr
+  return workdir, done.stdout
+
+
+def test_a_run_leaves_its_directory_and_its_summary(first_run):
+  workdir, output = first_run
+  assert "held-out accuracy before:" in output and "held-out accuracy after:" in output
+  assert str(workdir / "report.html") in output
+  for name in (
+    "config.json",
+    "metrics.jsonl",
+    "result.json",
+    "report.html",
+    "figures",
+    "rollouts/000001.jsonl",
+    "checkpoints/4",
+    "model/model.safetensors",
+  ):
+    assert (workdir / name).exists(), name
+  stored = metrics.read(workdir / "metrics.jsonl")
+  assert [row["step"] for row in stored] == [1, 2, 3, 4, 5, 6]
+  assert [row["staleness/max"] for row in stored] == [0, 1, 0, 1, 0, 1]
+  for row in stored:
+    assert not set(METRICS) - set(row)
+  result = json.loads((workdir / "result.json").read_text())
+  assert result["stop_reason"] == "finished" and result["updates"] == 6
+  for when in ("evaluation_before", "evaluation_after"):
+    assert set(result[when]) == {"accuracy", "low", "high", "problems", "samples_per_problem"}
+
+
+def test_the_first_minibatch_of_a_batch_is_on_policy(first_run):
+  """Sampler and learner compute the same log-probs: W = 1 where nothing is stale."""
+  for row in metrics.read(first_run[0] / "metrics.jsonl"):
+    spread = max(abs(row["weight/log_w_min"]), abs(row["weight/log_w_max"]))
+    if row["staleness/max"] == 0:
+      assert spread < 5e-5
+      assert row["objective/coefficient_mean"] == pytest.approx(1.0, abs=1e-4)
+    else:
+      assert spread > 1e-3
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_transport(first_run, data_dir, tmp_path):
+  launch.train(debug_config(data_dir), tmp_path / "again")
+  assert rows(tmp_path / "again") == rows(first_run[0])
+  for step in range(1, 7):
+    name = f"rollouts/{step:06d}.jsonl"
+    assert (tmp_path / "again" / name).read_bytes() == (first_run[0] / name).read_bytes()
+  launch.train(debug_config(data_dir, seed=1), tmp_path / "other")
+  assert rows(tmp_path / "other") != rows(first_run[0])
+
+
+def test_an_interrupted_run_continues_byte_for_byte(first_run, data_dir, tmp_path):
+  calls = iter([False, False, True])  # asked before updates 0, 2 and 4
+  config, workdir = debug_config(data_dir), tmp_path / "run"
+  result = launch.train(config, workdir, lambda: next(calls))
+  assert result["stop_reason"] == "preempted" and result["updates"] == 4
+  result = launch.train(config, workdir)
+  assert result["stop_reason"] == "finished" and result["updates"] == 6
+  assert rows(workdir) == rows(first_run[0])
+  loaded, expected = (models.load(path)[1] for path in (workdir, first_run[0]))
+  np.testing.assert_array_equal(loaded["layers"]["query"], expected["layers"]["query"])
+
+
+def test_a_finished_run_is_not_run_again_but_can_be_extended(data_dir, tmp_path):
+  workdir = tmp_path / "run"
+  short = debug_config(data_dir, updates=2)
+  result = launch.train(short, workdir)
+  before = (workdir / "metrics.jsonl").read_bytes()
+  assert launch.train(short, workdir) == result
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+  launch.train(debug_config(data_dir, updates=4), workdir)
+  assert len(rows(workdir)) == 4 and (workdir / "metrics.jsonl").read_bytes().startswith(before)
+  with pytest.raises(config_lib.ConfigError, match="another optimizer.learning_rate"):
+    launch.train(debug_config(data_dir, **{"optimizer.learning_rate": 1.0}), workdir)
+
+
+def test_a_policy_from_random_weights(data_dir, tmp_path):
+  config = debug_config(data_dir, **{"policy.path": "", "policy.width": 32, "updates": 2})
+  launch.train(config, tmp_path)
+  assert models.load(tmp_path)[0].width == 32
+
+
+@pytest.mark.parametrize("name", objectives.names())
+def test_every_objective_trains(name, data_dir, tmp_path):
+  config = debug_config(data_dir, **{"objective.name": name, "updates": 2})
+  assert launch.train(config, tmp_path / "run")["stop_reason"] == "finished"
+
+
+def test_divergence_stops_the_run_with_the_evidence(data_dir, tmp_path):
+  config = debug_config(
+    data_dir, **{"optimizer.learning_rate": 1e30, "optimizer.warmup_updates": 0}
+  )
+  with pytest.raises(launch.Diverged, match=r"update \d is not finite"):
+    launch.train(config, tmp_path)
+  assert "Diverged" in json.loads((tmp_path / "result.json").read_text())["stop_reason"]
+  report = json.loads((tmp_path / "failure" / "report.json").read_text())
+  assert report["step"] >= 2 and report["metrics"]
+  assert len((tmp_path / "failure" / "rollouts.jsonl").read_text().splitlines()) == 16
+
+
+def start(workdir, data_dir, *arguments):
+  """A long run in the background, once it has made some updates; its process."""
+  process = subprocess.Popen(
+    command(workdir, data_dir, "--config.updates=100000", *arguments),
+    cwd=REPOSITORY,
+    stderr=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and process.poll() is None:
+    if (workdir / "metrics.jsonl").is_file() and len(rows(workdir)) > 4:
+      return process
+    time.sleep(0.1)
+  process.kill()
+  raise AssertionError(f"the run made no updates: {process.communicate()[1]}")
+
+
+def children(pid):
+  done = subprocess.run(
+    ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True
+  )
+  return {
+    line.split()[4 - 1].rsplit(".", 1)[-1]: int(line.split()[0])
+    for line in done.stdout.splitlines()
+    if " -m " in line
+  }
+
+
+def test_a_killed_sampler_ends_the_run_with_a_clear_error(data_dir, tmp_path):
+  process = start(tmp_path / "run", data_dir)
+  family = children(process.pid)
+  assert set(family) == {"sampler_process", "grader_process"}
+  os.kill(family["sampler_process"], signal.SIGKILL)
+  started = time.monotonic()
+  _, errors = process.communicate(timeout=60)
+  assert time.monotonic() - started < 20
+  assert process.returncode == 1
+  assert "error: the sampler process died: it was killed by SIGKILL" in errors
+  assert "Traceback" not in errors
+  result = json.loads((tmp_path / "run" / "result.json").read_text())
+  assert "sampler process died" in result["stop_reason"]
+  assert not Path(f"/proc/{family['grader_process']}").exists()
+
+
+def test_sigterm_saves_the_state_and_exits_75(data_dir, tmp_path):
+  process = start(tmp_path / "run", data_dir)
+  family = children(process.pid)
+  process.terminate()
+  output, errors = process.communicate(timeout=120)
+  assert process.returncode == 75, errors
+  result = json.loads((tmp_path / "run" / "result.json").read_text())
+  assert result["stop_reason"] == "preempted"
+  assert (tmp_path / "run" / "checkpoints" / str(result["updates"])).is_dir()
+  assert f"stopped after update {result['updates']}" in output
+  for pid in family.values():
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_reward_rises(data_dir, tmp_path):
+  """The quickstart's own start and task; only an end-to-end run catches a wrong sign."""
+  config = quickstart.get_config()
+  config.task.data_dir = data_dir
+  config.updates = 60
+  config.evaluation.problems, config.evaluation.samples_per_problem = 100, 4
+  result = launch.train(config_lib.validate(config), tmp_path)
+  reward = [row["reward/mean"] for row in metrics.read(tmp_path / "metrics.jsonl")]
+  assert np.mean(reward[-15:]) > np.mean(reward[:15]) + 0.05
+  assert result["evaluation_after"]["accuracy"] > result["evaluation_before"]["accuracy"] + 0.05

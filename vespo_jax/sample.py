@@ -1,0 +1,51 @@
+"""Answers a prompt: `python -m vespo_jax.sample --model=PATH --prompt="..."`.
+
+Each answer is printed with its log-probability. Exit codes: 0, or 2 for a bad model or setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import jax
+
+from vespo_jax import models
+from vespo_jax.sampler import Settings, generate
+
+
+def main(argv: list[str]) -> int:
+  """Runs one command line; returns the exit code."""
+  parser = argparse.ArgumentParser(prog="python -m vespo_jax.sample", description=__doc__)
+  parser.add_argument("--model", required=True, help="Hugging Face directory or run directory")
+  parser.add_argument("--prompt", required=True)
+  parser.add_argument("--samples", type=int, default=1)
+  parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+  parser.add_argument("--top_k", type=int, default=0, help="0 is off")
+  parser.add_argument("--top_p", type=float, default=1.0, help="1 is off")
+  parser.add_argument("--max_new_tokens", type=int, default=64)
+  parser.add_argument("--seed", type=int, default=0)
+  arguments = parser.parse_args(argv[1:])
+  try:
+    spec, params, tokenizer = models.load(arguments.model)
+    settings = Settings(
+      max_new_tokens=arguments.max_new_tokens,
+      temperature=arguments.temperature,
+      samples_per_prompt=arguments.samples,
+      stop_ids=(tokenizer.eos_id,),
+      top_k=arguments.top_k,
+      top_p=arguments.top_p,
+    )
+    prompt = tokenizer.encode_prompt(arguments.prompt)
+  except (ValueError, FileNotFoundError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  for rollout in generate(params, spec, [prompt], jax.random.key(arguments.seed), settings):
+    text = tokenizer.decode(rollout.response_ids)
+    shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)  # no escapes
+    print(f"{shown}   (log-prob {rollout.plain_logprobs.sum():.2f}, {rollout.finish})")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))
