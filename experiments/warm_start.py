@@ -29,9 +29,9 @@ from vespo_jax.sampler import pad_prompts
 from vespo_jax.tasks import PromptStream
 from vespo_jax.types import TrainBatch
 
-STEPS = 150
+STEPS = 320
 PROMPTS = 128  # of a step
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1e-3
 WARMUP_STEPS = 50
 
 

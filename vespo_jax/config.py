@@ -166,9 +166,9 @@ def _check_keys(overrides: Sequence[str], known: Mapping[str, Any]) -> None:
       raise ConfigError(f"unknown config key {key!r}{hint}")
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
   flat = {}
-  for key, value in config.items():
+  for key, value in dict(config).items():
     nested = isinstance(value, (ConfigDict, FrozenConfigDict, dict))
     flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
   return flat

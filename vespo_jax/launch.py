@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -110,13 +111,13 @@ def open_problems(
 
 def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: Any) -> Settings:
   """How the run samples; `changes` override fields."""
-  fields = {
-    "max_new_tokens": config.sampler.max_new_tokens,
-    "temperature": config.sampler.temperature,
-    "samples_per_prompt": config.batch.samples_per_prompt,
-    "stop_ids": (tokenizer.eos_id,),
-  }
-  return Settings(**{**fields, **changes})
+  settings = Settings(
+    max_new_tokens=config.sampler.max_new_tokens,
+    temperature=config.sampler.temperature,
+    samples_per_prompt=config.batch.samples_per_prompt,
+    stop_ids=(tokenizer.eos_id,),
+  )
+  return dataclasses.replace(settings, **changes)
 
 
 def make_evaluator(
@@ -227,7 +228,7 @@ def _run(
     stop=stop,
     elapsed_s=elapsed_s,
   )
-  result = {"evaluation_before": before.to_dict()}
+  result: dict[str, Any] = {"evaluation_before": before.to_dict()}
   try:
     result["stop_reason"] = loop.run()
     if result["stop_reason"] == "finished":

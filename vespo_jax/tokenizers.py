@@ -4,12 +4,13 @@ never re-tokenised."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers as hf
 from tokenizers import decoders, pre_tokenizers
 from tokenizers import models as hf_models
+
+from vespo_jax.types import TokenIds
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
@@ -49,7 +50,7 @@ class Tokenizer:
       raise ValueError(f"the tokenizer has no token for {text[covered]!r} in {text[:80]!r}")
     return encoding.ids
 
-  def decode(self, ids: Sequence[int]) -> str:
+  def decode(self, ids: TokenIds) -> str:
     """The text of `ids`, special tokens left out."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 

@@ -17,6 +17,7 @@ numerics), *proximal* (the trainer's own recomputation at the start of a rollout
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -25,6 +26,8 @@ import numpy as np
 
 Params = dict[str, Any]  # nested dict of arrays
 Array = jax.Array
+HostArray = jax.Array | np.ndarray  # an array that may still be on the host
+TokenIds = Sequence[int] | np.ndarray
 
 FINISH = ("stop", "length", "aborted")
 REWARD_STATUS = ("ok", "wrong", "unparsed", "timeout", "error")
@@ -70,12 +73,12 @@ class TrainBatch:
   a batch is sharded, and cut into micro-batches, by prompts.
   """
 
-  prompt_tokens_PS: Array  # int32
-  prompt_mask_PS: Array  # bool, True at real tokens
-  response_tokens_PRT: Array  # int32
-  response_mask_PRT: Array  # bool, True at sampled tokens; a row without any is no sequence
-  behaviour_logprobs_PRT: Array  # float32
-  advantages_PR: Array  # float32
+  prompt_tokens_PS: HostArray  # int32
+  prompt_mask_PS: HostArray  # bool, True at real tokens
+  response_tokens_PRT: HostArray  # int32
+  response_mask_PRT: HostArray  # bool, True at sampled tokens; a row without any is no sequence
+  behaviour_logprobs_PRT: HostArray  # float32
+  advantages_PR: HostArray  # float32
 
 
 @flax.struct.dataclass

@@ -8,6 +8,7 @@ and that number are the whole state.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -40,14 +41,15 @@ class Checkpoints:
     steps = [step for step in self._manager.all_steps() if step <= at_most]
     if not steps:
       return None
-    return self._manager.restore(max(steps), args=ocp.args.StandardRestore(abstract))
+    restored: Any = self._manager.restore(max(steps), args=ocp.args.StandardRestore(abstract))
+    return restored
 
   def close(self) -> None:
     """Waits for a save under way and lets go."""
     self._manager.close()
 
 
-def abstract_like(state: TrainState, shardings: TrainState) -> TrainState:
+def abstract_like(state: TrainState, shardings: Any) -> TrainState:
   """Shapes, types and shardings of a state, as `Checkpoints.restore` needs them."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

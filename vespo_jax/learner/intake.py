@@ -10,7 +10,7 @@ import numpy as np
 
 from vespo_jax.runtime import Sampler, SyncSchedule
 from vespo_jax.sampler import Order, Settings
-from vespo_jax.tasks import Example, Grader, PromptStream, Task
+from vespo_jax.tasks import Grader, PromptStream, Split, Task
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Rollout
 
@@ -23,15 +23,15 @@ class Problems:
   """A task's problems and everything needed to ask and to grade them."""
 
   task: Task
-  examples: Sequence[Example]
+  examples: Split
   tokenizer: Tokenizer
   grader: Grader
 
-  def prompts(self, indices: Sequence[int]) -> list[list[int]]:
+  def prompts(self, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
     """Prompt ids of the examples at `indices`."""
     return [self.tokenizer.encode_prompt(self.task.prompt(self.examples[int(i)])) for i in indices]
 
-  def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int]) -> None:
+  def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
     """Sets task, example, reward and status of rollouts that answer `examples[indices]`."""
     examples = [self.examples[int(i)] for i in indices]
     texts = [self.tokenizer.decode(rollout.response_ids) for rollout in rollouts]

@@ -22,7 +22,7 @@ from vespo_jax.learner.intake import Intake, Minibatch, Problems
 from vespo_jax.learner.update import Update
 from vespo_jax.metrics import MetricsWriter, Progress
 from vespo_jax.runtime import Sampler, SyncSchedule
-from vespo_jax.types import Rollout, TrainBatch, TrainState
+from vespo_jax.types import HostArray, Rollout, TrainBatch, TrainState
 
 
 class Diverged(RuntimeError):
@@ -182,7 +182,7 @@ class Loop:
       self._write_rollouts(path, kept, pending.batch.advantages_PR, step)
 
   def _write_rollouts(
-    self, path: Path, rollouts: Sequence[Rollout], advantages_PR: np.ndarray, step: int
+    self, path: Path, rollouts: Sequence[Rollout], advantages_PR: HostArray, step: int
   ) -> None:
     R = self._settings.samples_per_prompt
     decode = self._problems.tokenizer.decode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from vespo_jax.types import Params
@@ -35,10 +36,9 @@ class OptimizerSettings:
 def schedule(settings: OptimizerSettings) -> optax.Schedule:
   """Learning rate as a function of the number of updates already made."""
 
-  def rate(count: int) -> jax.Array:
-    return settings.learning_rate * jax.numpy.minimum(
-      1.0, (count + 1) / max(settings.warmup_updates, 1)
-    )
+  def rate(count: jax.typing.ArrayLike) -> jax.Array:
+    warmed = (jnp.asarray(count) + 1) / max(settings.warmup_updates, 1)
+    return settings.learning_rate * jnp.minimum(1.0, warmed)
 
   return rate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from vespo_jax import diagnostics, models, objectives, sharding
 from vespo_jax.models import ModelSpec
 from vespo_jax.objectives import Objective
-from vespo_jax.types import Array, Params, TrainBatch, TrainState
+from vespo_jax.types import Array, HostArray, Params, TrainBatch, TrainState
 
 Metrics = dict[str, Array]
 Update = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
@@ -79,7 +80,7 @@ def make_update(
     logprobs_PRT, entropy_PRT = jax.tree.map(_join, outputs)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     metrics = {
       "objective/loss": jnp.sum(losses),
       "grad/norm": optax.tree.norm(grads),
@@ -105,10 +106,12 @@ def compile_update(update: Update, mesh: Mesh, spec: ModelSpec, state: TrainStat
   )
 
 
-def state_shardings(mesh: Mesh, spec: ModelSpec, state: TrainState) -> TrainState:
+def state_shardings(mesh: Mesh, spec: ModelSpec, state: TrainState) -> Any:
   """The tree of shardings of a `TrainState`."""
-  return TrainState(
-    step=sharding.replicated(mesh),
+  step: Any = sharding.replicated(mesh)  # the same tree, with shardings for leaves
+  return dataclasses.replace(
+    state,
+    step=step,
     params=sharding.param_shardings(mesh, spec),
     opt_state=sharding.like_params(mesh, spec, state.opt_state),
   )
@@ -119,7 +122,7 @@ def place_state(mesh: Mesh, spec: ModelSpec, state: TrainState) -> TrainState:
   return jax.device_put(state, state_shardings(mesh, spec, state))
 
 
-def _loss_inputs(batch: TrainBatch) -> dict[str, Array]:
+def _loss_inputs(batch: TrainBatch) -> dict[str, Any]:
   return {
     "behaviour_logprobs": _rows(batch.behaviour_logprobs_PRT),
     "advantages": batch.advantages_PR.reshape(-1),
@@ -139,8 +142,8 @@ def _batch_metrics(
   return {"entropy/mean": entropy, **general, **own}
 
 
-def _rows(x_PRT: Array) -> Array:
-  return x_PRT.reshape(-1, x_PRT.shape[-1])
+def _rows(x_PRT: HostArray) -> Array:
+  return jnp.asarray(x_PRT).reshape(-1, x_PRT.shape[-1])
 
 
 def _cut(x: Array, pieces: int) -> Array:

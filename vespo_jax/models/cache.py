@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax.numpy as jnp
 
@@ -60,7 +62,8 @@ def fork(cache: KVCache, spec: ModelSpec, samples: int, slots: int) -> KVCache:
     raise ValueError("a cache that already has a prefix cannot be forked")
   rows = cache.positions_B.shape[0] * samples
   empty = init_cache(spec, rows, slots, cache.keys_LBKHS.dtype)
-  return empty.replace(
+  return dataclasses.replace(
+    empty,
     positions_B=jnp.repeat(cache.positions_B, samples),
     prefix=Prefix(cache.keys_LBKHS, cache.values_LBKSH, cache.mask_BS),
   )

@@ -93,7 +93,7 @@ def group_logprobs(
   results = chunked_logprobs(
     hidden_PRTD.reshape(-1, hidden_PRTD.shape[-1]),
     head_table(params),
-    batch.response_tokens_PRT.reshape(-1),
+    jnp.asarray(batch.response_tokens_PRT).reshape(-1),
     temperature,
   )
   logprobs_PRT, entropy_PRT = (x.reshape(shape) for x in results)

@@ -5,7 +5,9 @@ Dense layers see tokens flattened to [M, D]; only attention knows the layout.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from typing import overload
 
 import chex
 import jax
@@ -15,18 +17,41 @@ from vespo_jax.models import attention
 from vespo_jax.models.cache import KVCache
 from vespo_jax.models.layers import linear, rms_norm, rotary_angles, rotate, swiglu
 from vespo_jax.models.spec import ModelSpec
-from vespo_jax.types import Array, Params
+from vespo_jax.types import Array, HostArray, Params
 
 # (queries_MNH, keys_MKH, values_MKH) -> mixed [M, N * H]
 Attend = Callable[[Array, Array, Array], Array]
 
 
+@overload
 def forward(
   params: Params,
   spec: ModelSpec,
-  tokens_BT: Array,
-  positions: Array | None = None,
-  segments: Array | None = None,
+  tokens_BT: HostArray,
+  positions: HostArray | None = None,
+  segments: HostArray | None = None,
+  cache: None = None,
+) -> tuple[Array, None]: ...
+
+
+@overload
+def forward(
+  params: Params,
+  spec: ModelSpec,
+  tokens_BT: HostArray,
+  positions: HostArray | None = None,
+  segments: HostArray | None = None,
+  *,
+  cache: KVCache,
+) -> tuple[Array, KVCache]: ...
+
+
+def forward(
+  params: Params,
+  spec: ModelSpec,
+  tokens_BT: HostArray,
+  positions: HostArray | None = None,
+  segments: HostArray | None = None,
   cache: KVCache | None = None,
 ) -> tuple[Array, KVCache | None]:
   """Final hidden states, after the last norm and before the head.
@@ -48,12 +73,12 @@ def forward(
   """
   chex.assert_rank(tokens_BT, 2)
   B, T = tokens_BT.shape
-  if segments is None:
-    segments = jnp.ones((B, T), jnp.int32)
+  segments = jnp.ones((B, T), jnp.int32) if segments is None else jnp.asarray(segments)
   chex.assert_equal_shape([tokens_BT, segments])
   if positions is None:
     start_B = cache.positions_B if cache is not None else jnp.zeros((B,), jnp.int32)
     positions = start_B[:, None] + positions_in_segments(segments)
+  positions = jnp.asarray(positions)
   chex.assert_equal_shape([tokens_BT, positions])
   hidden_MD = params["embedding"][tokens_BT.reshape(-1)]
   angles = rotary_angles(positions.reshape(-1), spec.head_width, spec.rope_theta)
@@ -80,9 +105,9 @@ def forward(
 def forward_groups(
   params: Params,
   spec: ModelSpec,
-  prompt_tokens_PS: Array,
-  prompt_mask_PS: Array,
-  response_tokens_PRT: Array,
+  prompt_tokens_PS: HostArray,
+  prompt_mask_PS: HostArray,
+  response_tokens_PRT: HostArray,
 ) -> Array:
   """The hidden states that predict each response token, prompts computed once per group.
 
@@ -97,6 +122,7 @@ def forward_groups(
     hidden_PRTD: column t predicts response token t (column 0 comes from the last prompt token).
   """
   chex.assert_rank([prompt_tokens_PS, prompt_mask_PS, response_tokens_PRT], [2, 2, 3])
+  prompt_mask_PS = jnp.asarray(prompt_mask_PS)
   P, S = prompt_tokens_PS.shape
   R, T = response_tokens_PRT.shape[1:]
   tokens_PJ = jnp.concatenate([prompt_tokens_PS, response_tokens_PRT.reshape(P, R * T)], axis=1)
@@ -117,7 +143,7 @@ def forward_groups(
     prompt_keys, keys = split(keys_MKH)
     prompt_values, values = split(values_MKH)
     prompt = attention.block(prompt_keys, prompt_values, prompt_mask_PSS)
-    prefix = prompt.replace(mask=prompt_mask_PS[:, None, :])
+    prefix = dataclasses.replace(prompt, mask=prompt_mask_PS[:, None, :])
     mixed_prompt = attention.attend(prompt_queries, prompt)
     mixed = attention.attend(queries, attention.block(keys, values, causal_1TT), prefix)
     return jnp.concatenate([mixed_prompt, mixed.reshape(P, R * T, -1)], axis=1).reshape(
@@ -215,7 +241,8 @@ def _cached_layers(
     (params["layers"], jnp.arange(spec.layers)),
   )
   new_positions_B = cache.positions_B + jnp.sum(segments_BT != 0, axis=1, dtype=jnp.int32)
-  return hidden_MD, cache.replace(
+  return hidden_MD, dataclasses.replace(
+    cache,
     keys_LBKHS=keys_LBKHS,
     values_LBKSH=values_LBKSH,
     mask_BS=mask_BS,

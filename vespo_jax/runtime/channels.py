@@ -104,7 +104,7 @@ class SharedWeights:
       if version >= minimum_version:
         start = _ALIGN + slot * self._slot_bytes
         copy = np.frombuffer(self._memory[start : start + self._slot_bytes], np.uint8)
-        if zlib.crc32(copy) == checksum:
+        if zlib.crc32(copy.data) == checksum:
           return version, self._unflatten(copy)
       time.sleep(0.001)  # not there yet, or overwritten while it was copied
     raise TimeoutError(f"no weights of version {minimum_version} or newer within {timeout_s:g} s")
@@ -125,6 +125,7 @@ class SharedWeights:
 
 def _anonymous_file(size: int):
   """An unlinked file with `size` bytes reserved, in memory where the system has such a place."""
+  problem: OSError | None = None
   directories = [d for d in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(d)]
   for directory in directories:
     file = tempfile.TemporaryFile(dir=directory)

@@ -20,14 +20,15 @@ _PER_TOKEN = {  # the response-long fields of a Rollout and their types
 }
 
 
-def encode(message: dict[str, Any]) -> bytes:
+def encode(message: Any) -> bytes:
   """A tree of dicts, lists, strings, numbers and numpy arrays as bytes."""
   return serialization.msgpack_serialize(message)
 
 
 def decode(data: bytes) -> dict[str, Any]:
   """The inverse of `encode`."""
-  return serialization.msgpack_restore(data)
+  message: Any = serialization.msgpack_restore(data)
+  return message
 
 
 def pack_order(order: Order) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def unpack_result(message: dict[str, Any], order: Order) -> Result:
       f"the sampler answered order {message['order_id']} with {len(message['finish'])} rollouts; "
       f"expected order {order.order_id} with {expected}"
     )
-  columns = {field: _unpack_ragged(field, message) for field in _PER_TOKEN}
+  columns: dict[str, Any] = {field: _unpack_ragged(field, message) for field in _PER_TOKEN}
   samples = order.settings.samples_per_prompt
   rollouts = [
     Rollout(

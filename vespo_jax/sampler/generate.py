@@ -14,7 +14,7 @@ from vespo_jax import models
 from vespo_jax.models import ModelSpec
 from vespo_jax.sampler.sampling import next_token
 from vespo_jax.sampler.settings import Settings
-from vespo_jax.types import Array, Params, Rollout
+from vespo_jax.types import Array, HostArray, Params, Rollout, TokenIds
 
 PROMPT_BUCKET = 16  # prompts are padded to a multiple of this, so few shapes are ever compiled
 
@@ -33,7 +33,7 @@ class Samples:
 def generate(
   params: Params,
   spec: ModelSpec,
-  prompts: Sequence[Sequence[int]],
+  prompts: Sequence[TokenIds],
   key: Array,
   settings: Settings,
   *,
@@ -82,7 +82,7 @@ def generate(
   return rollouts
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+def pad_prompts(prompts: Sequence[TokenIds]) -> tuple[np.ndarray, np.ndarray]:
   """Prompts padded on the left to a common, bucketed width: int32 tokens and bool mask [P, S].
 
   Raises ValueError if there is no prompt, or one is empty.
@@ -103,10 +103,10 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
 def sample_batch(
   params: Params,
   spec: ModelSpec,
-  tokens_PS: Array,
-  mask_PS: Array,
+  tokens_PS: HostArray,
+  mask_PS: HostArray,
   key: Array,
-  seeds_B: Array,
+  seeds_B: HostArray,
   settings: Settings,
 ) -> Samples:
   """The jitted body of `generate`: left-padded prompts and one seed per row in, `Samples` out.

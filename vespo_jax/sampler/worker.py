@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vespo_jax.models import ModelSpec
 from vespo_jax.sampler.generate import generate
 from vespo_jax.sampler.settings import Settings
-from vespo_jax.types import Params, Rollout
+from vespo_jax.types import Params, Rollout, TokenIds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Order:
   weight_version: int
   seed: int
   stream: int
-  prompts: Sequence[Sequence[int]]
+  prompts: Sequence[TokenIds]
   group_ids: Sequence[int]
   settings: Settings
 
@@ -57,7 +57,7 @@ class Worker:
 
   def __init__(self, spec: ModelSpec, dtype: str):
     self._spec, self._dtype = spec, jnp.dtype(dtype)
-    self._params: Params | None = None
+    self._params: Params = {}
     self.weight_version = -1
 
   def set_weights(self, version: int, params: Params) -> None:

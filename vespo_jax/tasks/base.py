@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from vespo_jax.registry import Registry
@@ -45,7 +45,7 @@ class Task(Protocol):
   """
 
   name: str
-  options: Mapping[str, Any]
+  options: dict[str, Any]
   version: str
 
   def generate(self, seed: int, limit: int) -> Iterator[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ BUILD_TIMEOUT_S = 3600.0
 _FORMAT = 1  # of the files; part of their path
 
 
-class Split(Sequence[Example]):
+class Split:
   """One split: random access to `Example`s in an array_record file."""
 
   def __init__(self, source: Any):
@@ -32,6 +32,9 @@ class Split(Sequence[Example]):
 
   def __len__(self) -> int:
     return len(self._source)
+
+  def __iter__(self) -> Iterator[Example]:
+    return (self[i] for i in range(len(self)))
 
   def __getitem__(self, index: int) -> Example:
     if not 0 <= index < len(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +50,7 @@ def load(directory: Path, dtype: jnp.dtype = jnp.float32) -> tuple[ModelSpec, Pa
         tensor = file.get_tensor(name)
         if tensor.shape != row.shape:
           raise ValueError(f"{name} in {path} has shape {tensor.shape}, expected {row.shape}")
-        target = params
+        target: Any = params
         for key in row.path:
           target = target[key]
         if row.layer is not None:
@@ -77,7 +78,7 @@ def save(
   directory.mkdir(parents=True, exist_ok=True)
   tensors = {}
   for row in table(spec):
-    value = params
+    value: Any = params
     for key in row.path:
       value = value[key]
     value = np.asarray(value if row.layer is None else value[row.layer])
