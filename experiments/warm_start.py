@@ -1,13 +1,17 @@
 """Regenerates the quickstart's warm start: `python -m experiments.warm_start`.
 
-Supervised fine-tuning of random weights on correct answers to the quickstart's training problems,
-stopped early, so that reinforcement learning has room. It is the learner's own update: REINFORCE
-with one sample per prompt, the correct answer, at advantage 1 is cross entropy.
+Supervised fine-tuning of random weights on demonstrations that are not perfect: each letter of an
+answer is wrong with a small probability. Imitation can be no better than its teacher, so the policy
+starts well below 100 %; a verifier can take it past them, which is what the quickstart shows.
+
+It is the learner's own update: REINFORCE with one sample per prompt, the demonstration, at
+advantage 1 is cross entropy.
 """
 
 from __future__ import annotations
 
 import contextlib
+import string
 import sys
 import tempfile
 from pathlib import Path
@@ -29,19 +33,31 @@ from vespo_jax.sampler import pad_prompts
 from vespo_jax.tasks import PromptStream
 from vespo_jax.types import TrainBatch
 
-STEPS = 320
+STEPS = 500
 PROMPTS = 128  # of a step
+WRONG_LETTERS = 0.07  # probability that a letter of a demonstration is a random one
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 50
 
 
-def supervised_batch(problems: Problems, indices: np.ndarray, response_width: int) -> TrainBatch:
-  """Problems with their own answers as the one, certain sample of each."""
+def demonstration(answer: str, rng: np.random.Generator) -> str:
+  """The answer, with each letter replaced by a random one with probability `WRONG_LETTERS`."""
+  wrong = rng.random(len(answer)) < WRONG_LETTERS
+  letters = rng.choice(list(string.ascii_lowercase), len(answer))
+  return "".join(np.where(wrong, letters, list(answer)))
+
+
+def supervised_batch(
+  problems: Problems, indices: np.ndarray, response_width: int, rng: np.random.Generator
+) -> TrainBatch:
+  """Problems with a demonstration as the one, certain sample of each."""
   prompt_tokens_PS, prompt_mask_PS = pad_prompts(problems.prompts(indices))
   tokens_P1T = np.zeros((len(indices), 1, response_width), np.int32)
   mask_P1T = np.zeros(tokens_P1T.shape, bool)
   for row, index in enumerate(indices):
-    ids = problems.tokenizer.encode_response(problems.examples[int(index)].answer)
+    ids = problems.tokenizer.encode_response(
+      demonstration(problems.examples[int(index)].answer, rng)
+    )
     tokens_P1T[row, 0, : len(ids)], mask_P1T[row, 0, : len(ids)] = ids, True
   return TrainBatch(
     prompt_tokens_PS=prompt_tokens_PS,
@@ -66,10 +82,11 @@ def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack
   )
   state = init_state(params, optimizer)
   stream = PromptStream(len(problems.examples), config.seed)
+  rng = np.random.default_rng(config.seed)
   with tqdm.trange(STEPS, desc="warm start", unit="step") as bar:
     for step in bar:
       indices = stream.indices(step * PROMPTS, PROMPTS)
-      batch = supervised_batch(problems, indices, config.sampler.max_new_tokens)
+      batch = supervised_batch(problems, indices, config.sampler.max_new_tokens, rng)
       state, metrics = update(state, batch)
       bar.set_postfix(loss=f"{float(metrics['objective/loss']):.3f}", refresh=False)
   models.save(directory, spec, state.params, tokenizer, dtype=jnp.bfloat16)

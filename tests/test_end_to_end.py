@@ -157,7 +157,7 @@ def test_divergence_stops_the_run_with_the_evidence(data_dir, tmp_path):
     launch.train(config, tmp_path)
   assert "Diverged" in json.loads((tmp_path / "result.json").read_text())["stop_reason"]
   report = json.loads((tmp_path / "failure" / "report.json").read_text())
-  assert report["step"] >= 2 and report["metrics"]
+  assert report["update"] >= 2 and report["metrics"] and report["non_finite_parameters"]
   assert len((tmp_path / "failure" / "rollouts.jsonl").read_text().splitlines()) == 16
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
@@ -22,6 +23,7 @@ from vespo_jax.learner.intake import Intake, Problems
 from vespo_jax.learner.loop import Diverged, Loop, LoopSettings
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
 from vespo_jax.learner.update import (
+  Update,
   UpdateSettings,
   compile_update,
   init_state,
@@ -151,65 +153,38 @@ def _run(
   sampler = _start_sampler(config, spec, stack)
   train_problems, test_problems = open_problems(config, tokenizer, stack)
   evaluator = make_evaluator(config, test_problems)
-
   optimizer = make_optimizer(OptimizerSettings(**config.optimizer.to_dict()))
-  update = make_update(
-    spec,
-    config_lib.make_objective(config),
-    optimizer,
-    UpdateSettings(
-      temperature=config.sampler.temperature,
-      aggregation=config.objective.aggregation or None,
-      micro_batches=config.batch.micro_batches,
-    ),
-  )
   state = init_state(params, optimizer)
-  update = compile_update(update, mesh, spec, state)
+  update = compile_update(_make_update(config, spec, optimizer), mesh, spec, state)
 
-  writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
   stack.callback(checkpoints.close)
-  shardings = state_shardings(mesh, spec, state)
-  restored = checkpoints.restore(abstract_like(state, shardings), at_most=config.updates)
-  progress = stack.enter_context(
-    metrics.Progress(config.updates, start=0 if restored is None else int(restored.step))
-  )
-  before = _evaluate_before(workdir, params, sampler, evaluator, progress)
-  state = restored if restored is not None else place_state(mesh, spec, state)
-  step = int(state.step)
+  abstract = abstract_like(state, state_shardings(mesh, spec, state))
+  restored = checkpoints.restore(abstract, at_most=config.updates)
+  step = 0 if restored is None else int(restored.step)
+  progress = stack.enter_context(metrics.Progress(config.updates, start=step))
+  writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
+  writer.truncate(step)
   if restored is not None:
     progress.message(f"resuming after update {step}")
-  writer.truncate(step)
-  rows = metrics.read(workdir / "metrics.jsonl")
-  elapsed_s = rows[-1]["wall_time_s"] if rows else time.perf_counter() - started
+  before = _evaluate_before(workdir, params, sampler, evaluator, progress)
 
   schedule = SyncSchedule(config.staleness.minibatches, config.batch.prompts)
-  intake = Intake(
-    sampler,
-    train_problems,
-    schedule,
-    sampler_settings(config, tokenizer),
-    seed=config.seed,
-    updates=config.updates,
-    timeout_s=config.runtime.timeout_s,
-  )
-
-  def evaluate(weight_version: int) -> dict[str, float]:
-    evaluation = evaluator.run(sampler, weight_version)
-    progress.message(f"held-out accuracy after update {weight_version}: {evaluation}")
-    return {
-      "evaluation/accuracy": evaluation.accuracy,
-      "evaluation/low": evaluation.low,
-      "evaluation/high": evaluation.high,
-    }
-
   loop = Loop(
-    workdir,
+    workdir=workdir,
     update=update,
-    state=state,
+    state=place_state(mesh, spec, state) if restored is None else restored,
     mesh=mesh,
     sampler=sampler,
-    intake=intake,
+    intake=Intake(
+      sampler,
+      train_problems,
+      schedule,
+      sampler_settings(config, tokenizer),
+      seed=config.seed,
+      updates=config.updates,
+      timeout_s=config.runtime.timeout_s,
+    ),
     problems=train_problems,
     schedule=schedule,
     advantage=config_lib.make_advantage(config),
@@ -224,9 +199,9 @@ def _run(
     checkpoints=checkpoints,
     metrics=writer,
     progress=progress,
-    evaluate=evaluate,
+    evaluate=lambda version: _evaluate_during(sampler, evaluator, version, progress),
     stop=stop,
-    elapsed_s=elapsed_s,
+    elapsed_before_s=_elapsed_s(workdir, started),
   )
   result: dict[str, Any] = {"evaluation_before": before.to_dict()}
   try:
@@ -234,7 +209,7 @@ def _run(
     if result["stop_reason"] == "finished":
       result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
       models.save(workdir / "model", spec, jax.device_get(loop.state.params), tokenizer)
-  except BaseException as error:
+  except BaseException as error:  # whatever ends the run, the result says so; then it goes on
     result["stop_reason"] = f"{type(error).__name__}: {error}"
     raise
   finally:
@@ -242,6 +217,35 @@ def _run(
     _write_json(workdir / "result.json", result)
   report.write(workdir)
   return result
+
+
+def _make_update(
+  config: FrozenConfigDict, spec: ModelSpec, optimizer: optax.GradientTransformation
+) -> Update:
+  settings = UpdateSettings(
+    temperature=config.sampler.temperature,
+    aggregation=config.objective.aggregation or None,
+    micro_batches=config.batch.micro_batches,
+  )
+  return make_update(spec, config_lib.make_objective(config), optimizer, settings)
+
+
+def _elapsed_s(workdir: Path, started: float) -> float:
+  """Seconds already spent: up to the last kept row, or on setting up a fresh run."""
+  rows = metrics.read(workdir / "metrics.jsonl")
+  return rows[-1]["wall_time_s"] if rows else time.perf_counter() - started
+
+
+def _evaluate_during(
+  sampler: Sampler, evaluator: Evaluator, weight_version: int, progress: metrics.Progress
+) -> dict[str, float]:
+  evaluation = evaluator.run(sampler, weight_version)
+  progress.message(f"held-out accuracy after update {weight_version}: {evaluation}")
+  return {
+    "evaluation/accuracy": evaluation.accuracy,
+    "evaluation/low": evaluation.low,
+    "evaluation/high": evaluation.high,
+  }
 
 
 def _claim(config: FrozenConfigDict, workdir: Path) -> None:

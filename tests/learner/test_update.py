@@ -15,6 +15,7 @@ import pytest
 from vespo_jax import models, objectives, sharding
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer, schedule
 from vespo_jax.learner.update import (
+  LOG_W,
   UpdateSettings,
   compile_update,
   init_state,
@@ -118,6 +119,8 @@ def test_metrics_have_their_names():
   ):
     assert np.isfinite(row[name]), name
   assert 0 < row["weight/ess_fraction"] <= 1
+  assert row[LOG_W].shape == (16, 4)
+  np.testing.assert_allclose(row[LOG_W].max(), row["weight/log_w_max"])
   assert 0 < row["entropy/mean"] <= np.log(32) + 1e-5
 
 

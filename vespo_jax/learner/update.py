@@ -16,6 +16,8 @@ from vespo_jax.models import ModelSpec
 from vespo_jax.objectives import Objective
 from vespo_jax.types import Array, HostArray, Params, TrainBatch, TrainState
 
+LOG_W = "log_w_PR"
+
 Metrics = dict[str, Array]
 Update = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
 
@@ -51,7 +53,8 @@ def make_update(
 
   Metrics are float32 scalars of the whole minibatch, whatever the micro-batching: `objective/loss`,
   `entropy/mean` (nats per sampled token), `grad/norm` (before clipping), `optimizer/update_norm`,
-  the objective's own, and those of `diagnostics.off_policy_metrics`.
+  the objective's own, and those of `diagnostics.off_policy_metrics`; and one array, `LOG_W`, the
+  log importance weight of every sequence, [P, R].
   """
   mode = settings.aggregation or objective.aggregation
 
@@ -139,7 +142,8 @@ def _batch_metrics(
   coefficients_BT, own = objective(log_ratio_BT, advantages_B, mask_BT)
   entropy = jnp.sum(_rows(entropy_PRT), where=mask_BT) / jnp.maximum(jnp.sum(mask_BT), 1)
   general = diagnostics.off_policy_metrics(log_ratio_BT, coefficients_BT, advantages_B, mask_BT)
-  return {"entropy/mean": entropy, **general, **own}
+  log_w_PR = jnp.sum(log_ratio_BT, axis=1, where=mask_BT).reshape(batch.advantages_PR.shape)
+  return {"entropy/mean": entropy, LOG_W: log_w_PR, **general, **own}
 
 
 def _rows(x_PRT: HostArray) -> Array:
