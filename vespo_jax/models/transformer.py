@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import overload
+from typing import Any
 
 import chex
 import jax
@@ -23,29 +23,6 @@ from vespo_jax.types import Array, HostArray, Params
 Attend = Callable[[Array, Array, Array], Array]
 
 
-@overload
-def forward(
-  params: Params,
-  spec: ModelSpec,
-  tokens_BT: HostArray,
-  positions: HostArray | None = None,
-  segments: HostArray | None = None,
-  cache: None = None,
-) -> tuple[Array, None]: ...
-
-
-@overload
-def forward(
-  params: Params,
-  spec: ModelSpec,
-  tokens_BT: HostArray,
-  positions: HostArray | None = None,
-  segments: HostArray | None = None,
-  *,
-  cache: KVCache,
-) -> tuple[Array, KVCache]: ...
-
-
 def forward(
   params: Params,
   spec: ModelSpec,
@@ -53,7 +30,7 @@ def forward(
   positions: HostArray | None = None,
   segments: HostArray | None = None,
   cache: KVCache | None = None,
-) -> tuple[Array, KVCache | None]:
+) -> tuple[Array, Any]:
   """Final hidden states, after the last norm and before the head.
 
   Args:
@@ -69,7 +46,7 @@ def forward(
 
   Returns:
     hidden_BTD in the parameters' type (padding positions hold nothing of use), and the extended
-    cache or None.
+    `KVCache`, or None where none was given.
   """
   chex.assert_rank(tokens_BT, 2)
   B, T = tokens_BT.shape
