@@ -65,9 +65,7 @@ def run(name="vespo", updates=2, mesh=None, **settings):
   return jax.device_get(state), rows
 
 
-@pytest.mark.parametrize(
-  "name,aggregation", [("vespo", None), ("grpo", None), ("grpo", "token-sum")]
-)
+@pytest.mark.parametrize("name,aggregation", [("vespo", None), ("grpo", "token-sum")])
 def test_the_number_of_micro_batches_changes_nothing(name, aggregation):
   one = run(name, aggregation=aggregation, micro_batches=1)
   for pieces in (2, 16):

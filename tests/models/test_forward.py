@@ -9,6 +9,8 @@ from vespo_jax import models
 from vespo_jax.models.transformer import positions_in_segments
 
 B, T = 3, 7
+forward = jax.jit(models.forward, static_argnums=1)
+token_logprobs = jax.jit(models.token_logprobs, static_argnums=1)
 
 
 def tokens(shape=(B, T), seed=0):
@@ -24,12 +26,13 @@ def test_causality_by_gradient(model):
     # differentiating with respect to the embedding of each position: one table row per position
     table = jnp.concatenate([params["embedding"], embedded])
     positions = jnp.arange(T)[None] + spec.vocab_size
-    hidden, _ = models.forward({**params, "embedding": table}, spec, positions)
+    hidden, _ = forward({**params, "embedding": table}, spec, positions)
     return jnp.sum(hidden[0, t] * jnp.arange(1.0, 1 + spec.width))
 
   embedded = params["embedding"][ids[0]]
+  gradient = jax.jit(jax.grad(output_at))
   for t in range(T):
-    moved = np.abs(np.asarray(jax.grad(output_at)(embedded, t))).max(axis=-1)
+    moved = np.abs(np.asarray(gradient(embedded, t))).max(axis=-1)
     assert (moved[: t + 1] > 1e-6).all()
     assert (moved[t + 1 :] == 0).all()
 
@@ -37,13 +40,13 @@ def test_causality_by_gradient(model):
 def test_cached_decoding_equals_the_full_forward(model):
   spec, params = model
   ids = tokens()
-  full, none = models.forward(params, spec, ids)
+  full, none = forward(params, spec, ids)
   assert none is None
   cache = models.init_cache(spec, B, T + 2)
-  hidden, cache = models.forward(params, spec, ids[:, :3], cache=cache)
+  hidden, cache = forward(params, spec, ids[:, :3], cache=cache)
   pieces = [hidden]
   for t in range(3, T):
-    hidden, cache = models.forward(params, spec, ids[:, t : t + 1], cache=cache)
+    hidden, cache = forward(params, spec, ids[:, t : t + 1], cache=cache)
     pieces.append(hidden)
   np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full, atol=2e-5, rtol=1e-4)
   assert int(cache.length) == T
@@ -56,16 +59,14 @@ def test_forked_cache_equals_the_full_forward(model):
   prompts, lengths = tokens((2, 5)), [5, 3]
   mask = jnp.asarray(np.arange(5)[::-1] < np.array(lengths)[:, None])
   continuations = tokens((4, 3), seed=1)
-  _, cache = models.forward(
-    params, spec, prompts, segments=mask, cache=models.init_cache(spec, 2, 5)
-  )
+  _, cache = forward(params, spec, prompts, segments=mask, cache=models.init_cache(spec, 2, 5))
   cache = models.fork(cache, spec, 2, 4)
-  hidden, cache = models.forward(params, spec, continuations[:, :2], cache=cache)
-  last, _ = models.forward(params, spec, continuations[:, 2:], cache=cache)
+  hidden, cache = forward(params, spec, continuations[:, :2], cache=cache)
+  last, _ = forward(params, spec, continuations[:, 2:], cache=cache)
   hidden = jnp.concatenate([hidden, last], axis=1)
   for row in range(4):
     prompt = prompts[row // 2, 5 - lengths[row // 2] :]
-    alone, _ = models.forward(params, spec, jnp.concatenate([prompt, continuations[row]])[None])
+    alone, _ = forward(params, spec, jnp.concatenate([prompt, continuations[row]])[None])
     np.testing.assert_allclose(hidden[row], alone[0, -3:], atol=2e-5, rtol=1e-4)
 
 
@@ -74,14 +75,14 @@ def test_packed_and_padded_rows_equal_single_sequences(model):
   first, second = tokens((1, 4), seed=1), tokens((1, 3), seed=2)
   packed = jnp.concatenate([jnp.zeros((1, 1), jnp.int32), first, second, tokens((1, 2))], axis=1)
   segments = jnp.asarray([[0, 1, 1, 1, 1, 2, 2, 2, 0, 0]])
-  hidden, _ = models.forward(params, spec, packed, segments=segments)
+  hidden, _ = forward(params, spec, packed, segments=segments)
   for part, start in ((first, 1), (second, 5)):
-    alone, _ = models.forward(params, spec, part)
+    alone, _ = forward(params, spec, part)
     np.testing.assert_allclose(
       hidden[:, start : start + part.shape[1]], alone, atol=2e-5, rtol=1e-4
     )
-  logprobs, entropy = models.token_logprobs(params, spec, packed, segments=segments)
-  alone, alone_entropy = models.token_logprobs(params, spec, second)
+  logprobs, entropy = token_logprobs(params, spec, packed, segments=segments)
+  alone, alone_entropy = token_logprobs(params, spec, second)
   np.testing.assert_allclose(logprobs[:, 5:8], alone, atol=2e-5)
   np.testing.assert_allclose(entropy[:, 5:8], alone_entropy, atol=2e-5)
   assert not np.asarray(logprobs[0, [0, 1, 5, 8, 9]]).any()
@@ -104,13 +105,13 @@ def test_groups_equal_rows_in_value_and_gradient(model):
     for p in range(P):
       for r in range(R):
         row = jnp.concatenate([prompts[p, S - lengths[p] :], responses[p, r]])[None]
-        hidden, _ = models.forward(params, spec, row)
+        hidden, _ = forward(params, spec, row)
         all_hidden.append(hidden[0, lengths[p] - 1 : -1])
         total += jnp.sum(all_hidden[-1] * weights[p, r])
     return total, jnp.stack(all_hidden).reshape(P, R, Tr, -1)
 
-  (_, hidden), grads = jax.value_and_grad(grouped, has_aux=True)(params)
-  (_, expected), expected_grads = jax.value_and_grad(rows, has_aux=True)(params)
+  (_, hidden), grads = jax.jit(jax.value_and_grad(grouped, has_aux=True))(params)
+  (_, expected), expected_grads = jax.jit(jax.value_and_grad(rows, has_aux=True))(params)
   np.testing.assert_allclose(hidden, expected, atol=2e-5, rtol=1e-4)
   for (path, grad), want in zip(
     jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected_grads), strict=True
@@ -124,14 +125,10 @@ def test_explicit_positions_shift_nothing_but_the_rotation(model):
   """Rotary attention is relative: moving all positions by a constant changes no output."""
   spec, params = model
   ids = tokens()
-  hidden, _ = models.forward(params, spec, ids)
-  shifted, _ = models.forward(
-    params, spec, ids, positions=jnp.broadcast_to(jnp.arange(T) + 11, (B, T))
-  )
+  hidden, _ = forward(params, spec, ids)
+  shifted, _ = forward(params, spec, ids, positions=jnp.broadcast_to(jnp.arange(T) + 11, (B, T)))
   np.testing.assert_allclose(hidden, shifted, atol=1e-4)
-  stretched, _ = models.forward(
-    params, spec, ids, positions=jnp.broadcast_to(2 * jnp.arange(T), (B, T))
-  )
+  stretched, _ = forward(params, spec, ids, positions=jnp.broadcast_to(2 * jnp.arange(T), (B, T)))
   assert np.abs(np.asarray(hidden - stretched)).max() > 1e-3
 
 

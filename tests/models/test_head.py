@@ -30,7 +30,7 @@ def test_values_and_gradients_equal_the_dense_head(tokens, temperature, monkeypa
       outputs = function(hidden, table, targets, temperature)
       return sum(jnp.sum(w * x) for w, x in zip(weights, outputs, strict=True)), outputs
 
-    return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, table)
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(hidden, table)
 
   (_, outputs), grads = run(models.chunked_logprobs)
   (_, expected), expected_grads = run(dense)

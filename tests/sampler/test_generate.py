@@ -28,10 +28,14 @@ def settings(**kwargs):
 PROMPTS = [[1, 2, 3], [4], [2, 2, 1, 3, 4, 1]]
 
 
+token_logprobs = jax.jit(models.token_logprobs, static_argnums=1)
+
+
 def full_logprobs(params, rollout, temperature=1.0):
-  row = np.concatenate([rollout.prompt_ids, rollout.response_ids])[None]
-  logprobs, _ = models.token_logprobs(params, SPEC, jnp.asarray(row), temperature)
-  return np.asarray(logprobs)[0, len(rollout.prompt_ids) :]
+  """The learner's log-probs of a rollout's response; what follows it has no influence."""
+  row = np.concatenate([rollout.prompt_ids, rollout.response_ids])
+  logprobs, _ = token_logprobs(params, SPEC, np.pad(row, (0, 16 - len(row)))[None], temperature)
+  return np.asarray(logprobs)[0, len(rollout.prompt_ids) : len(row)]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -96,7 +100,7 @@ def test_sampling_follows_the_exact_distribution(params):
   for rollout in rollouts:
     counts[tuple(rollout.response_ids)] += 1
   rows = np.array([[*PROMPTS[0], a, b] for a, b in itertools.product(range(5), range(5))])
-  logprobs, _ = models.token_logprobs(params, SPEC, jnp.asarray(rows))
+  logprobs, _ = token_logprobs(params, SPEC, jnp.asarray(rows))
   exact = np.exp(np.asarray(logprobs)[:, -2:].sum(axis=1)).reshape(5, 5)
   np.testing.assert_allclose(exact.sum(), 1.0, rtol=1e-4)
   error = (counts / n - exact) / np.sqrt(exact * (1 - exact) / n + 1e-12)
@@ -126,11 +130,11 @@ def test_greedy_takes_the_likeliest_token(params):
   (rollout,) = sampler.generate(
     params, SPEC, PROMPTS[:1], jax.random.key(6), settings(temperature=0.0, stop_ids=())
   )
-  row = list(PROMPTS[0])
-  for token in rollout.response_ids:
-    hidden, _ = models.forward(params, SPEC, jnp.asarray([row]))
-    assert token == int(jnp.argmax(hidden[0, -1] @ models.head_table(params).T))
-    row.append(int(token))
+  row = np.concatenate([rollout.prompt_ids, rollout.response_ids])
+  hidden, _ = models.forward(params, SPEC, jnp.asarray(row)[None])
+  likeliest = np.argmax(hidden[0] @ models.head_table(params).T, axis=-1)
+  start = len(rollout.prompt_ids)
+  np.testing.assert_array_equal(rollout.response_ids, likeliest[start - 1 : -1])
 
 
 @pytest.mark.parametrize("limits", [{"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}])

@@ -1,9 +1,13 @@
 """A task family for tests: verifiers that hang, raise, die, or eat memory on request."""
 
 import os
+import subprocess
+import sys
 import time
 
 from vespo_jax.tasks import Score, families
+
+BIG = 9  # a name, or the compiler would do the work
 
 
 @families.register("hostile")
@@ -20,7 +24,13 @@ class Hostile:
       raise ValueError("no such thing")
 
   def generate(self, seed, limit):
+    if "log" in self.options:
+      with open(self.options["log"], "a") as log:
+        log.write("generates\n")
+    if self.options.get("crash"):
+      raise RuntimeError("generator bug")
     for i in range(limit):
+      time.sleep(self.options.get("pause_s", 0))
       yield f"question {seed} {i % self.options.get('distinct', limit)}", str(i), "{}"
 
   def prompt(self, example):
@@ -33,6 +43,14 @@ class Hostile:
       raise RuntimeError("verifier bug")
     if response == "die":
       os._exit(9)
+    if response == "exit":
+      sys.exit()
+    if response == "busy":
+      return Score(float(len(str(BIG**BIG**BIG))), "ok")  # no other thread gets a turn
+    if response.startswith("run "):
+      subprocess.run(["touch", response.removeprefix("run ")])
+    if response.startswith("write "):
+      open(response.removeprefix("write "), "w")
     if response == "memory":
       return Score(float(len(bytearray(8 << 30))), "ok")
     good = response == example.answer

@@ -1,14 +1,17 @@
 """Splits on disk: exact, disjoint, the same in every process, never half-written."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
 
 import hostile_family  # noqa: F401  (registers the family)
 import pytest
 
 from vespo_jax import tasks
+from vespo_jax.processes import ChildDied
 
 SIZES = dict(seed=1, train_size=40, test_size=10)
 
@@ -50,35 +53,91 @@ def test_other_seeds_and_options_are_other_data(tmp_path):
   one = tasks.open_splits(task, data_dir=tmp_path, **SIZES)
   other = tasks.open_splits(task, data_dir=tmp_path, **{**SIZES, "seed": 2})
   assert one.test[0].question != other.test[0].question
-  assert len(list(tmp_path.iterdir())) == 2
+  assert len(visible(tmp_path)) == 2
 
 
 def test_too_few_distinct_questions_is_an_error_that_counts_them(tmp_path):
   task = tasks.make("hostile/x", distinct=7)
   with pytest.raises(ValueError, match="only 7 distinct questions"):
     tasks.open_splits(task, data_dir=tmp_path, **SIZES)
-  assert not list(tmp_path.iterdir())  # nothing half-built is left
+  assert not visible(tmp_path)  # nothing half-built is left
 
 
 def test_a_finished_dataset_is_not_built_again(tmp_path, monkeypatch):
   task = tasks.make("hostile/x")
   first = tasks.open_splits(task, data_dir=tmp_path, **SIZES)
-  monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("built again"))
+  monkeypatch.setattr(tasks.dataset, "Child", lambda *a, **k: pytest.fail("built again"))
   again = tasks.open_splits(task, data_dir=tmp_path, **SIZES)
   assert list(first.train) == list(again.train)
 
 
-def test_a_killed_build_leaves_nothing_that_is_read(tmp_path, monkeypatch):
+def test_two_runs_at_once_build_once(tmp_path):
+  options = {"log": str(tmp_path / "log"), "pause_s": 0.02}
+  runs = [start_open(tmp_path / "data", options) for _ in range(2)]
+  assert [run.wait(60) for run in runs] == [0, 0]
+  assert (tmp_path / "log").read_text() == "generates\n"
+
+
+def test_a_killed_run_leaves_nothing_that_is_read(tmp_path):
+  data, options = tmp_path / "data", {"log": str(tmp_path / "log"), "pause_s": 0.5}
+  run = start_open(data, options)  # twenty-five seconds, if it were not killed
+  wait_until((tmp_path / "log").exists)
+  run.kill()
+  run.wait(10)
+  (lock,) = data.glob(".*.lock")
+  with lock.open() as held:  # the builder ends with the run, and so gives the lock back
+    wait_until(lambda: acquired(held))
+  assert not visible(data)
+
+
+def test_what_a_killed_builder_left_is_thrown_away(tmp_path):
   task = tasks.make("hostile/x")
-  real = subprocess.run
+  tasks.open_splits(task, data_dir=tmp_path, **SIZES)
+  (directory,) = visible(tmp_path)
+  scratch = directory.with_name(f".{directory.name}.building")
+  directory.rename(scratch)  # killed one moment before its rename
+  next(scratch.rglob("*train*")).write_bytes(b"half")
+  assert len(list(tasks.open_splits(task, data_dir=tmp_path, **SIZES).train)) == 40
+  assert visible(tmp_path) == [directory]
 
-  def killed(*args, **kwargs):
-    done = real(*args, **kwargs)  # the files are there, but the process did not end well
-    done.returncode, done.stdout = -9, ""
-    return done
 
-  monkeypatch.setattr(subprocess, "run", killed)
-  with pytest.raises(ValueError, match="exited with code -9"):
+def test_a_builder_that_crashes_is_no_error_of_the_config(tmp_path):
+  task = tasks.make("hostile/x", crash=True)
+  with pytest.raises(ChildDied, match="dataset builder process died"):
     tasks.open_splits(task, data_dir=tmp_path, **SIZES)
-  monkeypatch.setattr(subprocess, "run", real)
-  assert len(tasks.open_splits(task, data_dir=tmp_path, **SIZES).train) == 40
+  assert not visible(tmp_path)
+
+
+def test_a_build_has_a_time_limit(tmp_path, monkeypatch):
+  monkeypatch.setattr(tasks.dataset, "BUILD_TIMEOUT_S", 0.5)
+  with pytest.raises(TimeoutError, match="took over 0.5 s"):
+    tasks.open_splits(tasks.make("hostile/x", pause_s=10), data_dir=tmp_path, **SIZES)
+
+
+def start_open(data_dir, options):
+  """Another process that opens the splits of the hostile task."""
+  script = (
+    "import sys, json, hostile_family\nfrom vespo_jax import tasks\n"
+    "task = tasks.make('hostile/x', **json.loads(sys.argv[2]))\n"
+    f"tasks.open_splits(task, data_dir=sys.argv[1], **{SIZES!r})\n"
+  )
+  return subprocess.Popen([sys.executable, "-c", script, str(data_dir), json.dumps(options)])
+
+
+def visible(directory):
+  return [path for path in directory.iterdir() if path.suffix != ".lock"]
+
+
+def wait_until(condition, seconds=20):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def acquired(file):
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True

@@ -14,6 +14,10 @@ from vespo_jax.tasks.extraction import FORMATS, extract, instruct
     ("boxed", r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
     ("boxed", r"\boxed{\frac{1}{2}", None),
     ("boxed", "42", None),
+    ("tag", "<answer>42</answer> as I said </answer>", "42"),
+    ("boxed", r"\boxed{42}, so \boxed{\frac{1}{2}", "42"),
+    ("boxed", r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
+    ("boxed", r"{ } } \boxed{a \boxed{b} c}", "b"),
     ("last_line", "first\n42\n\n", "42"),
     ("last_line", "\n", None),
   ],
@@ -26,7 +30,10 @@ def test_extract(answer_format, response, answer):
 @pytest.mark.parametrize("piece", ["{", "}", "\\boxed{", "<answer>", "</answer>", "\n", "x"])
 def test_long_hostile_text_is_read_in_one_pass(answer_format, piece):
   """A quadratic scan of these 10 MB would take hours: finishing is the assertion."""
-  extract(piece * (10_000_000 // len(piece)), answer_format)
+  text = piece * (10_000_000 // len(piece))
+  extract(text, answer_format)
+  answered = f"{text}\n<answer>7</answer>\n\\boxed{{7}}\n7"
+  assert extract(answered, answer_format) == (answered.strip() if answer_format == "text" else "7")
 
 
 def test_the_prompt_says_where_the_answer_belongs():

@@ -1,6 +1,13 @@
 """Each way a verifier can break costs its own answer and nothing else."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import hostile_family  # noqa: F401  (registers the family)
+import psutil
 import pytest
 
 from vespo_jax import tasks
@@ -16,7 +23,14 @@ def grade(grader, responses):
 
 @pytest.mark.parametrize(
   "response,status",
-  [("hang", "timeout"), ("raise", "error"), ("die", "error"), ("memory", "error")],
+  [
+    ("hang", "timeout"),
+    ("busy", "timeout"),
+    ("raise", "error"),
+    ("exit", "error"),
+    ("die", "error"),
+    ("memory", "error"),
+  ],
 )
 def test_a_broken_verifier_costs_its_own_answer(response, status):
   with tasks.Grader(tasks.make("hostile/x"), timeout_s=1.0) as grader:
@@ -29,6 +43,70 @@ def test_a_broken_verifier_costs_its_own_answer(response, status):
       (1.0, "ok"),
     ]
     assert grade(grader, ["good"]) == [(1.0, "ok")]
+
+
+@pytest.mark.parametrize("deed", ["run", "write"])
+def test_an_answer_has_no_side_effects(deed, tmp_path):
+  with tasks.Grader(tasks.make("hostile/x")) as grader:
+    assert grade(grader, [f"{deed} {tmp_path}/x", "good"]) == [(0.0, "error"), (1.0, "ok")]
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_evaluated_answer_runs_no_command(tmp_path):
+  """The scorer of countdown gives answers to SymPy, which calls what they name."""
+  task = tasks.make("reasoning_gym/countdown", answer_format="text")
+  example = Example(0, *next(task.generate(0, 1)))
+  command = f"__import__('os').system('touch {tmp_path}/x')"
+  with tasks.Grader(task) as grader:
+    scores = grader.grade([example] * 2, [command, example.answer])
+  assert [score.status for score in scores] == ["wrong", "ok"]
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_grader_that_died_between_batches_blames_no_answer():
+  with tasks.Grader(tasks.make("hostile/x")) as grader:
+    assert grade(grader, ["good"]) == [(1.0, "ok")]
+    os.kill(grader._child.pid, signal.SIGKILL)
+    wait_until_gone(grader._child.pid)
+    assert grade(grader, ["good", "bad"]) == [(1.0, "ok"), (0.0, "wrong")]
+
+
+def test_many_answers_go_in_several_messages(monkeypatch):
+  monkeypatch.setattr(tasks.grader, "_ANSWERS_PER_MESSAGE", 3)
+  with tasks.Grader(tasks.make("hostile/x")) as grader:
+    responses = ["good", "bad"] * 4
+    assert [reward for reward, _ in grade(grader, responses)] == [1.0, 0.0] * 4
+
+
+def test_a_busy_grader_does_not_outlive_its_parent():
+  """In one long call into C the watchdog thread never runs; the kernel's alarm does."""
+  script = (
+    "import hostile_family\nfrom vespo_jax import tasks\n"
+    "example = tasks.Example(0, 'question', 'good', '{}')\n"
+    "grader = tasks.Grader(tasks.make('hostile/x'), timeout_s=2.0)\n"
+    "grader.grade([example], ['good'])\n"
+    "print(grader._child.pid, flush=True)\n"
+    "grader.grade([example], ['busy'])\n"
+  )
+  with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as run:
+    pid = int(run.stdout.readline())
+    time.sleep(1.0)  # now it is in the call
+    run.kill()
+  wait_until_gone(pid)
+
+
+def wait_until_gone(pid, seconds=20):
+  deadline = time.monotonic() + seconds
+  while is_running(pid):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def is_running(pid):
+  try:
+    return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+  except psutil.NoSuchProcess:
+    return False
 
 
 def test_a_grader_that_cannot_start_is_an_error_and_no_verdict(monkeypatch):

@@ -1,9 +1,12 @@
 """The reasoning-gym adapter: names, options, verdicts; all datasets in the slow suite."""
 
+import itertools
+
 import pytest
 
 from vespo_jax import tasks
 from vespo_jax.tasks import Example, exact_json
+from vespo_jax.tasks import reasoning_gym as adapter
 
 SUMS = tasks.make("reasoning_gym/chain_sum", answer_format="text")
 
@@ -47,7 +50,8 @@ def test_the_answer_is_extracted_first():
   "name,options,message",
   [
     ("reasoning_gym/chain_sun", {}, "chain_sun.*did you mean 'chain_sum'"),
-    ("reasoning_gym/composite", {}, "no dataset 'composite'"),
+    ("reasoning_gym/composite", {}, "'composite' cannot be used: it mixes"),
+    ("reasoning_gym/codeio", {}, "'codeio' cannot be used: it executes"),
     ("gym/chain_sum", {}, "unknown task family 'gym'.*reasoning_gym"),
     ("reasoning_gym/chain_sum", {"min_term": 2}, "min_term"),
     ("reasoning_gym/chain_sum", {"min_terms": 5, "max_terms": 2}, "max_terms"),
@@ -57,6 +61,20 @@ def test_the_answer_is_extracted_first():
 def test_bad_names_and_options_are_refused(name, options, message):
   with pytest.raises(ValueError, match=message):
     tasks.make(name, **options)
+
+
+@pytest.mark.parametrize("dataset", ["word_ladder", "gsm_symbolic"])
+def test_problems_do_not_end_with_an_instance_of_the_dataset(dataset, monkeypatch):
+  """word_ladder refuses instances of over 20,000; gsm_symbolic draws once per instance."""
+  monkeypatch.setattr(adapter, "_CHUNK", 4)
+  task = tasks.make(f"reasoning_gym/{dataset}")
+  problems = list(itertools.islice(task.generate(0, 100_000), 12))
+  assert len(set(problems)) == 12
+
+
+def test_a_problem_without_an_answer_that_can_be_said_is_left_out():
+  problems = list(tasks.make("reasoning_gym/ab", length=2).generate(0, 200))
+  assert 0 < len(problems) < 200 and all(answer for _, answer, _ in problems)
 
 
 def test_metadata_keeps_tuples_and_keys():
@@ -71,7 +89,7 @@ def test_every_dataset_builds_twice_alike_and_its_answers_are_right(tmp_path):
   import reasoning_gym
 
   problems = []
-  for dataset in sorted(set(reasoning_gym.factory.DATASETS) - {"composite"}):
+  for dataset in sorted(set(reasoning_gym.factory.DATASETS) - set(adapter._REFUSED)):
     task = tasks.make(f"reasoning_gym/{dataset}", answer_format="text")
     sizes = dict(seed=3, train_size=8, test_size=4)
     one = tasks.open_splits(task, data_dir=tmp_path / "one", **sizes)
@@ -79,8 +97,12 @@ def test_every_dataset_builds_twice_alike_and_its_answers_are_right(tmp_path):
     examples = [*one.train, *one.test]
     if examples != [*other.train, *other.test]:
       problems.append(f"{dataset} is not deterministic")
-    for example in examples:
-      if example.answer and task.score(example, example.answer).reward != 1.0:
-        problems.append(f"{dataset}: its own answer {example.answer!r:.60} is wrong")
-        break
+    solved = [example for example in examples if example.answer]
+    with tasks.Grader(task) as grader:
+      right = grader.grade(solved, [example.answer for example in solved])
+      nonsense = grader.grade(examples, ["6*4*1*1 or nothing"] * len(examples))
+    if any(score.status != "ok" for score in right):
+      problems.append(f"{dataset}: its own answers are {[score.status for score in right]}")
+    if any(score.reward for score in nonsense):
+      problems.append(f"{dataset} rewards nonsense")
   assert not problems, problems

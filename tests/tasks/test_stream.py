@@ -26,6 +26,10 @@ def test_epochs_and_seeds_have_orders_of_their_own():
   assert (PromptStream(100, 1).indices(0, 100) != epochs[0]).any()
 
 
+def test_no_prompts_are_still_indices():
+  assert PromptStream(5, 0).indices(3, 0).dtype == np.int64
+
+
 def test_nothing_to_stream():
   with pytest.raises(ValueError, match="at least one"):
     PromptStream(0, 0)

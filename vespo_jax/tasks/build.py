@@ -1,13 +1,18 @@
-"""The process that builds a dataset: `python -m vespo_jax.tasks.build ORDER DIRECTORY`.
+"""The process that builds a dataset: `python -m vespo_jax.tasks.build FD ORDER DIRECTORY`.
 
-What goes wrong is printed for the parent to raise.
+It answers its parent with one message: empty when the dataset is there, or what is wrong with the
+order.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib
+import io
 import json
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from vespo_jax.processes import serve_parent
 from vespo_jax.tasks.base import Task, make
 
 _DRAWS_PER_PROBLEM = 50  # how far to look for problems that are not repeats
@@ -45,6 +51,10 @@ def distinct_problems(
 
 
 def build(order: dict[str, Any], directory: Path) -> None:
+  """Builds the ordered dataset into `directory`.
+
+  Raises ValueError if the task refuses the order or has too few problems.
+  """
   importlib.import_module(order["module"])  # registers the task's family
   random.seed(0)  # a few generators draw from the global state
   np.random.seed(0)
@@ -82,12 +92,41 @@ def build(order: dict[str, Any], directory: Path) -> None:
 
   tfds.disable_progress_bar()
   builder = ProblemBuilder(data_dir=str(directory), file_format="array_record")
-  builder.download_and_prepare()
+  with contextlib.redirect_stdout(io.StringIO()):  # what it says is about downloads
+    builder.download_and_prepare()
+
+
+def build_once(order: dict[str, Any], directory: Path) -> None:
+  """Builds next to `directory` and renames, unless another run has done it in the meantime."""
+  scratch = directory.with_name(f".{directory.name}.building")
+  with _alone(directory.with_name(f".{directory.name}.lock")):
+    if directory.is_dir():
+      return
+    shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+    try:
+      build(order, scratch)
+      scratch.rename(directory)
+    finally:
+      shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel gives it back however this process ends
+    yield
+
+
+def main(argv: list[str]) -> None:
+  """Builds for the parent at descriptor `argv[1]`."""
+  connection = serve_parent(int(argv[1]))
+  try:
+    build_once(json.loads(argv[2]), Path(argv[3]))
+    connection.send_bytes(b"")
+  except ValueError as error:
+    connection.send_bytes(str(error).encode())
 
 
 if __name__ == "__main__":
-  try:
-    build(json.loads(sys.argv[1]), Path(sys.argv[2]))
-  except ValueError as error:
-    print(error)
-    sys.exit(1)
+  main(sys.argv)

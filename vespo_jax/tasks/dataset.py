@@ -10,18 +10,15 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vespo_jax.processes import Child
 from vespo_jax.tasks.base import Example, Task
 
 BUILD_TIMEOUT_S = 3600.0
-_FORMAT = 1  # of the files; part of their path
+_FORMAT = 2  # of the files; part of their path
 
 
 class Split:
@@ -61,7 +58,9 @@ def open_splits(
 
   Raises:
     ValueError: if the task does not have that many distinct questions; it says how many.
-    TimeoutError: if building takes longer than `BUILD_TIMEOUT_S`.
+    TimeoutError: if building, or waiting for another run that builds it, takes longer than
+      `BUILD_TIMEOUT_S`.
+    ChildDied: if the building process fails, with its own message on the terminal.
   """
   import tensorflow_datasets as tfds  # half a second to import
 
@@ -85,28 +84,20 @@ def open_splits(
 
 
 def _build_in_child(order: str, directory: Path) -> None:
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+  child = Child(
+    "vespo_jax.tasks.build",
+    name="dataset builder",
+    env={"PYTHONHASHSEED": "0", "JAX_PLATFORMS": "cpu"},
+    args=[order, str(directory)],
+  )
   try:
-    done = subprocess.run(
-      [sys.executable, "-m", "vespo_jax.tasks.build", order, str(scratch)],
-      env={**os.environ, "PYTHONHASHSEED": "0", "JAX_PLATFORMS": "cpu"},
-      stdout=subprocess.PIPE,
-      text=True,
-      timeout=BUILD_TIMEOUT_S,
-    )
-    if done.returncode:
-      reason = done.stdout.strip() or f"the builder exited with code {done.returncode}"
-      raise ValueError(reason)
-    try:
-      scratch.rename(directory)
-    except OSError:
-      if not directory.is_dir():  # else another run was first, and its files are the same
-        raise
-  except subprocess.TimeoutExpired as error:
+    reason = child.receive(BUILD_TIMEOUT_S).decode()
+  except TimeoutError as error:
     raise TimeoutError(f"building {directory.name} took over {BUILD_TIMEOUT_S:g} s") from error
   finally:
-    shutil.rmtree(scratch, ignore_errors=True)
+    child.close()
+  if reason:
+    raise ValueError(reason)
 
 
 def _builder_directory(directory: Path) -> Path:

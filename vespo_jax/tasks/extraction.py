@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 
@@ -12,20 +13,31 @@ def _text(response: str) -> str | None:
 def _tag(response: str) -> str | None:
   end = response.rfind("</answer>")
   start = response.rfind("<answer>", 0, max(end, 0))
-  return None if start < 0 else response[start + len("<answer>") : end].strip()
+  if start < 0:
+    return None
+  start += len("<answer>")
+  return response[start : response.index("</answer>", start)].strip()
+
+
+_BRACES = re.compile(r"\\boxed\{|\\[{}]|[{}]")  # an escaped brace is a character, not a brace
 
 
 def _boxed(response: str) -> str | None:
-  opening = response.rfind("\\boxed{")
-  if opening < 0:
+  first = response.find("\\boxed{")
+  if first < 0:
     return None
-  start = opening + len("\\boxed{")
-  depth = 1
-  for position in range(start, len(response)):
-    depth += {"{": 1, "}": -1}.get(response[position], 0)
-    if depth == 0:
-      return response[start:position].strip()
-  return None
+  best_start, best_end = -1, -1
+  open_braces: list[int] = []  # where the content of each open \boxed starts; -1: another brace
+  for brace in _BRACES.finditer(response, first):
+    if brace[0] == "}":
+      start = open_braces.pop() if open_braces else -1
+      if start > best_start:
+        best_start, best_end = start, brace.start()
+    elif brace[0] == "{":
+      open_braces.append(-1)
+    elif brace[0] == "\\boxed{":
+      open_braces.append(brace.end())
+  return None if best_start < 0 else response[best_start:best_end].strip()
 
 
 def _last_line(response: str) -> str | None:
@@ -45,7 +57,7 @@ def extract(response: str, answer_format: str) -> str | None:
   """The answer in a response, or None where there is none.
 
   `answer_format`: "text", the whole response; "tag", the last <answer>...</answer>; "boxed", the
-  last \\boxed{...}; "last_line", the last line that is not empty.
+  last balanced \\boxed{...}; "last_line", the last line that is not empty.
   """
   return FORMATS[answer_format][0](response)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections.abc import Sequence
 
 from vespo_jax.processes import Child, ChildDied
 from vespo_jax.tasks.base import Example, Score, Task
 
 START_TIMEOUT_S = 120.0
+_ANSWERS_PER_MESSAGE = 256  # parsing them is within the child's memory and one answer's time
 
 
 class Grader:
@@ -28,7 +30,12 @@ class Grader:
 
   def __init__(self, task: Task, *, timeout_s: float = 10.0):
     self._start = json.dumps(
-      {"module": type(task).__module__, "task": task.name, "options": dict(task.options)}
+      {
+        "module": type(task).__module__,
+        "task": task.name,
+        "options": dict(task.options),
+        "timeout_s": timeout_s,
+      }
     )
     self._timeout_s = timeout_s
     self._restart()
@@ -44,14 +51,13 @@ class Grader:
     ]
     scores: list[Score] = []
     while len(scores) < len(items):
-      self._wait_until_ready()
+      batch = items[len(scores) : len(scores) + _ANSWERS_PER_MESSAGE]
+      self._send(json.dumps(batch).encode())
       try:
-        self._child.send(json.dumps(items[len(scores) :]).encode())
-        while len(scores) < len(items):
+        for _ in batch:
           scores.append(Score(**json.loads(self._child.receive(self._timeout_s))))
       except (TimeoutError, ChildDied) as error:
-        timed_out = isinstance(error, TimeoutError)
-        scores.append(Score(0.0, "timeout" if timed_out else "error"))
+        scores.append(Score(0.0, "timeout" if _timed_out(error) else "error"))
         self.close()
         self._restart()
     return scores
@@ -67,10 +73,23 @@ class Grader:
     self.close()
 
   def _restart(self) -> None:
-    self._child = Child("vespo_jax.tasks.grader_process", name="grader", args=[self._start])
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a stack each: memory
+    self._child = Child(
+      "vespo_jax.tasks.grader_process", name="grader", env=one_thread, args=[self._start]
+    )
     self._ready = False
 
-  def _wait_until_ready(self) -> None:
-    if not self._ready:
-      self._child.receive(START_TIMEOUT_S)
-      self._ready = True
+  def _send(self, message: bytes) -> None:
+    if self._ready:
+      try:
+        return self._child.send(message)
+      except ChildDied:  # between batches, so no answer is to blame
+        self.close()
+        self._restart()
+    self._child.receive(START_TIMEOUT_S)
+    self._ready = True
+    self._child.send(message)
+
+
+def _timed_out(error: TimeoutError | ChildDied) -> bool:
+  return isinstance(error, TimeoutError) or error.exit_code == -signal.SIGALRM

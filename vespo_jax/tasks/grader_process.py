@@ -10,30 +10,47 @@ import dataclasses
 import importlib
 import json
 import resource
+import signal
 import sys
+import warnings
 from typing import Any
 
 from vespo_jax.processes import serve_parent
 from vespo_jax.tasks.base import Example, Score, Task, make
+from vespo_jax.tasks.guard import forbid_side_effects
 
 MEMORY_LIMIT_BYTES = 4 << 30
+# The parent ends a grader whose answer takes too long. If the parent is gone, and the answer holds
+# the interpreter so that the watchdog cannot run, the kernel's alarm ends it this much later.
+ALARM_MARGIN_S = 5.0
+
+_reported: set[type[BaseException]] = set()  # each kind of failure is told once
 
 
-def _score(task: Task, example: Example, response: str) -> Score:
+def _score(task: Task, example: Example, response: str, alarm_s: float) -> Score:
+  signal.setitimer(signal.ITIMER_REAL, alarm_s)
   try:
     return task.score(example, response)
-  except Exception as error:  # a third party's verifier may raise anything on hostile text
-    print(f"verifier of {task.name} failed: {error!r:.200}", file=sys.stderr)
+  # a third party's verifier may raise anything on hostile text, and the text may call exit()
+  except (Exception, SystemExit) as error:
+    if type(error) not in _reported:
+      _reported.add(type(error))
+      print(f"verifier of {task.name} failed: {error!r:.200}", file=sys.stderr)
     return Score(0.0, "error")
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main(argv: list[str]) -> int:
   """Serves the parent at descriptor `argv[1]`; `argv[2]` says which task."""
   connection = serve_parent(int(argv[1]))
   start: dict[str, Any] = json.loads(argv[2])
+  alarm_s = start["timeout_s"] + ALARM_MARGIN_S
   importlib.import_module(start["module"])  # registers the task's family
   task = make(start["task"], **start["options"])
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+  warnings.simplefilter("ignore")  # of answers that are evaluated
+  forbid_side_effects()
   connection.send_bytes(b"ready")
   while True:
     try:
@@ -41,7 +58,7 @@ def main(argv: list[str]) -> int:
     except EOFError:  # the parent hung up
       return 0
     for example, response in items:
-      score = _score(task, Example(**example), response)
+      score = _score(task, Example(**example), response, alarm_s)
       connection.send_bytes(json.dumps(dataclasses.asdict(score)).encode())
 
 

@@ -24,7 +24,8 @@ class PromptStream:
   def indices(self, position: int, count: int) -> np.ndarray:
     """The indices of the prompts at positions `position` .. `position + count - 1`, int64."""
     positions = np.arange(position, position + count)
-    return np.array([self._order(int(p) // self._size)[p % self._size] for p in positions])
+    indices = [self._order(int(p) // self._size)[p % self._size] for p in positions]
+    return np.array(indices, np.int64)
 
   def _permutation(self, epoch: int) -> np.ndarray:
     return np.random.default_rng((self._seed, epoch)).permutation(self._size)
