@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-slow lint warm-start
+.PHONY: setup quickstart test test-slow test-parity golden lint warm-start
 
 setup: $(READY)
 
@@ -26,6 +26,21 @@ test: $(READY)  ## the default suite
 
 test-slow: $(READY)  ## the long checks
 	$(BIN)/python -m pytest -m slow --override-ini=addopts=--strict-markers
+
+PARITY := .venv-parity/.ready
+
+$(PARITY): $(READY) requirements-parity.txt
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -r requirements-dev.txt -r requirements-parity.txt
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(PARITY)
+
+test-parity: $(PARITY)  ## against torch and transformers, in an environment of its own
+	.venv-parity/bin/python -m pytest -m parity --override-ini=addopts=--strict-markers
+
+golden: $(PARITY)  ## regenerate tests/models/golden
+	.venv-parity/bin/python -m tests.parity.make_golden
 
 lint: $(READY)  ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ contradictions are refused before anything is loaded, with exit code 2.
 from ml_collections import ConfigDict
 
 from vespo_jax import advantages, objectives
+from vespo_jax.objectives import corrections
 
 
 def get_config() -> ConfigDict:
@@ -28,10 +29,30 @@ def get_config() -> ConfigDict:
   config.objective = ConfigDict({name: objectives.defaults(name) for name in objectives.names()})
   config.objective.name = "vespo"
   config.objective.aggregation = ""  # token-mean, seq-mean-token-mean, ...; "": the method's own
+  config.objective.opsm_delta = (
+    0.0  # nats per token: off-policy sequence masking of any method; 0: off
+  )
 
   # Rewards of a group -> advantages (vespo_jax/advantages.py).
   config.advantage = ConfigDict({name: advantages.defaults(name) for name in advantages.names()})
   config.advantage.name = "grpo"
+
+  # What the ratio is against, and the correction for the sampler's numerics
+  # (vespo_jax/objectives/corrections.py).
+  config.correction = ConfigDict({name: corrections.defaults(name) for name in corrections.names()})
+  # behaviour: what really sampled; proximal: the trainer's own recomputation at the start of the
+  # rollout batch (one more forward pass, a copy of the weights); decoupled: that, with a correction
+  config.correction.denominator = "behaviour"
+  config.correction.name = "none"
+
+  config.kl = ConfigDict()
+  config.kl.coefficient = 0.0  # of the penalty against the initial policy, per token; 0: off
+  config.kl.estimator = "k3"  # k1, k2, k3 or low_var (vespo_jax/objectives/regularizers.py)
+  config.kl.placement = "loss"  # loss: differentiated; reward: taken off the sequence's reward
+  config.entropy = ConfigDict({"coefficient": 0.0})  # of the bonus, per token; 0: off
+  config.proximal_step = ConfigDict()
+  config.proximal_step.divergence = "none"  # kl or tv, to the policy at the rollout batch's start
+  config.proximal_step.step_size = 1.0  # the loss gets divergence / step_size per token
 
   config.batch = ConfigDict()
   config.batch.prompts = 32  # prompts (groups) of a minibatch: one optimizer update
@@ -63,7 +84,7 @@ def get_config() -> ConfigDict:
 
   # The policy: a model directory, or random weights of the sizes below.
   config.policy = ConfigDict()
-  config.policy.path = ""  # Hugging Face directory or run directory; "": random weights
+  config.policy.path = ""  # Hugging Face or run directory, or GGUF file; "": random weights
   config.policy.width = 128  # D, the residual stream
   config.policy.layers = 4  # L
   config.policy.heads = 4  # query heads
@@ -71,6 +92,15 @@ def get_config() -> ConfigDict:
   config.policy.head_width = 32  # H
   config.policy.mlp_width = 384  # F
   config.policy.rope_theta = 10_000.0  # base of the rotary frequencies
+
+  # What the backward pass keeps of each block: none, everything; layers, the outputs of its
+  # projections; full, its input alone, so that the forward pass is done twice.
+  config.policy.remat = "none"
+
+  config.lora = ConfigDict()
+  config.lora.rank = 0  # of low-rank adapters trained in place of the model; 0: the whole model
+  config.lora.alpha = 32.0  # the adapters' update is scaled by alpha / rank
+  config.lora.targets = "."  # regex found in the names of linear layers: q_proj|v_proj, mlp, ...
 
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 3e-4  # after the warm-up
@@ -80,6 +110,9 @@ def get_config() -> ConfigDict:
   config.optimizer.epsilon = 1e-8
   config.optimizer.weight_decay = 0.0  # decoupled, on matrices only
   config.optimizer.max_grad_norm = 1.0  # global norm; 0: no clipping
+  config.optimizer.integrator = "euler"  # heun: 2 gradients per update, rk4: 4 (ODE-GAN)
+  config.optimizer.ess_scaling = "none"  # sqrt or linear: VCPO's step size by effective sample size
+  config.optimizer.ess_base = 1.0  # the effective sample size, a fraction, that has a full step
 
   config.evaluation = ConfigDict()
   config.evaluation.every = 0  # updates between evaluations during the run; 0: before and after

@@ -23,11 +23,12 @@ import tqdm
 from ml_collections import FrozenConfigDict
 
 from configs import quickstart
+from vespo_jax import advantages, launch, models, objectives
 from vespo_jax import config as config_lib
-from vespo_jax import launch, models, objectives
+from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.intake import Problems
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
-from vespo_jax.learner.update import UpdateSettings, init_state, make_update
+from vespo_jax.learner.update import StepSettings, init_state, make_update
 from vespo_jax.runtime import start_sampler
 from vespo_jax.sampler import pad_prompts
 from vespo_jax.tasks import PromptStream
@@ -65,7 +66,7 @@ def supervised_batch(
     response_tokens_PRT=tokens_P1T,
     response_mask_PRT=mask_P1T,
     behaviour_logprobs_PRT=np.zeros(tokens_P1T.shape, np.float32),
-    advantages_PR=np.ones((len(indices), 1), np.float32),
+    rewards_PR=np.ones((len(indices), 1), np.float32),
   )
 
 
@@ -76,10 +77,15 @@ def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack
   optimizer = make_optimizer(
     OptimizerSettings(learning_rate=LEARNING_RATE, warmup_updates=WARMUP_STEPS)
   )
-  settings = UpdateSettings(aggregation="token-mean", micro_batches=4)
-  update = jax.jit(
-    make_update(spec, objectives.make("reinforce"), optimizer, settings), donate_argnums=0
+  update = make_update(
+    spec,
+    objectives.make("reinforce"),
+    advantages.make("dr_grpo"),  # a single sample keeps its reward, which is 1
+    optimizer,
+    LossSettings(aggregation="token-mean", micro_batches=4),
+    StepSettings(),
   )
+  update = jax.jit(update, donate_argnums=0)
   state = init_state(params, optimizer)
   stream = PromptStream(len(problems.examples), config.seed)
   rng = np.random.default_rng(config.seed)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from vespo_jax import config as config_lib
+from vespo_jax import launch, objectives, train
 from vespo_jax.config import ConfigError
+from vespo_jax.learner.gradient import LossSettings
 
 REPOSITORY = Path(__file__).parent.parent
 DEBUG = str(REPOSITORY / "configs" / "debug.py")
@@ -73,6 +75,43 @@ def test_overrides_reach_the_config_whatever_their_order():
     (["--config.runtime.mode=async"], ["runtime.mode='async'", "'sync'"]),
     (["--config.runtime.transport=tcp"], ["runtime.transport='tcp'", "'local'"]),
     (["--config.objective.aggregation=mean"], ["objective.aggregation='mean'", "token-mean"]),
+    (
+      ["--config.objective.name=topr", "--config.objective.topr.level=row"],
+      ["level='row'", "token"],
+    ),
+    (["--config.objective.opsm_delta=-1"], ["objective.opsm_delta=-1", "at least 0"]),
+    (
+      ["--config.objective.name=dppo_kl", "--config.objective.dppo_kl.divergence=topk"],
+      ["objective.dppo_kl.divergence", "'binary'"],
+    ),
+    (["--config.correction.name=tis"], ["correction.name='tis'", "token_tis"]),
+    (["--config.correction.denominator=old"], ["correction.denominator='old'", "'proximal'"]),
+    (
+      ["--config.correction.name=token_tis"],
+      ["correction.name='token_tis'", "'vespo'", "count it twice"],
+    ),
+    (
+      ["--config.correction.name=token_tis", "--config.correction.denominator=proximal"],
+      ["correction.name='token_tis'", "'decoupled'"],
+    ),
+    (["--config.correction.denominator=decoupled"], ["'decoupled'", "needs a correction.name"]),
+    (
+      [
+        "--config.objective.name=minirl",
+        "--config.correction.name=token_tis",
+        "--config.correction.denominator=decoupled",
+      ],
+      ["correction.name='token_tis'", "'minirl'", "itself"],
+    ),
+    (
+      ["--config.correction.name=custom", "--config.correction.custom.reject=k9:1"],
+      ["correction.name='custom'", "seq_mean_k1"],
+    ),
+    (["--config.kl.estimator=k4"], ["kl.estimator='k4'", "'low_var'"]),
+    (["--config.kl.placement=both"], ["kl.placement='both'", "'reward'"]),
+    (["--config.proximal_step.divergence=w2"], ["proximal_step.divergence='w2'", "'tv'"]),
+    (["--config.optimizer.integrator=rk5"], ["optimizer.integrator='rk5'", "'heun'"]),
+    (["--config.optimizer.ess_scaling=log"], ["optimizer.ess_scaling='log'", "'sqrt'"]),
     (["--config.batch.micro_batches=3"], ["batch.micro_batches=3", "batch.prompts=4"]),
     (["--config.batch.samples_per_prompt=1"], ["batch.samples_per_prompt=1", "at least 2"]),
     (["--config.evaluation.problems=999"], ["evaluation.problems=999", "task.test_size=50"]),
@@ -90,6 +129,58 @@ def test_bad_values_are_refused_by_name(arguments, words):
     parse(*arguments)
   for word in words:
     assert word in str(caught.value), (word, str(caught.value))
+
+
+def test_what_the_loss_needs_reaches_it():
+  config, _ = parse(
+    "--config.sampler.temperature=0.7",
+    "--config.objective.aggregation=token-sum",
+    "--config.batch.micro_batches=4",
+    "--config.kl.coefficient=0.2",
+    "--config.kl.estimator=k2",
+    "--config.kl.placement=reward",
+    "--config.entropy.coefficient=0.3",
+    "--config.correction.denominator=proximal",
+    "--config.proximal_step.divergence=tv",
+    "--config.proximal_step.step_size=0.4",
+  )
+  assert launch._loss_settings(config) == LossSettings(
+    temperature=0.7,
+    aggregation="token-sum",
+    micro_batches=4,
+    proximal_denominator=True,
+    kl_coefficient=0.2,
+    kl_estimator="k2",
+    kl_in_reward=True,
+    entropy_coefficient=0.3,
+    proximal_divergence="tv",
+    proximal_step_size=0.4,
+  )
+
+
+@pytest.mark.parametrize(
+  "outcome,code",
+  [
+    (launch.Diverged("no"), 3),
+    (launch.ChildDied("sampler", -9), 1),
+    (TimeoutError("no"), 1),
+    (ConfigError("no"), 2),
+    ({"stop_reason": "preempted", "updates": 4}, 75),
+  ],
+)
+def test_exit_codes_say_how_a_run_ended(outcome, code, monkeypatch, capsys):
+  def ends(config, workdir, stop):
+    if isinstance(outcome, Exception):
+      raise outcome
+    return outcome
+
+  monkeypatch.setattr(launch, "train", ends)
+  monkeypatch.setattr(train, "_stop_on_signals", lambda: lambda: False)
+  monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
+  assert train.main(["train", f"--config={DEBUG}", "--workdir=w"]) == code
+  printed = capsys.readouterr()
+  assert ("error: " in printed.err) == isinstance(outcome, Exception)
+  assert ("stopped after update 4" in printed.out) == (code == 75)
 
 
 def test_missing_files_and_directories():
@@ -142,7 +233,7 @@ def test_the_command_line_exits_with_two_and_one_message_before_anything_heavy()
   lines = done.stderr.splitlines()
   messages = [line for line in lines if not line.startswith("import time:")]
   assert done.returncode == 2
-  assert len(messages) == 1 and "known: grpo, reinforce, vespo" in messages[0]
+  assert len(messages) == 1 and f"known: {', '.join(objectives.names())}" in messages[0]
   loaded = "\n".join(lines)
   for heavy in ("orbax", "tensorflow_datasets", "matplotlib", "reasoning_gym.factory"):
     assert heavy not in loaded, heavy

@@ -31,7 +31,53 @@ def test_off_policy_metrics_by_hand():
     "objective/coefficient_mean": 5 / 3,
     "objective/coefficient_mean_pos": 2.0,
     "objective/coefficient_mean_neg": 1.0,
-    "kl/behaviour_policy": np.mean([np.expm1(x) - x for x in (0.1, 0.3, -0.2)]),
+    "weight/log_z": np.log(1.5),  # phi = 2 and 1
+    "weight/q_mean_w": (2 * np.exp(0.4) + np.exp(-0.2)) / 3,
+    "objective/ess_fraction": 0.9,  # (2 + 1)^2 / (2 (4 + 1))
+    "ratio/outside_0.8_1.25": 1 / 3,  # log 1.25 = 0.223: 0.3 is out, 0.1 and -0.2 are in
+    "ratio/outside_0.5_2": 0.0,
   }
   for key, value in expected.items():
     np.testing.assert_allclose(metrics[key], value, rtol=1e-5, err_msg=key)
+
+
+def test_kls_by_hand():
+  sampled, other = jnp.asarray([[-1.0, -2.0, 5.0]]), jnp.asarray([[-1.1, -1.5, jnp.nan]])
+  mask = jnp.asarray([[True, True, False]])
+  x = np.array([-0.1, 0.5])  # log other - log sampled
+  expected = {"kl/a": np.exp(x) - 1 - x, "kl/a_k1": -x, "kl/a_k2": x**2 / 2}
+  metrics = diagnostics.kl_metrics("a", sampled, other, mask)
+  assert metrics.keys() == expected.keys()
+  for key, value in expected.items():
+    np.testing.assert_allclose(metrics[key], value.mean(), rtol=1e-5, err_msg=key)
+
+
+def test_histogram_counts_everything_once():
+  log_w = np.array([-1e4, -20.0, -0.01, 0.0, 0.0, 0.01, 20.0, 1e4])
+  counts = diagnostics.log_w_histogram(log_w)
+  edges = diagnostics.HISTOGRAM_EDGES
+  assert len(counts) == len(edges) + 1 and sum(counts) == 8
+  assert counts[0] == 1 and counts[-1] == 2  # below -20; from 20 on
+  assert counts[1] == 1 and counts[edges.index(0)] == 1 and counts[edges.index(0) + 1] == 3
+
+
+def test_gradient_shares_by_hand():
+  shares = diagnostics.gradient_shares(
+    gradient=np.array([1.0, 2.0, 3.0, 4.0]),
+    advantages=np.array([1.0, -1.0, 1.0, -1.0]),
+    lengths=np.array([1, 4, 5, 16]),
+    lags=np.array([0.0, 1.0, 3.5, 100.0]),
+    max_length=16,
+  )
+  expected = {
+    "positive": 0.4,
+    "length_q1": 0.3,
+    "length_q2": 0.3,
+    "length_q4": 0.4,
+    "staleness_0": 0.1,
+    "staleness_1": 0.2,
+    "staleness_2": 0.3,
+    "staleness_32": 0.4,
+  }
+  for key, value in shares.items():
+    assert np.isclose(value, expected.get(key.removeprefix("gradient_share/"), 0.0)), key

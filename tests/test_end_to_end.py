@@ -85,6 +85,8 @@ def test_a_run_leaves_its_directory_and_its_summary(first_run):
   assert [row["staleness/max"] for row in stored] == [0, 1, 0, 1, 0, 1]
   for row in stored:
     assert not set(METRICS) - set(row)
+  saved = (workdir / "rollouts" / "000001.jsonl").read_text().splitlines()
+  assert [json.loads(line)["group_id"] for line in saved] == [0] * 4 + [1] * 4  # two groups
   result = json.loads((workdir / "result.json").read_text())
   assert result["stop_reason"] == "finished" and result["updates"] == 6
   for when in ("evaluation_before", "evaluation_after"):
@@ -124,15 +126,20 @@ def test_an_interrupted_run_continues_byte_for_byte(first_run, data_dir, tmp_pat
   np.testing.assert_array_equal(loaded["layers"]["query"], expected["layers"]["query"])
 
 
-def test_a_finished_run_is_not_run_again_but_can_be_extended(data_dir, tmp_path):
+def test_a_finished_run_is_not_run_again_but_can_be_extended(first_run, data_dir, tmp_path):
   workdir = tmp_path / "run"
   short = debug_config(data_dir, updates=2)
   result = launch.train(short, workdir)
   before = (workdir / "metrics.jsonl").read_bytes()
   assert launch.train(short, workdir) == result
   assert (workdir / "metrics.jsonl").read_bytes() == before
-  launch.train(debug_config(data_dir, updates=4), workdir)
-  assert len(rows(workdir)) == 4 and (workdir / "metrics.jsonl").read_bytes().startswith(before)
+  for updates in (3, 4):  # 3 ends within a rollout batch, without a checkpoint: it is made twice
+    launch.train(debug_config(data_dir, updates=updates), workdir)
+    assert rows(workdir) == rows(first_run[0])[:updates]
+  assert (workdir / "metrics.jsonl").read_bytes().startswith(before)
+  assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
+  seconds = [row["wall_time_s"] for row in metrics.read(workdir / "metrics.jsonl")]
+  assert seconds == sorted(seconds)  # of the whole run, across its parts
   with pytest.raises(config_lib.ConfigError, match="another optimizer.learning_rate"):
     launch.train(debug_config(data_dir, **{"optimizer.learning_rate": 1.0}), workdir)
 
@@ -143,6 +150,53 @@ def test_a_policy_from_random_weights(data_dir, tmp_path):
   assert models.load(tmp_path)[0].width == 32
 
 
+ANCHORED = {
+  "objective.name": "m2po",  # of the whole minibatch: a pass over all micro-batches first
+  "correction.denominator": "proximal",
+  "kl.coefficient": 0.1,
+  "entropy.coefficient": 0.01,
+  "proximal_step.divergence": "kl",
+  "optimizer.integrator": "heun",
+  "sampler.temperature": 0.8,
+  "evaluation.every": 2,
+}
+CORRECTED = {
+  "objective.name": "vcpo",
+  "advantage.name": "vcpo",
+  "advantage.vcpo.score": "logit",
+  "optimizer.ess_scaling": "sqrt",
+  "sampler.dtype": "bfloat16",
+  "correction.denominator": "decoupled",
+  "correction.name": "token_tis",
+  "kl.coefficient": 0.1,
+  "kl.placement": "reward",
+}
+
+
+def test_proximal_and_reference_policies_survive_an_interruption(data_dir, tmp_path):
+  config = debug_config(data_dir, **ANCHORED, updates=4)
+  launch.train(config, tmp_path / "whole")
+  calls = iter([False, True])  # asked before updates 0 and 2
+  launch.train(config, tmp_path / "run", lambda: next(calls))
+  assert launch.train(config, tmp_path / "run")["stop_reason"] == "finished"
+  assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+  first, second, third, _ = metrics.read(tmp_path / "run" / "metrics.jsonl")
+  assert first["kl/proximal_policy"] < 1e-9 and third["kl/proximal_policy"] < 1e-9
+  assert second["kl/proximal_policy"] > 1e-7  # one update behind
+  assert first["kl/behaviour_policy"] < 1e-9  # the learner's temperature is the sampler's
+  assert "evaluation/accuracy" in second and "evaluation/accuracy" not in first
+  assert first["kl/policy_reference"] < 1e-9 < 1e-7 < third["kl/policy_reference"]
+
+
+def test_a_sampler_of_another_precision_is_corrected_for(data_dir, tmp_path):
+  launch.train(debug_config(data_dir, **CORRECTED, updates=2), tmp_path)
+  first, second = metrics.read(tmp_path / "metrics.jsonl")
+  assert 1e-7 < first["correction/kl"] < 1e-2  # bfloat16 against float32, the same weights
+  assert first["kl/proximal_policy"] < 1e-9 < first["kl/behaviour_policy"]
+  assert second["optimizer/ess_scale"] < 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", objectives.names())
 def test_every_objective_trains(name, data_dir, tmp_path):
   config = debug_config(data_dir, **{"objective.name": name, "updates": 2})
@@ -207,7 +261,7 @@ def test_a_killed_sampler_ends_the_run_with_a_clear_error(data_dir, tmp_path):
 
 
 def test_sigterm_saves_the_state_and_exits_75(data_dir, tmp_path):
-  process = start(tmp_path / "run", data_dir)
+  process = start(tmp_path / "run", data_dir, "--config.checkpoint.every=0")
   family = children(process.pid)
   process.terminate()
   output, errors = process.communicate(timeout=120)

@@ -11,12 +11,12 @@ PACKAGE = Path(vespo_jax.__file__).parent
 ROOMS = [
   {"types", "registry", "processes", "metrics"},
   {"objectives", "advantages", "diagnostics"},
-  {"models", "sharding", "tokenizers"},
+  {"models", "sharding", "chat", "tokenizers"},
   {"weights", "tasks", "sampler"},
   {"runtime"},
   {"learner"},
   {"evaluation", "report"},
-  {"config", "launch", "train", "evaluate", "sample"},
+  {"config", "launch", "train", "evaluate", "sample", "convert"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # models.load and models.save are public names of a room above, reached when they are called

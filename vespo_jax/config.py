@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from vespo_jax import advantages, objectives, tasks
+from vespo_jax import advantages, models, objectives, tasks
+from vespo_jax.models import ModelSpec, lora
+from vespo_jax.models.lora import LoraSettings
 
 DTYPES = ("float32", "bfloat16")
 TRANSPORTS = ("local", "threads")
@@ -65,15 +68,14 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
       raise ConfigError(f"{key} is missing; configs/base.py lists every key")
     if not good(flat[key]):
       raise ConfigError(f"{key}={flat[key]!r} must be {allowed}")
-  make_objective(config)
-  make_advantage(config)
+  _check_correction(config, make_objective(config), make_correction(config))
   prompts, pieces = config.batch.prompts, config.batch.micro_batches
   if prompts % pieces:
     raise ConfigError(
       f"batch.micro_batches={pieces} must divide batch.prompts={prompts}: a micro-batch holds whole"
       " groups"
     )
-  if config.advantage.name == "grpo" and config.batch.samples_per_prompt < 2:
+  if make_advantage(config).group_relative and config.batch.samples_per_prompt < 2:
     raise ConfigError(
       f"batch.samples_per_prompt={config.batch.samples_per_prompt} must be at least 2: advantages "
       "are relative to the group"
@@ -83,8 +85,8 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
       f"evaluation.problems={config.evaluation.problems} must be at most "
       f"task.test_size={config.task.test_size}"
     )
-  if config.policy.path and not Path(config.policy.path).is_dir():
-    raise ConfigError(f"policy.path={config.policy.path!r} is not a directory")
+  if config.policy.path and not Path(config.policy.path).exists():
+    raise ConfigError(f"policy.path={config.policy.path!r} does not exist")
   if not config.policy.path and config.policy.heads % config.policy.kv_heads:
     raise ConfigError(
       f"policy.heads={config.policy.heads} must be a multiple of "
@@ -96,12 +98,32 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
 
 def make_objective(config: ConfigDict | FrozenConfigDict) -> objectives.Objective:
   """The configured objective. Raises ConfigError naming the known ones."""
-  return _make(objectives, config.objective, "objective")
+  objective = _make(objectives, config.objective, "objective")
+  delta = config.objective.opsm_delta
+  return objectives.mask_off_policy(objective, delta) if delta else objective
 
 
 def make_advantage(config: ConfigDict | FrozenConfigDict) -> advantages.Advantage:
   """The configured advantage estimator. Raises ConfigError naming the known ones."""
   return _make(advantages, config.advantage, "advantage")
+
+
+def make_correction(config: ConfigDict | FrozenConfigDict) -> objectives.Correction:
+  """The configured rollout correction. Raises ConfigError naming the known ones."""
+  return _make(objectives.corrections, config.correction, "correction")
+
+
+def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSettings | None:
+  """The configured adapters, None if the whole model is trained. Raises ConfigError if they target
+  no layer of the model."""
+  if not config.lora.rank:
+    return None
+  settings = LoraSettings(config.lora.rank, config.lora.alpha, config.lora.targets)
+  try:
+    lora.targeted(spec, settings)
+  except ValueError as error:
+    raise ConfigError(f"lora.{error}") from error
+  return settings
 
 
 def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
@@ -138,6 +160,29 @@ def _make(room: Any, section: ConfigDict | FrozenConfigDict, kind: str) -> Any:
     return room.make(name, **(section[name].to_dict() if name in room.names() else {}))
   except ValueError as error:
     raise ConfigError(f"{kind}.name={name!r}: {error}") from error
+
+
+def _check_correction(
+  config: ConfigDict, objective: objectives.Objective, correction: objectives.Correction
+) -> None:
+  denominator = config.correction.denominator
+  if denominator == "proximal" and correction.name != "none":
+    raise ConfigError(
+      f"correction.name={correction.name!r} needs correction.denominator='decoupled', or "
+      "'behaviour' where the method has no ratio"
+    )
+  if denominator == "decoupled" and correction.name == "none":
+    raise ConfigError("correction.denominator='decoupled' needs a correction.name")
+  try:
+    objectives.check_correction(objective, correction, denominator != "behaviour")
+  except ValueError as error:
+    raise ConfigError(f"correction.name={correction.name!r}: {error}") from error
+  undelivered = [key for key in objective.needs if key.startswith("topk_")]
+  if undelivered:
+    raise ConfigError(
+      f"objective.{objective.name}.divergence='topk' needs top-K log-probs, which the sampler does "
+      "not report; use 'binary'"
+    )
 
 
 def _parse_flags(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
@@ -194,10 +239,26 @@ def _one_of(*choices: Any) -> _Rule:
   return f"one of {', '.join(map(repr, choices))}", lambda value: value in choices
 
 
+def _is_pattern(text: str) -> bool:
+  try:
+    re.compile(text)
+  except re.error:
+    return False
+  return True
+
+
 _RULES: dict[str, _Rule] = {
   "seed": ("from 0 to 2**32 - 1", lambda value: 0 <= value < 2**32),
   "updates": _at_least(1),
   "objective.aggregation": _one_of("", *objectives.AGGREGATIONS),
+  "objective.opsm_delta": _at_least(0),
+  "correction.denominator": _one_of("behaviour", "proximal", "decoupled"),
+  "kl.coefficient": _at_least(0),
+  "kl.estimator": _one_of(*objectives.KL_ESTIMATORS),
+  "kl.placement": _one_of("loss", "reward"),
+  "entropy.coefficient": ("a number", lambda value: True),
+  "proximal_step.divergence": _one_of(*objectives.DIVERGENCES),
+  "proximal_step.step_size": _above(0),
   "batch.prompts": _at_least(1),
   "batch.samples_per_prompt": _at_least(1),
   "batch.micro_batches": _at_least(1),
@@ -220,6 +281,10 @@ _RULES: dict[str, _Rule] = {
   "policy.head_width": ("even and at least 2", lambda value: value >= 2 and value % 2 == 0),
   "policy.mlp_width": _at_least(1),
   "policy.rope_theta": _above(0),
+  "policy.remat": _one_of(*models.REMAT),
+  "lora.rank": _at_least(0),
+  "lora.alpha": _above(0),
+  "lora.targets": ("a regular expression", _is_pattern),
   "optimizer.learning_rate": _at_least(0),
   "optimizer.warmup_updates": _at_least(0),
   "optimizer.beta1": _fraction(open_top=True),
@@ -227,6 +292,9 @@ _RULES: dict[str, _Rule] = {
   "optimizer.epsilon": _above(0),
   "optimizer.weight_decay": _at_least(0),
   "optimizer.max_grad_norm": _at_least(0),
+  "optimizer.integrator": _one_of("euler", "heun", "rk4"),
+  "optimizer.ess_scaling": _one_of("none", "sqrt", "linear"),
+  "optimizer.ess_base": _fraction(open_top=False),
   "evaluation.every": _at_least(0),
   "evaluation.problems": _at_least(1),
   "evaluation.samples_per_problem": _at_least(1),

@@ -11,32 +11,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import optax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import metrics, models, report, sharding, tasks
+from vespo_jax import metrics, models, report, sharding, tasks, weights
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
+from vespo_jax.learner.anchors import Anchors, copy
 from vespo_jax.learner.checkpoint import Checkpoints, abstract_like
+from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.intake import Intake, Problems
 from vespo_jax.learner.loop import Diverged, Loop, LoopSettings
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
 from vespo_jax.learner.update import (
-  Update,
-  UpdateSettings,
+  StepSettings,
+  compile_score,
   compile_update,
   init_state,
   make_update,
   place_state,
   state_shardings,
 )
-from vespo_jax.models import ModelSpec
+from vespo_jax.models import ModelSpec, lora
+from vespo_jax.models.lora import LoraSettings
 from vespo_jax.processes import ChildDied
 from vespo_jax.runtime import Sampler, SyncSchedule, start_sampler
 from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
-from vespo_jax.types import Params
+from vespo_jax.types import Params, TrainState
 
 __all__ = ["ChildDied", "Diverged", "load_policy", "make_evaluator", "open_problems", "train"]
 
@@ -117,7 +119,7 @@ def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: 
     max_new_tokens=config.sampler.max_new_tokens,
     temperature=config.sampler.temperature,
     samples_per_prompt=config.batch.samples_per_prompt,
-    stop_ids=(tokenizer.eos_id,),
+    stop_ids=tokenizer.stop_ids,
   )
   return dataclasses.replace(settings, **changes)
 
@@ -153,9 +155,30 @@ def _run(
   sampler = _start_sampler(config, spec, stack)
   train_problems, test_problems = open_problems(config, tokenizer, stack)
   evaluator = make_evaluator(config, test_problems)
-  optimizer = make_optimizer(OptimizerSettings(**config.optimizer.to_dict()))
-  state = init_state(params, optimizer)
-  update = compile_update(_make_update(config, spec, optimizer), mesh, spec, state)
+  optimizer = make_optimizer(_pick(OptimizerSettings, config.optimizer))
+  adapters = config_lib.make_lora(config, spec)
+  if adapters is None:
+    state = init_state(params, optimizer)
+  else:
+    trained = lora.init(spec, jax.random.key(config.seed), adapters)
+    state = init_state(trained, optimizer, frozen=params)
+  loss = _loss_settings(config)
+  update = make_update(
+    spec,
+    config_lib.make_objective(config),
+    config_lib.make_advantage(config),
+    optimizer,
+    loss,
+    _pick(StepSettings, config.optimizer),
+    adapters,
+  )
+  state = place_state(mesh, spec, state)
+  reference = copy(state.params) if adapters is None else state.frozen  # the former is donated
+  anchors = Anchors(
+    score=compile_score(mesh, spec, loss),
+    reference=reference if loss.needs_reference else None,
+    needs_proximal=loss.needs_proximal,
+  )
 
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
   stack.callback(checkpoints.close)
@@ -172,8 +195,10 @@ def _run(
   schedule = SyncSchedule(config.staleness.minibatches, config.batch.prompts)
   loop = Loop(
     workdir=workdir,
-    update=update,
-    state=place_state(mesh, spec, state) if restored is None else restored,
+    update=compile_update(update, mesh, spec, state),
+    policy=_policy(adapters),
+    anchors=anchors,
+    state=state if restored is None else restored.replace(frozen=state.frozen),
     mesh=mesh,
     sampler=sampler,
     intake=Intake(
@@ -187,7 +212,6 @@ def _run(
     ),
     problems=train_problems,
     schedule=schedule,
-    advantage=config_lib.make_advantage(config),
     settings=LoopSettings(
       updates=config.updates,
       samples_per_prompt=config.batch.samples_per_prompt,
@@ -208,7 +232,9 @@ def _run(
     result["stop_reason"] = loop.run()
     if result["stop_reason"] == "finished":
       result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
-      models.save(workdir / "model", spec, jax.device_get(loop.state.params), tokenizer)
+      models.save(workdir / "model", spec, jax.device_get(loop.policy(loop.state)), tokenizer)
+      if adapters is not None:
+        weights.save_adapters(workdir / "adapter", jax.device_get(loop.state.params), adapters)
   except BaseException as error:  # whatever ends the run, the result says so; then it goes on
     result["stop_reason"] = f"{type(error).__name__}: {error}"
     raise
@@ -219,15 +245,33 @@ def _run(
   return result
 
 
-def _make_update(
-  config: FrozenConfigDict, spec: ModelSpec, optimizer: optax.GradientTransformation
-) -> Update:
-  settings = UpdateSettings(
+def _loss_settings(config: FrozenConfigDict) -> LossSettings:
+  return LossSettings(
     temperature=config.sampler.temperature,
     aggregation=config.objective.aggregation or None,
     micro_batches=config.batch.micro_batches,
+    remat=config.policy.remat,
+    proximal_denominator=config.correction.denominator != "behaviour",
+    correction=config_lib.make_correction(config),
+    kl_coefficient=config.kl.coefficient,
+    kl_estimator=config.kl.estimator,
+    kl_in_reward=config.kl.placement == "reward",
+    entropy_coefficient=config.entropy.coefficient,
+    proximal_divergence=config.proximal_step.divergence,
+    proximal_step_size=config.proximal_step.step_size,
   )
-  return make_update(spec, config_lib.make_objective(config), optimizer, settings)
+
+
+def _policy(adapters: LoraSettings | None) -> Callable[[TrainState], Params]:
+  if adapters is None:
+    return lambda state: state.params
+  merge = jax.jit(lora.merge, static_argnums=2)
+  return lambda state: merge(state.frozen, state.params, adapters)
+
+
+def _pick(settings: type, section: FrozenConfigDict) -> Any:
+  """`settings` made of the keys of a config section that are its fields."""
+  return settings(**{field.name: section[field.name] for field in dataclasses.fields(settings)})
 
 
 def _elapsed_s(workdir: Path, started: float) -> float:

@@ -1,7 +1,8 @@
 """What a run measures: one JSON object per committed update on disk, and live progress on screen.
 
-A row is a flat dict of scalars named `area/what` (`reward/mean`, `kl/behaviour_policy`), plus
-`step` (committed updates after this one), `weight_version` and `wall_time_s`.
+A row is a flat dict of scalars named `area/what` (`reward/mean`, `kl/behaviour_policy`; a histogram
+is a list of counts), plus `step` (committed updates after this one), `weight_version` and
+`wall_time_s`.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class MetricsWriter:
     self._file = self.path.open("ab")
 
   def write(self, row: Mapping[str, Any]) -> None:
-    """Appends one row. A value is a Python, numpy or jax scalar; anything else is a TypeError, a
-    row without `step` a ValueError."""
+    """Appends one row. A value is a Python, numpy or jax scalar, or a list of them (a histogram);
+    anything else is a TypeError, a row without `step` a ValueError."""
     if "step" not in row:
       raise ValueError(f"a metrics row needs a 'step'; got {sorted(row)}")
     plain = {key: _encode(key, row[key]) for key in sorted(row, key=_rank)}
@@ -195,8 +196,10 @@ def _rank(key: str) -> tuple[int, str]:
   return {"step": 0, "weight_version": 1, "wall_time_s": 3}.get(key, 2), key
 
 
-def _encode(key: str, value: Any) -> int | float | str:
+def _encode(key: str, value: Any) -> int | float | str | list:
   """A scalar as JSON: integers and booleans as int, finite floats as float, the rest by name."""
+  if isinstance(value, list):
+    return [_encode(key, item) for item in value]
   scalar = np.asarray(value)
   if scalar.ndim or scalar.dtype.kind not in "biufV":  # V: bfloat16 and its like
     raise TypeError(f"metric {key!r} must be a scalar number, got {value!r}")

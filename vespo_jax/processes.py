@@ -63,6 +63,7 @@ class Child:
         pass_fds=[theirs.fileno(), *pass_fds],
         env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
+        process_group=0,  # a terminal's Ctrl-C is the parent's to handle, from the first moment on
       )
     finally:
       theirs.close()

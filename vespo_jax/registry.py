@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -56,3 +56,9 @@ class Registry:
         f"unknown {self.kind} {name!r}{hint}; known: {', '.join(self.names()) or 'none'}"
       )
     return self._makers[name]
+
+
+def check_option(key: str, value: str, allowed: Iterable[str]) -> None:
+  """Raises ValueError naming what is allowed if `value` is not."""
+  if value not in allowed:
+    raise ValueError(f"{key}={value!r} must be one of {', '.join(allowed)}")

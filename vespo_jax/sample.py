@@ -1,6 +1,7 @@
 """Answers a prompt: `python -m vespo_jax.sample --model=PATH --prompt="..."`.
 
-Each answer is printed with its log-probability. Exit codes: 0, or 2 for a bad model or setting.
+The prompt is put into the model's chat template if it has one; `--raw` continues it as it is. Each
+answer is printed with its log-probability. Exit codes: 0, or 2 for a bad model or setting.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from vespo_jax.sampler import Settings, generate
 def main(argv: list[str]) -> int:
   """Runs one command line; returns the exit code."""
   parser = argparse.ArgumentParser(prog="python -m vespo_jax.sample", description=__doc__)
-  parser.add_argument("--model", required=True, help="Hugging Face directory or run directory")
+  parser.add_argument("--model", required=True, help="Hugging Face or run directory, or GGUF file")
   parser.add_argument("--prompt", required=True)
+  parser.add_argument("--raw", action="store_true", help="no chat template")
   parser.add_argument("--samples", type=int, default=1)
   parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
   parser.add_argument("--top_k", type=int, default=0, help="0 is off")
@@ -32,11 +34,11 @@ def main(argv: list[str]) -> int:
       max_new_tokens=arguments.max_new_tokens,
       temperature=arguments.temperature,
       samples_per_prompt=arguments.samples,
-      stop_ids=(tokenizer.eos_id,),
+      stop_ids=tokenizer.stop_ids,
       top_k=arguments.top_k,
       top_p=arguments.top_p,
     )
-    prompt = tokenizer.encode_prompt(arguments.prompt)
+    prompt = tokenizer.encode_prompt(arguments.prompt, raw=arguments.raw)
   except (ValueError, FileNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

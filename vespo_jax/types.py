@@ -78,13 +78,22 @@ class TrainBatch:
   response_tokens_PRT: HostArray  # int32
   response_mask_PRT: HostArray  # bool, True at sampled tokens; a row without any is no sequence
   behaviour_logprobs_PRT: HostArray  # float32
-  advantages_PR: HostArray  # float32
+  rewards_PR: HostArray  # float32
+  # Log-probs under the proximal and the reference policy, float32, where the loss needs them.
+  proximal_logprobs_PRT: HostArray | None = None
+  reference_logprobs_PRT: HostArray | None = None
+  # Router choices to replay, uint8 or uint16; axis J is the group's prompt, then its samples.
+  expert_ids_PJLA: HostArray | None = None
 
 
 @flax.struct.dataclass
 class TrainState:
-  """What an update consumes and returns; `step` counts committed updates (the weight version)."""
+  """What an update consumes and returns; `step` counts committed updates (the weight version).
+
+  `params` is what is trained: the model's parameters, or adapters of the model in `frozen`.
+  """
 
   step: Array  # int32 scalar
   params: Params
   opt_state: Any
+  frozen: Params | None = None

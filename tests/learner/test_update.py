@@ -6,63 +6,17 @@ import sys
 from pathlib import Path
 
 import chex
+import example
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from example import OPTIMIZER, SPEC, example_batch, fresh_state, plain_update, run
 
 from vespo_jax import models, objectives, sharding
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer, schedule
-from vespo_jax.learner.update import (
-  LOG_W,
-  UpdateSettings,
-  compile_update,
-  init_state,
-  make_update,
-  place_state,
-)
-from vespo_jax.types import TrainBatch
-
-SPEC = models.ModelSpec(
-  vocab_size=32, width=32, layers=2, heads=8, kv_heads=8, head_width=4, mlp_width=64
-)
-# A large epsilon keeps Adam's step smooth in the gradient, so that rounding of a near-zero gradient
-# is not blown up to a whole step and the comparisons below can be tight.
-OPTIMIZER = OptimizerSettings(learning_rate=1e-3, warmup_updates=2, weight_decay=0.1, epsilon=1e-2)
-
-
-def example_batch(prompts=16, samples=4, prompt_width=16, width=5, seed=0):
-  rng = np.random.default_rng(seed)
-  shape = (prompts, samples, width)
-  lengths = rng.integers(0, width + 1, shape[:2])  # some rows are no sequence at all
-  return TrainBatch(
-    prompt_tokens_PS=rng.integers(0, 32, (prompts, prompt_width)).astype(np.int32),
-    prompt_mask_PS=np.arange(prompt_width)[::-1] < rng.integers(1, 17, (prompts, 1)),
-    response_tokens_PRT=rng.integers(0, 32, shape).astype(np.int32),
-    response_mask_PRT=np.arange(width) < lengths[..., None],
-    behaviour_logprobs_PRT=rng.normal(-3.4, 0.2, shape).astype(np.float32),
-    advantages_PR=rng.normal(size=shape[:2]).astype(np.float32),
-  )
-
-
-def fresh_state():
-  return init_state(models.init(SPEC, jax.random.key(0)), make_optimizer(OPTIMIZER))
-
-
-def run(name="vespo", updates=2, mesh=None, **settings):
-  mesh = mesh or sharding.make_mesh({"data": -1})
-  update = make_update(
-    SPEC, objectives.make(name), make_optimizer(OPTIMIZER), UpdateSettings(**settings)
-  )
-  state = place_state(mesh, SPEC, fresh_state())
-  update = compile_update(update, mesh, SPEC, state)
-  rows = []
-  for seed in range(updates):
-    batch = jax.device_put(example_batch(seed=seed), sharding.batch_sharding(mesh))
-    state, metrics = update(state, batch)
-    rows.append(jax.device_get(metrics))
-  return jax.device_get(state), rows
+from vespo_jax.learner.update import PER_SEQUENCE, compile_update, place_state
 
 
 @pytest.mark.parametrize("name,aggregation", [("vespo", None), ("grpo", "token-sum")])
@@ -89,7 +43,7 @@ def test_the_update_is_adamw_on_the_gradient_of_the_loss():
       objectives.make("vespo"),
       policy_logprobs=logprobs[:, 16:],
       behaviour_logprobs=jnp.asarray(batch.behaviour_logprobs_PRT.reshape(64, -1)),
-      advantages=jnp.asarray(batch.advantages_PR.reshape(-1)),
+      advantages=jnp.asarray(batch.rewards_PR.reshape(-1)),
       mask=jnp.asarray(batch.response_mask_PRT.reshape(64, -1)),
     )[0]
 
@@ -117,16 +71,19 @@ def test_metrics_have_their_names():
   ):
     assert np.isfinite(row[name]), name
   assert 0 < row["weight/ess_fraction"] <= 1
-  assert row[LOG_W].shape == (16, 4)
-  np.testing.assert_allclose(row[LOG_W].max(), row["weight/log_w_max"])
+  sequences = row[PER_SEQUENCE]
+  assert all(x.shape == (16, 4) for x in sequences.values())
+  valid = example_batch().response_mask_PRT.any(axis=-1)
+  np.testing.assert_allclose(sequences["log_w"][valid].max(), row["weight/log_w_max"])
+  np.testing.assert_allclose(
+    sequences["advantage"], example.masked_rewards(example_batch()), rtol=1e-6
+  )
   assert 0 < row["entropy/mean"] <= np.log(32) + 1e-5
 
 
 def test_loss_goes_down_when_a_batch_is_repeated():
   """Behaviour = policy at the start; the surrogate must rise for the sampled advantages."""
-  update = jax.jit(
-    make_update(SPEC, objectives.make("reinforce"), make_optimizer(OPTIMIZER), UpdateSettings())
-  )
+  update = jax.jit(plain_update("reinforce"))
   state, losses = fresh_state(), []
   for _ in range(10):
     state, metrics = update(state, example_batch())
@@ -137,7 +94,7 @@ def test_loss_goes_down_when_a_batch_is_repeated():
 def test_state_buffers_are_donated():
   mesh = sharding.make_mesh({"data": -1})
   state = place_state(mesh, SPEC, fresh_state())
-  update = make_update(SPEC, objectives.make("vespo"), make_optimizer(OPTIMIZER), UpdateSettings())
+  update = plain_update("vespo")
   compiled = compile_update(update, mesh, SPEC, state)
   batch = jax.device_put(example_batch(), sharding.batch_sharding(mesh))
   old = state.params["embedding"]
@@ -148,7 +105,7 @@ def test_state_buffers_are_donated():
 def test_one_compilation_for_many_updates():
   mesh = sharding.make_mesh({"data": -1})
   chex.clear_trace_counter()
-  update = make_update(SPEC, objectives.make("vespo"), make_optimizer(OPTIMIZER), UpdateSettings())
+  update = plain_update("vespo")
   state = place_state(mesh, SPEC, fresh_state())
   compiled = compile_update(chex.assert_max_traces(update, n=1), mesh, SPEC, state)
   for seed in range(3):
@@ -169,13 +126,30 @@ def test_warm_up_and_weight_decay():
   assert not np.asarray(updates["final_norm"]).any()
 
 
+def test_clipping_and_moments_are_those_that_are_set():
+  settings = dict(learning_rate=0.1, beta1=0.8, beta2=0.95, epsilon=1e-3)
+  optimizer = make_optimizer(OptimizerSettings(**settings, max_grad_norm=2.0))
+  params = {"layers": {"w": jnp.zeros((1, 2, 2))}, "b": jnp.zeros(4)}
+  state, m, v, moved = optimizer.init(params), 0.0, 0.0, 0.0
+  for t, size in enumerate((3.0, 0.5), start=1):  # norms of 6, which is clipped to 2, and of 1
+    grads = {"layers": {"w": jnp.zeros((1, 2, 2))}, "b": jnp.full(4, size)}
+    updates, state = optimizer.update(grads, state, params)
+    g = min(size, 1.0)
+    m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
+    moved = -0.1 * (m / (1 - 0.8**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-3)
+    np.testing.assert_allclose(updates["b"], moved, rtol=1e-5)
+  unclipped = make_optimizer(OptimizerSettings(**settings, max_grad_norm=0.0))
+  _, state = unclipped.update(grads, unclipped.init(params), params)
+  np.testing.assert_allclose(state[1][0].mu["b"], 0.2 * 0.5, rtol=1e-6)
+
+
 def test_eight_devices_give_the_same_update():
   """data 8, fsdp 8 and data 2 x fsdp 4 against one device; a process of its own."""
   here = Path(__file__).parent
   flags = "--xla_force_host_platform_device_count=8"
   done = subprocess.run(
     [sys.executable, str(here / "eight_devices.py")],
-    env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(here)},
+    env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{here.parent.parent}:{here}"},
     capture_output=True,
     text=True,
     timeout=400,
@@ -189,3 +163,9 @@ def test_meshes_that_do_not_fit_are_refused():
     sharding.make_mesh({"model": 2})
   with pytest.raises(ValueError, match="needs 3 devices"):
     sharding.make_mesh({"data": 3})
+
+
+def test_parameters_that_do_not_divide_over_a_mesh_are_refused_by_name():
+  mesh = jax.sharding.AbstractMesh((1, 1, 3, 1, 1), sharding.MESH_AXES)
+  with pytest.raises(ValueError, match="'embedding'.*'vocab' axis of 32.*3 devices.*'tensor'"):
+    sharding.param_shardings(mesh, SPEC)

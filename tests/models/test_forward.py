@@ -97,7 +97,7 @@ def test_groups_equal_rows_in_value_and_gradient(model):
   weights = jnp.asarray(np.random.default_rng(4).normal(size=(P, R, Tr, spec.width)), jnp.float32)
 
   def grouped(params):
-    hidden = models.forward_groups(params, spec, prompts, mask, responses)
+    hidden, _ = models.forward_groups(params, spec, prompts, mask, responses, responses > 0)
     return jnp.sum(hidden * weights), hidden
 
   def rows(params):

@@ -17,11 +17,37 @@ def reference(params, spec, ids):
   def norm(x, scale):
     return x / np.sqrt(np.mean(x * x) + spec.norm_epsilon) * scale
 
+  def frequency(i):
+    f = spec.rope_theta ** (-2 * i / spec.head_width)
+    if spec.rope_scaling != "llama3":
+      return f
+    wavelength = 2 * np.pi / f
+    if wavelength > spec.rope_context / spec.rope_low_factor:
+      return f / spec.rope_factor
+    if wavelength < spec.rope_context / spec.rope_high_factor:
+      return f
+    smooth = (spec.rope_context / wavelength - spec.rope_low_factor) / (
+      spec.rope_high_factor - spec.rope_low_factor
+    )
+    return (1 - smooth) * f / spec.rope_factor + smooth * f
+
+  def feed_forward(x, gate, up, down):
+    g = x @ gate
+    return (g / (1 + np.exp(-g)) * (x @ up)) @ down
+
+  def mixture(x, layer):
+    p = np.exp(x @ layer["router"])
+    p /= p.sum()
+    chosen = np.argsort(-p)[: spec.active_experts]
+    scale = p[chosen].sum() if spec.normalize_router else 1.0
+    kernels = ("expert_gate", "expert_up", "expert_down")
+    return sum(p[e] / scale * feed_forward(x, *(layer[k][e] for k in kernels)) for e in chosen)
+
   def rope(x, t):
     half = spec.head_width // 2
     out = np.empty_like(x)
     for i in range(half):
-      angle = t * spec.rope_theta ** (-2 * i / spec.head_width)
+      angle = t * frequency(i)
       c, s = np.cos(angle), np.sin(angle)
       out[i], out[i + half] = x[i] * c - x[i + half] * s, x[i] * s + x[i + half] * c
     return out
@@ -49,8 +75,10 @@ def reference(params, spec, ids):
         mixed.append(sum(w * v[j] for w, v in zip(weights / weights.sum(), values, strict=True)))
       h = h + np.concatenate(mixed) @ layer["output"]
       x = norm(h, layer["mlp_norm"])
-      gate = x @ layer["gate"]
-      after.append(h + (gate / (1 + np.exp(-gate)) * (x @ layer["up"])) @ layer["down"])
+      if spec.experts:
+        after.append(h + mixture(x, layer))
+      else:
+        after.append(h + feed_forward(x, layer["gate"], layer["up"], layer["down"]))
     hidden = after
   return np.stack([norm(h, params["final_norm"]) for h in hidden])
 

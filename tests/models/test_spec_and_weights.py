@@ -65,6 +65,39 @@ def test_round_trip_is_bit_exact(model, tmp_path):
   assert tokenizer.encode_prompt("1 + 2") == byte_tokenizer().encode_prompt("1 + 2")
 
 
+def test_files_hold_the_tensors_that_transformers_expects(model, tmp_path):
+  """The other library's names and its [out, in] kernels, which a round trip does not see."""
+  spec, params = saved(model, tmp_path)
+  tensors = load_file(tmp_path / "model.safetensors")
+  names = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+  }
+  for ours, theirs in names.items():
+    if ours not in params["layers"]:  # experts' names are the parity suite's
+      continue
+    stored = tensors[f"model.layers.1.{theirs}.weight"]
+    np.testing.assert_array_equal(stored, params["layers"][ours][1].T, err_msg=ours)
+  np.testing.assert_array_equal(tensors["model.embed_tokens.weight"], params["embedding"])
+  assert ("lm_head.weight" in tensors) == (not spec.tied_embeddings)
+  assert ("model.layers.0.self_attn.q_proj.bias" in tensors) == spec.qkv_bias
+  assert ("model.layers.0.self_attn.q_norm.weight" in tensors) == spec.qk_norm
+
+
+def test_what_old_configs_leave_out_follows_from_the_rest():
+  config = dict(model_type="llama", vocab_size=8, hidden_size=48, num_hidden_layers=1)
+  config |= dict(num_attention_heads=6, intermediate_size=8, rms_norm_eps=1e-5, rope_theta=1e4)
+  spec = models.ModelSpec.from_hf_config(config)
+  assert (spec.kv_heads, spec.head_width, spec.tied_embeddings) == (6, 8, False)
+
+
 def test_bfloat16_storage_rounds_once(model, tmp_path):
   _, params = saved(model, tmp_path, dtype=jnp.bfloat16)
   _, loaded, _ = models.load(tmp_path)
@@ -76,7 +109,8 @@ def test_new_rope_layout_is_read(model, tmp_path):
   spec, _ = saved(model, tmp_path)
   path = tmp_path / "config.json"
   config = json.loads(path.read_text())
-  config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+  scaling = config.pop("rope_scaling", {"rope_type": "default"})
+  config["rope_parameters"] = {**scaling, "rope_theta": config.pop("rope_theta")}
   path.write_text(json.dumps(config))
   assert models.load(tmp_path)[0] == spec
 
@@ -85,9 +119,11 @@ def test_new_rope_layout_is_read(model, tmp_path):
   "change,message",
   [
     ({"model_type": "gpt2"}, "model_type 'gpt2'"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type='yarn'"),
     ({"hidden_act": "gelu"}, "hidden_act"),
-    ({"rope_theta": None}, "rope_theta"),
+    ({"sliding_window": 8, "use_sliding_window": True}, "use_sliding_window"),
+    ({"layer_types": ["sliding_attention"]}, "layer_types"),
+    ({"mlp_bias": True}, "mlp_bias"),
     ({"hidden_size": 32}, "shape"),
   ],
 )

@@ -33,6 +33,11 @@ def loss_and_grad(objective, batch, **kwargs):
   return jax.value_and_grad(loss)(batch["policy_logprobs"])
 
 
+def coefficients_of(objective, batch):
+  log_ratio = batch["policy_logprobs"] - batch["behaviour_logprobs"]
+  return objective(log_ratio, batch["advantages"], batch["mask"], extras=batch)
+
+
 @EVERY
 def test_on_policy_it_is_reinforce(name):
   batch = example()
@@ -78,34 +83,46 @@ def test_what_is_masked_has_no_effect(name):
 def test_padding_and_permutation(name):
   batch = example()
   objective = objectives.make(name)
-  coefficients, _ = objective(
-    batch["policy_logprobs"] - batch["behaviour_logprobs"], batch["advantages"], batch["mask"]
-  )
+  coefficients, _ = coefficients_of(objective, batch)
   order = np.array([4, 0, 5, 2, 1, 3])
   padded = {k: jnp.pad(v, [(0, 0), (0, 3)]) if v.ndim == 2 else v for k, v in batch.items()}
   padded = {key: value[order] for key, value in padded.items()}
-  other, _ = objective(
-    padded["policy_logprobs"] - padded["behaviour_logprobs"], padded["advantages"], padded["mask"]
-  )
+  other, _ = coefficients_of(objective, padded)
   np.testing.assert_allclose(other[:, :T], coefficients[order], rtol=1e-6)
   assert not np.asarray(other[:, T:]).any()
 
 
 @EVERY
+def test_no_row_sees_another_unless_the_method_says_so(name):
+  objective = objectives.make(name)
+  if objective.batch_wide:
+    pytest.skip("its coefficients are of the whole minibatch")
+  batch = example(scale=1.5)
+  together, _ = coefficients_of(objective, batch)
+  for row in range(B):
+    alone, _ = coefficients_of(objective, {k: v[row : row + 1] for k, v in batch.items()})
+    np.testing.assert_allclose(alone[0], together[row], rtol=1e-5)
+
+
+@EVERY
 @pytest.mark.parametrize("mode", AGGREGATIONS)
 def test_micro_batches_add_up(name, mode):
+  """Of the weights, where these are of the whole minibatch; of the whole loss everywhere else."""
   batch = example()
   objective = objectives.make(name)
   loss, grad = loss_and_grad(objective, batch, aggregation=mode)
   normalizer = objectives.count(batch["mask"], mode)
+  whole, _ = objectives.token_weights(objective, **batch)
+
+  def of_piece(piece, weights):
+    if not objective.batch_wide:
+      return loss_and_grad(objective, piece, aggregation=mode, normalizer=normalizer)
+    loss = lambda logprobs: objectives.weighted_loss(weights, logprobs, mode, normalizer)
+    return jax.value_and_grad(loss)(piece["policy_logprobs"])
+
   for pieces in (2, 3, 6):
     parts = [
-      loss_and_grad(
-        objective,
-        {key: value[i::pieces] for key, value in batch.items()},
-        aggregation=mode,
-        normalizer=normalizer,
-      )
+      of_piece(*jax.tree.map(lambda x: x[i::pieces], (batch, whole)))  # noqa: B023
       for i in range(pieces)
     ]
     np.testing.assert_allclose(sum(part[0] for part in parts), loss, rtol=1e-5)

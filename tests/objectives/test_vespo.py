@@ -1,12 +1,24 @@
-"""VESPO against the paper: its kernel table, its implicit surrogate, its bounds."""
+"""VESPO against the paper: its kernel table, its published loss, its implicit surrogate."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import gammainc, gammaln
+from published import (
+  DOUBLE,
+  SINGLE,
+  assert_all_hit,
+  assert_finite_at_extremes,
+  assert_same_gradient,
+  make_batch,
+  parts,
+  prove,
+  sequence_ratio,
+  sg,
+  token_mean,
+)
 
-from vespo_jax import objectives
+from vespo_jax.objectives import make
 from vespo_jax.objectives.vespo import phi
 
 TABLE = {  # W: phi at (k, lambda) = (2, 3) and (3, 2)
@@ -28,8 +40,8 @@ TABLE = {  # W: phi at (k, lambda) = (2, 3) and (3, 2)
 def test_kernel_table():
   log_w = jnp.log(jnp.asarray(list(TABLE)))
   positive, negative = np.array(list(TABLE.values())).T
-  np.testing.assert_allclose(phi(log_w, 2.0, 3.0), positive, rtol=2e-5)
-  np.testing.assert_allclose(phi(log_w, 3.0, 2.0), negative, rtol=2e-5)
+  np.testing.assert_allclose(phi(log_w, 2.0, 3.0), positive, rtol=5e-6)
+  np.testing.assert_allclose(phi(log_w, 3.0, 2.0), negative, rtol=5e-6)
 
 
 def test_kernel_is_one_on_policy_exactly():
@@ -37,57 +49,116 @@ def test_kernel_is_one_on_policy_exactly():
   assert phi(jnp.float32(0.0), 3.0, 2.0) == 1.0
 
 
-def surrogate(w, k, lam):
-  """f with phi(W) = W f'(W): e^lam lam^-k gamma_lower(k, lam W) (arXiv 2602.10693 eq. 40-41)."""
-  return jnp.exp(lam - k * jnp.log(lam) + gammaln(k)) * gammainc(k, lam * w)
+def vespo(positive, negative, power=0.0):
+  """eq. 20 and appendix I: phi(W) = W^k exp(lambda (1 - W)), detached, over all tokens."""
+
+  def published(logprobs, b):
+    w = sequence_ratio(logprobs - b.behaviour, b.mask, power)
+    of = lambda k, lam: w**k * jnp.exp(lam * (1 - w))
+    kernel = sg(jnp.where(b.a >= 0, of(*positive), of(*negative)))
+    return token_mean(-kernel * b.a * logprobs, b.mask)
+
+  return published
 
 
-@pytest.mark.parametrize("seed", range(5))
+def example(seed, spread=0.3):
+  batch = make_batch(seed, spread)
+  log_r, a, mask = parts(batch)
+  log_w = (log_r * mask).sum(1, keepdims=True)
+  assert_all_hit(mask, good_up=(a > 0) & (log_w > 0.2), good_down=(a > 0) & (log_w < -0.2))
+  assert_all_hit(mask, bad_up=(a < 0) & (log_w > 0.2), bad_down=(a < 0) & (log_w < -0.2))
+  return batch
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"k_pos": 1.0, "lambda_pos": 0.5, "k_neg": 4.0, "lambda_neg": 2.5},
+    {"k_pos": 0.5, "lambda_pos": 0.0, "k_neg": 0.0, "lambda_neg": 1.0},
+  ],
+)
+@pytest.mark.parametrize("spread", [0.3, 0.8])
+def test_published_loss(options, spread):
+  kernels = {"k_pos": 2.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0} | options
+  k_pos, lambda_pos, k_neg, lambda_neg = kernels.values()
+  batch = example(0, spread)
+  prove(make("vespo", **options), vespo((k_pos, lambda_pos), (k_neg, lambda_neg)), batch)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_gradient_is_that_of_the_implicit_surrogate(seed):
-  rng = np.random.default_rng(seed)
-  policy = jnp.asarray(rng.normal(-1.0, 0.2, (8, 6)), jnp.float32)
-  behaviour = policy + jnp.asarray(rng.normal(0.0, 0.3, (8, 6)), jnp.float32)
-  advantages = jnp.asarray(rng.normal(size=8), jnp.float32)
-  mask = jnp.asarray(np.arange(6) < rng.integers(1, 7, (8, 1)))
+  """f with phi(W) = W f'(W): e^lam lam^-k gamma_lower(k, lam W) (arXiv 2602.10693 eq. 40-41)."""
 
-  def published(logprobs):
-    w = jnp.exp(jnp.sum(jnp.where(mask, logprobs - behaviour, 0.0), axis=1))
-    f = jnp.where(advantages >= 0, surrogate(w, 2.0, 3.0), surrogate(w, 3.0, 2.0))
-    return -jnp.sum(f * advantages) / jnp.sum(mask)  # token-mean: the global token count
+  def published(logprobs, b):
+    w = sequence_ratio(logprobs - b.behaviour, b.mask)[:, 0]
+    of = lambda k, lam: jnp.exp(lam - k * jnp.log(lam) + gammaln(k)) * gammainc(k, lam * w)
+    f = jnp.where(b.a[:, 0] >= 0, of(2.0, 3.0), of(3.0, 2.0))
+    surrogate = -jnp.sum((f * b.a[:, 0])[b.mask.any(1)]) / b.mask.sum()
+    detached = vespo((2.0, 3.0), (3.0, 2.0))(sg(logprobs), b)
+    return surrogate - sg(surrogate) + detached  # its gradient, the value of the detached form
 
-  def ours(logprobs):
-    return objectives.policy_loss(
-      objectives.make("vespo"),
-      policy_logprobs=logprobs,
-      behaviour_logprobs=behaviour,
-      advantages=advantages,
-      mask=mask,
-    )[0]
+  prove(make("vespo"), published, example(seed), precisions=[(False, 5e-6), DOUBLE])
 
-  np.testing.assert_allclose(jax.grad(ours)(policy), jax.grad(published)(policy), rtol=2e-5)
+
+@pytest.mark.parametrize("symmetric,kernel", [("positive", (2.0, 3.0)), ("negative", (3.0, 2.0))])
+def test_symmetric_variants(symmetric, kernel):
+  """Figure 7: one kernel for both signs."""
+  prove(make("vespo", symmetric=symmetric), vespo(kernel, kernel), example(3))
+  other = {"k_pos": 1.5, "lambda_pos": 1.0, "k_neg": 2.5, "lambda_neg": 4.0}
+  kernel = (1.5, 1.0) if symmetric == "positive" else (2.5, 4.0)
+  prove(make("vespo", symmetric=symmetric, **other), vespo(kernel, kernel), example(4))
+
+
+@pytest.mark.parametrize(
+  "norm,power,precision",
+  [
+    ("linear", 1.0, SINGLE),
+    ("linear", 1.0, DOUBLE),
+    ("sqrt", 0.5, SINGLE),
+    ("sqrt", 0.5, DOUBLE),
+  ],
+)
+def test_length_normalised_variants(norm, power, precision):
+  """Section 4.7: W^(1/T) and W^(1/sqrt(T)) in the place of W."""
+  published = vespo((2.0, 3.0), (3.0, 2.0), power)
+  prove(make("vespo", length_norm=norm), published, example(5, 0.8), precisions=[precision])
+
+
+def test_the_power_kernels_are_reinforce_and_sequence_is():
+  batch = make_batch(6)
+  of = lambda k: make("vespo", k_pos=k, k_neg=k, lambda_pos=0.0, lambda_neg=0.0)
+  assert_same_gradient(of(0.0), make("reinforce"), batch)
+  assert_same_gradient(of(1.0), make("sequence_is"), batch)
+  given = [jnp.asarray(x, jnp.float32) for x in (parts(batch)[0], batch["advantages"])]
+  given.append(jnp.asarray(batch["mask"]))
+  np.testing.assert_allclose(of(1.0)(*given)[0], make("sequence_is")(*given)[0], rtol=1e-6)
 
 
 def test_weight_is_the_product_over_the_whole_response():
   log_ratio = jnp.full((1, 4), 0.25)
-  coefficients, _ = objectives.make("vespo")(log_ratio, jnp.ones(1), jnp.ones((1, 4), bool))
+  coefficients, _ = make("vespo")(log_ratio, jnp.ones(1), jnp.ones((1, 4), bool))
   np.testing.assert_allclose(coefficients, np.full((1, 4), phi(1.0, 2.0, 3.0)), rtol=1e-6)
 
 
 def test_kernel_follows_the_sign_of_the_advantage():
   log_ratio = jnp.full((3, 1), np.log(2.0))
-  objective = objectives.make("vespo")
-  coefficients, _ = objective(log_ratio, jnp.asarray([1.0, 0.0, -1.0]), jnp.ones((3, 1), bool))
+  coefficients, _ = make("vespo")(log_ratio, jnp.asarray([1.0, 0.0, -1.0]), jnp.ones((3, 1), bool))
   np.testing.assert_allclose(coefficients[:, 0], [0.199148, 0.199148, 1.08268], rtol=2e-5)
 
 
-def test_second_moment_bound():
-  """E_mu[phi^2] <= Z K C (proposition 3.1) for log-normal weights with E_mu[W] = 1."""
-  nodes, weights = np.polynomial.hermite_e.hermegauss(200)
-  weights = weights / weights.sum()
-  for (k, lam), bound_k in (((2.0, 3.0), np.exp(2) / 3), ((3.0, 2.0), 1.0)):
-    for s in (0.1, 0.5, 1.0, 2.0, 3.0):
-      log_w = s * nodes - s * s / 2
-      kernel = np.asarray(phi(jnp.asarray(log_w), k, lam), np.float64)
-      z, second = weights @ kernel, weights @ kernel**2
-      c = weights @ (kernel * np.exp(log_w)) / z
-      assert second <= z * bound_k * c * (1 + 1e-4)
+def test_refused_options():
+  with pytest.raises(ValueError, match="at least 0"):
+    make("vespo", lambda_pos=-1.0)
+  with pytest.raises(ValueError, match="at least 0"):
+    make("vespo", lambda_neg=-1.0)
+  with pytest.raises(ValueError, match="symmetric='both'.*positive"):
+    make("vespo", symmetric="both")
+  with pytest.raises(ValueError, match="length_norm='square'.*sqrt"):
+    make("vespo", length_norm="square")
+
+
+def test_finite_at_extremes():
+  assert_finite_at_extremes(make("vespo"))
+  for norm in ("sqrt", "linear"):
+    assert_finite_at_extremes(make("vespo", length_norm=norm))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from vespo_jax import models
+from vespo_jax import models, processes
 from vespo_jax.processes import ChildDied
 from vespo_jax.runtime import SamplerFailed, SharedWeights, messages, start_sampler
 from vespo_jax.sampler import Order, Settings
@@ -58,6 +58,16 @@ def test_a_set_that_was_read_does_not_change_with_later_ones():
   jax.tree.map(np.testing.assert_array_equal, first, params(0))
 
 
+def test_published_weights_may_be_donated():
+  sampler = start_sampler("threads", SPEC, "float32")
+  weights = params()
+  sampler.publish(0, weights)
+  jax.tree.map(lambda leaf: leaf.delete(), weights)
+  sampler.put(order())
+  assert len(sampler.get(60).rollouts) == 6
+  sampler.close()
+
+
 def test_torn_weights_are_never_accepted():
   writer = SharedWeights(SPEC)
   writer.publish(0, params(0))
@@ -98,6 +108,8 @@ def test_a_sampler_process_equals_a_thread():
       sampler.put(order(0))
       sampler.put(order(1))
       first = sampler.get(120), sampler.get(120)
+      if transport == "local":
+        os.kill(sampler.health()["pid"], signal.SIGINT)  # Ctrl-C reaches both; it is the parent's
       sampler.publish(5, params(5))
       sampler.put(order(2, version=5))
       results[transport] = [*first, sampler.get(120)]
@@ -138,6 +150,17 @@ def test_a_failing_sampler_says_why(local_sampler):
 def test_silence_is_a_timeout(local_sampler):
   with pytest.raises(TimeoutError, match="sampler process"):
     local_sampler.get(0.1)
+
+
+def test_a_child_that_does_not_read_is_a_timeout(tmp_path, monkeypatch):
+  (tmp_path / "deaf.py").write_text("import time\ntime.sleep(10)\n")
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  monkeypatch.setattr(processes, "SEND_TIMEOUT_S", 1.0)
+  child = processes.Child("deaf", name="deaf")
+  with pytest.raises(TimeoutError, match="deaf process .* stopped reading"):
+    child.send(bytes(10_000_000))  # more than the socket holds
+  child.close(grace_s=0.1)
+  assert not child.alive
 
 
 def test_a_sampler_dies_with_its_parent():

@@ -1,7 +1,9 @@
 """Generation against exact probabilities and against the learner's own log-probs."""
 
+import importlib
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +121,19 @@ def test_a_rollout_does_not_depend_on_its_batch(params):
     assert one.sample_seed == other.sample_seed
 
 
+def test_seeds_and_streams_have_responses_of_their_own(params):
+  worker = sampler.Worker(SPEC, "float32")
+  worker.set_weights(0, params)
+  responses = []
+  for seed, stream in ((0, 0), (1, 0), (0, 1), (0, 0)):
+    how = settings(samples_per_prompt=8, stop_ids=())
+    order = sampler.Order(0, 0, seed, stream, PROMPTS[:1], [0], how)
+    responses.append(str([r.response_ids.tolist() for r in worker.run(order).rollouts]))
+  assert responses[0] == responses[3] and len(set(responses)) == 3
+  with pytest.raises(RuntimeError, match="needs weight version 2, the sampler holds 0"):
+    worker.run(sampler.Order(0, 2, 0, 0, PROMPTS[:1], [0], how))
+
+
 def test_samples_of_a_prompt_differ(params):
   rollouts = sampler.generate(
     params, SPEC, PROMPTS[:1], jax.random.key(5), settings(samples_per_prompt=20, stop_ids=())
@@ -169,11 +184,15 @@ def test_bfloat16_weights_sample_with_their_own_logprobs(params):
   assert 1e-4 < np.abs(error).max() < 0.5  # a real mismatch, of the size of the rounding
 
 
-def test_one_compilation_for_prompts_of_a_bucket(params):
-  sampler.sample_batch.clear_cache()
+def test_one_trace_for_prompts_of_a_bucket(params, monkeypatch):
+  module = importlib.import_module("vespo_jax.sampler.generate")
+  once = chex.assert_max_traces(module.sample_batch.__wrapped__, n=1)
+  counted = jax.jit(once, static_argnames=("spec", "settings"))
+  monkeypatch.setattr(module, "sample_batch", counted)
   for length in (3, 9, 16):
     sampler.generate(params, SPEC, [[1] * length], jax.random.key(9), settings())
-  assert sampler.sample_batch._cache_size() == 1
+  with pytest.raises(AssertionError, match="traced"):
+    sampler.generate(params, SPEC, [[1] * 17], jax.random.key(9), settings())
 
 
 def test_bad_prompts_and_settings():

@@ -1,6 +1,8 @@
 """A task family for tests: verifiers that hang, raise, die, or eat memory on request."""
 
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +33,8 @@ class Hostile:
       raise RuntimeError("generator bug")
     for i in range(limit):
       time.sleep(self.options.get("pause_s", 0))
-      yield f"question {seed} {i % self.options.get('distinct', limit)}", str(i), "{}"
+      answer = random.random() if self.options.get("random") else i
+      yield f"question {seed} {i % self.options.get('distinct', limit)}", str(answer), "{}"
 
   def prompt(self, example):
     return example.question
@@ -49,6 +52,8 @@ class Hostile:
       return Score(float(len(str(BIG**BIG**BIG))), "ok")  # no other thread gets a turn
     if response.startswith("run "):
       subprocess.run(["touch", response.removeprefix("run ")])
+    if response.startswith("socket "):
+      socket.socket().close()
     if response.startswith("write "):
       open(response.removeprefix("write "), "w")
     if response == "memory":

@@ -48,12 +48,33 @@ def test_the_same_in_every_process(tmp_path, dataset):
   assert outputs[0] == outputs[1] and len(outputs[0]) == 50
 
 
-def test_other_seeds_and_options_are_other_data(tmp_path):
-  task = tasks.make("hostile/x")
+def test_other_seeds_are_other_data(tmp_path):
+  task = tasks.make("hostile/x", random=True)
   one = tasks.open_splits(task, data_dir=tmp_path, **SIZES)
   other = tasks.open_splits(task, data_dir=tmp_path, **{**SIZES, "seed": 2})
   assert one.test[0].question != other.test[0].question
+  assert one.test[0].answer == other.test[0].answer  # the global generators have a seed, too
   assert len(visible(tmp_path)) == 2
+
+
+def test_whatever_a_dataset_is_made_of_names_its_directory(tmp_path, monkeypatch):
+  asked = []
+
+  def note(order, directory):
+    asked.append(directory)
+    raise ValueError("not now")
+
+  monkeypatch.setattr(tasks.dataset, "_build_in_child", note)
+  changes = ({}, {"name": "hostile/y"}, {"options": {"distinct": 90}}, {"version": "2"}, {})
+  for change in changes:
+    task = tasks.make("hostile/x")
+    vars(task).update(change)
+    with pytest.raises(ValueError, match="not now"):
+      tasks.open_splits(task, data_dir=tmp_path, **SIZES)
+  for size in SIZES:
+    with pytest.raises(ValueError, match="not now"):
+      tasks.open_splits(tasks.make("hostile/x"), data_dir=tmp_path, **{**SIZES, size: 20})
+  assert asked[0] == asked[4] and len(set(asked)) == 4 + len(SIZES)
 
 
 def test_too_few_distinct_questions_is_an_error_that_counts_them(tmp_path):

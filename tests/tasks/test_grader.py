@@ -45,7 +45,7 @@ def test_a_broken_verifier_costs_its_own_answer(response, status):
     assert grade(grader, ["good"]) == [(1.0, "ok")]
 
 
-@pytest.mark.parametrize("deed", ["run", "write"])
+@pytest.mark.parametrize("deed", ["run", "write", "socket"])
 def test_an_answer_has_no_side_effects(deed, tmp_path):
   with tasks.Grader(tasks.make("hostile/x")) as grader:
     assert grade(grader, [f"{deed} {tmp_path}/x", "good"]) == [(0.0, "error"), (1.0, "ok")]

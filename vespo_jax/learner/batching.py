@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from vespo_jax.advantages import Advantage
 from vespo_jax.sampler import pad_prompts
 from vespo_jax.types import REWARD_STATUS, Rollout, TrainBatch
 
 
 def make_batch(
-  rollouts: Sequence[Rollout], samples_per_prompt: int, response_width: int, advantage: Advantage
+  rollouts: Sequence[Rollout], samples_per_prompt: int, response_width: int
 ) -> tuple[TrainBatch, dict[str, float]]:
   """One `TrainBatch` of graded rollouts, and the metrics of their rewards and lengths.
 
@@ -22,8 +20,8 @@ def make_batch(
     rollouts: prompt-major, `samples_per_prompt` consecutive ones to each group.
     samples_per_prompt: R.
     response_width: T, the width responses are padded to.
-    advantage: turns the rewards of a group into advantages. An aborted rollout is not trained on
-      and counts in no statistic of its group.
+
+  An aborted rollout is not trained on and counts in no statistic of its group.
 
   Returns:
     The batch as host arrays, and `reward/mean`, `reward/zero_variance_fraction` (groups without a
@@ -50,19 +48,21 @@ def make_batch(
     tokens_PRT[row // R, row % R, :n] = rollout.response_ids
     logprobs_PRT[row // R, row % R, :n] = rollout.behaviour_logprobs
   rewards_PR = np.array([r.reward for r in rollouts], np.float32).reshape(P, R)
-  advantages_PR, zero_variance_P = advantage(jnp.asarray(rewards_PR), jnp.asarray(valid_PR))
+  low_P = np.where(valid_PR, rewards_PR, np.inf).min(axis=1)
+  high_P = np.where(valid_PR, rewards_PR, -np.inf).max(axis=1)
+  zero_variance_P = (low_P >= high_P) & (valid_PR.sum(axis=1) > 1)
   batch = TrainBatch(
     prompt_tokens_PS=prompt_tokens_PS,
     prompt_mask_PS=prompt_mask_PS,
     response_tokens_PRT=tokens_PRT,
     response_mask_PRT=(np.arange(T) < lengths_PR[..., None]) & valid_PR[..., None],
     behaviour_logprobs_PRT=logprobs_PRT,
-    advantages_PR=np.asarray(advantages_PR),
+    rewards_PR=np.where(valid_PR, rewards_PR, 0.0).astype(np.float32),
   )
   statuses = Counter(r.reward_status for r in rollouts)
   return batch, {
     "reward/mean": float(rewards_PR[valid_PR].mean()) if valid_PR.any() else 0.0,
-    "reward/zero_variance_fraction": float(np.asarray(zero_variance_P).mean()),
+    "reward/zero_variance_fraction": float(zero_variance_P.mean()),
     **{f"reward/{s}_fraction": statuses[s] / len(rollouts) for s in REWARD_STATUS},
     "response/length": float(lengths_PR.mean()),
     "response/truncated_fraction": float((finish_PR == "length").mean()),

@@ -29,9 +29,10 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
   def save(self, state: TrainState, step: int) -> None:
-    """Starts saving the state after `step` updates; a later call waits for it to end."""
+    """Starts saving the state after `step` updates, without what is frozen; a later call waits for
+    it to end."""
     if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.StandardSave(state))
+      self._manager.save(step, args=ocp.args.StandardSave(state.replace(frozen=None)))
 
   def restore(self, abstract: TrainState, at_most: int) -> TrainState | None:
     """The newest state of at most `at_most` updates, or None.
@@ -41,7 +42,8 @@ class Checkpoints:
     steps = [step for step in self._manager.all_steps() if step <= at_most]
     if not steps:
       return None
-    restored: Any = self._manager.restore(max(steps), args=ocp.args.StandardRestore(abstract))
+    args = ocp.args.StandardRestore(abstract.replace(frozen=None))
+    restored: Any = self._manager.restore(max(steps), args=args)
     return restored
 
   def close(self) -> None:

@@ -13,16 +13,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vespo_jax import sharding
-from vespo_jax.advantages import Advantage
+from vespo_jax import diagnostics, sharding
+from vespo_jax.learner.anchors import Anchors
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.learner.checkpoint import Checkpoints
 from vespo_jax.learner.intake import Intake, Minibatch, Problems
 from vespo_jax.learner.records import write_failure, write_rollouts
-from vespo_jax.learner.update import LOG_W, Update
+from vespo_jax.learner.update import PER_SEQUENCE, Update
 from vespo_jax.metrics import MetricsWriter, Progress
 from vespo_jax.runtime import Sampler, SyncSchedule
-from vespo_jax.types import TrainBatch, TrainState
+from vespo_jax.types import Params, Rollout, TrainBatch, TrainState
 
 
 class Diverged(RuntimeError):
@@ -46,7 +46,7 @@ class Pending:
   """An update whose metrics are still on the device."""
 
   row: dict[str, Any]
-  device_metrics: dict[str, jax.Array]
+  device_metrics: dict[str, Any]
   minibatch: Minibatch
   batch: TrainBatch
   dispatched: float
@@ -59,6 +59,8 @@ class Loop:
   Attributes:
     workdir: the run directory.
     update: the compiled update.
+    policy: the model's parameters of a state, merged where adapters are trained.
+    anchors: the proximal and the reference policy, where the loss needs them.
     state: placed on `mesh`; `state.step` updates have been made.
     evaluate: `(weight_version) -> metrics`, run between rollout batches.
     stop: asked between rollout batches; True ends the run early.
@@ -68,13 +70,14 @@ class Loop:
 
   workdir: Path
   update: Update
+  policy: Callable[[TrainState], Params]
+  anchors: Anchors
   state: TrainState
   mesh: Mesh
   sampler: Sampler
   intake: Intake
   problems: Problems
   schedule: SyncSchedule
-  advantage: Advantage
   settings: LoopSettings
   checkpoints: Checkpoints
   metrics: MetricsWriter
@@ -97,17 +100,17 @@ class Loop:
       ChildDied, TimeoutError: if the sampler or the grader fails.
     """
     while self.step < self.settings.updates:
-      if self.schedule.is_boundary(self.step) and self._between_batches():
-        return "preempted"
+      if self.schedule.is_boundary(self.step):
+        if self._between_batches():
+          return "preempted"
+        self.anchors.start_rollout_batch(lambda: self.policy(self.state))
       minibatch = self.intake.get(self.step)
       batch, row = make_batch(
-        minibatch.rollouts,
-        self.settings.samples_per_prompt,
-        self.settings.max_new_tokens,
-        self.advantage,
+        minibatch.rollouts, self.settings.samples_per_prompt, self.settings.max_new_tokens
       )
       device_batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
       dispatched = time.perf_counter()
+      device_batch = self.anchors.complete(device_batch)
       self.state, device_metrics = self.update(self.state, device_batch)
       self._finish_pending()
       self.step += 1
@@ -139,7 +142,7 @@ class Loop:
 
   def _publish(self) -> None:
     if self._published != self.step:
-      self.sampler.publish(self.step, self.state.params)
+      self.sampler.publish(self.step, self.policy(self.state))
       self._published = self.step
 
   def _finish_pending(self, extra: dict[str, float] | None = None) -> None:
@@ -148,7 +151,7 @@ class Loop:
       return
     pending, self._pending = self._pending, None
     fetched = jax.device_get(pending.device_metrics)
-    log_w_PR = fetched.pop(LOG_W)
+    columns = fetched.pop(PER_SEQUENCE)
     row = pending.row | {key: value.item() for key, value in fetched.items()}
     ready = time.perf_counter()
     update_s = ready - max(pending.dispatched, self._last_ready)
@@ -156,8 +159,18 @@ class Loop:
     minibatch, batch = pending.minibatch, pending.batch
     versions = np.concatenate([r.weight_versions for r in minibatch.rollouts])
     lags = row["step"] - 1 - versions
+    sequence_lags = row["step"] - 1 - np.array([_mean_version(r) for r in minibatch.rollouts])
+    valid = batch.response_mask_PRT.any(axis=-1)
     trained = int(batch.response_mask_PRT.sum() + batch.prompt_mask_PS.sum())
+    row |= diagnostics.gradient_shares(
+      columns["gradient"].ravel(),
+      columns["advantage"].ravel(),
+      batch.response_mask_PRT.sum(axis=-1).ravel(),
+      sequence_lags,
+      self.settings.max_new_tokens,
+    )
     row |= (extra or {}) | {
+      "weight/log_w_histogram": diagnostics.log_w_histogram(columns["log_w"][valid]),
       "staleness/mean": float(lags.mean()),
       "staleness/max": int(lags.max()),
       "time/sample_s": minibatch.sample_s,
@@ -169,11 +182,10 @@ class Loop:
     }
     self.metrics.write(row)
     self.progress.update(row)
-    self._record(pending, row, log_w_PR)
+    self._record(pending, row, columns)
 
-  def _record(self, pending: Pending, row: dict[str, Any], log_w_PR: np.ndarray) -> None:
+  def _record(self, pending: Pending, row: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
     step, rollouts = row["step"], pending.minibatch.rollouts
-    columns = {"advantage": pending.batch.advantages_PR, "log_w": log_w_PR}
     groups = self.settings.save_groups
     if groups:
       kept = rollouts if groups < 0 else rollouts[: groups * self.settings.samples_per_prompt]
@@ -187,3 +199,8 @@ class Loop:
         f"update {step} is not finite: {', '.join(bad)}; non-finite parameters: "
         f"{', '.join(leaves[:3]) or 'none'}; its rollouts are in {folder}"
       )
+
+
+def _mean_version(rollout: Rollout) -> float:
+  """The mean over tokens of the weight version that sampled them."""
+  return float(rollout.weight_versions.mean()) if len(rollout.weight_versions) else 0.0

@@ -11,150 +11,169 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vespo_jax import diagnostics, models, objectives, sharding
-from vespo_jax.models import ModelSpec
+from vespo_jax import diagnostics, sharding
+from vespo_jax.advantages import Advantage
+from vespo_jax.learner.gradient import (
+  LossSettings,
+  Metrics,
+  itself,
+  log_weights,
+  make_gradient,
+  measure,
+  score,
+)
+from vespo_jax.learner.integrators import combine
+from vespo_jax.models import ModelSpec, lora
+from vespo_jax.models.lora import LoraSettings
 from vespo_jax.objectives import Objective
-from vespo_jax.types import Array, HostArray, Params, TrainBatch, TrainState
+from vespo_jax.types import Array, Params, TrainBatch, TrainState
 
-LOG_W = "log_w_PR"
+PER_SEQUENCE = "per_sequence"
+ESS_SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of the sample size
 
-Metrics = dict[str, Array]
 Update = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
+Score = Callable[[Params, TrainBatch], Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class UpdateSettings:
-  """What an update needs to know beyond the model, the objective and the optimizer.
+class StepSettings:
+  """How a gradient becomes a step, beyond the optimizer.
 
   Attributes:
-    temperature: of the policy's softmax; the sampler's own.
-    aggregation: one of `objectives.AGGREGATIONS`, or None for the objective's own.
-    micro_batches: how many pieces the gradient is accumulated over; it changes memory and speed,
-      never the result beyond float32 rounding. It divides the number of prompts.
+    integrator: one of `integrators.INTEGRATORS`.
+    ess_scaling: VCPO's step size: the optimizer's update, weight decay and all, times
+      min(1, ess / ess_base) to the power 1/2 (`sqrt`) or 1 (`linear`), with ess the effective
+      sample size fraction of the unclipped W of the whole minibatch; `none` is off. It scales the
+      update because Adam's is invariant to the scale of the gradient (arXiv 2602.17616 eq. 5).
+    ess_base: the fraction that has a full step.
   """
 
-  temperature: float = 1.0
-  aggregation: str | None = None
-  micro_batches: int = 1
+  integrator: str = "euler"
+  ess_scaling: str = "none"
+  ess_base: float = 1.0
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-  """The state before the first update."""
-  return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+def init_state(
+  params: Params, optimizer: optax.GradientTransformation, frozen: Params | None = None
+) -> TrainState:
+  """The state before the first update; `params` are adapters where there is a `frozen` model."""
+  return TrainState(jnp.int32(0), params, optimizer.init(params), frozen)
 
 
 def make_update(
   spec: ModelSpec,
   objective: Objective,
+  advantage: Advantage,
   optimizer: optax.GradientTransformation,
-  settings: UpdateSettings,
+  loss: LossSettings,
+  step: StepSettings,
+  adapters: LoraSettings | None = None,
 ) -> Update:
   """Builds `update(state, batch) -> (state, metrics)`; wrap it with `compile_update` to run it.
 
-  Metrics are float32 scalars of the whole minibatch, whatever the micro-batching: `objective/loss`,
-  `entropy/mean` (nats per sampled token), `grad/norm` (before clipping), `optimizer/update_norm`,
-  the objective's own, and those of `diagnostics.off_policy_metrics`; and one array, `LOG_W`, the
-  log importance weight of every sequence, [P, R].
-  """
-  mode = settings.aggregation or objective.aggregation
+  With `adapters` these are what is trained, and the model is the state's `frozen` one.
 
-  def micro_loss(params: Params, batch: TrainBatch, normalizer: Array):
-    logprobs_PRT, entropy_PRT = models.group_logprobs(params, spec, batch, settings.temperature)
-    loss, _ = objectives.policy_loss(
-      objective,
-      policy_logprobs=_rows(logprobs_PRT),
-      normalizer=normalizer,
-      aggregation=mode,
-      **_loss_inputs(batch),
-    )
-    return loss, (logprobs_PRT, jax.lax.stop_gradient(entropy_PRT))
+  Metrics are float32 scalars of the whole minibatch, whatever the micro-batching: `objective/loss`
+  (what was differentiated), `entropy/mean` (nats per sampled token), `grad/norm` (before clipping),
+  `optimizer/update_norm`, `optimizer/ess_scale` where the step size is scaled, the objective's own,
+  KLs, and those of `diagnostics.off_policy_metrics`; and under `PER_SEQUENCE` arrays [P, R]:
+  `log_w` (policy against behaviour), `advantage` and `gradient` (sum_t |w_t|, the weights on
+  grad log pi).
+  """
+  gradient = make_gradient(spec, objective, advantage, loss)
 
   def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    normalizer = objectives.count(_rows(batch.response_mask_PRT), mode)
+    policy = itself
+    if adapters is not None:
+      policy = lambda params: lora.attach(state.frozen, params, adapters)
+    grads, evaluated = gradient(state.params, batch, policy)
+    log_w_PR = log_weights(evaluated, batch)
+    metrics = measure(evaluated, batch, loss)
+    scale: Array | float = 1.0
+    if step.ess_scaling != "none":
+      valid_PR = jnp.any(batch.response_mask_PRT, axis=-1)
+      ess = diagnostics.ess_fraction(log_w_PR.reshape(-1), valid_PR.reshape(-1))
+      scale = jnp.minimum(1.0, ess / step.ess_base) ** ESS_SCALINGS[step.ess_scaling]
+      metrics["optimizer/ess_scale"] = scale
 
-    def accumulate(total: Params, piece: TrainBatch):
-      gradient = jax.value_and_grad(micro_loss, has_aux=True)
-      (loss, outputs), grads = gradient(state.params, piece, normalizer)
-      return jax.tree.map(jnp.add, total, grads), (loss, outputs)
+    def advance(grads: Params, fraction: float) -> Params:
+      updates, _ = optimizer.update(grads, state.opt_state, state.params)
+      return jax.tree.map(
+        lambda p, u: p + (fraction * scale * u).astype(p.dtype), state.params, updates
+      )
 
-    pieces = jax.tree.map(lambda x: _cut(x, settings.micro_batches), batch)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
-    grads, (losses, outputs) = jax.lax.scan(accumulate, zeros, pieces)
-    logprobs_PRT, entropy_PRT = jax.tree.map(_join, outputs)
-
+    grads = combine(
+      step.integrator, grads, lambda params: gradient(params, batch, policy)[0], advance
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    if step.ess_scaling != "none":
+      updates = jax.tree.map(lambda u: scale * u, updates)
     params: Any = optax.apply_updates(state.params, updates)
-    metrics = {
-      "objective/loss": jnp.sum(losses),
+    metrics |= {
       "grad/norm": optax.tree.norm(grads),
       "optimizer/update_norm": optax.tree.norm(updates),
-      **_batch_metrics(objective, batch, logprobs_PRT, entropy_PRT),
+      PER_SEQUENCE: {
+        "log_w": log_w_PR,
+        "advantage": evaluated.advantages_PR,
+        "gradient": jnp.sum(jnp.abs(evaluated.weights.weights), axis=-1),
+      },
     }
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
   return update
 
 
 def compile_update(update: Update, mesh: Mesh, spec: ModelSpec, state: TrainState) -> Update:
-  """`jit` of `update` with donated state and the shardings of the rule table.
+  """`jit` of `update` with the shardings of the rule table; all of a state but what is frozen is
+  donated.
 
   `state` may be abstract (`jax.eval_shape`). Place a real state with `place_state`.
   """
   shardings = state_shardings(mesh, spec, state)
-  return jax.jit(
-    update,
-    in_shardings=(shardings, sharding.batch_sharding(mesh)),
-    out_shardings=(shardings, sharding.replicated(mesh)),
+  trained = shardings.replace(frozen=None)
+
+  def step(state: TrainState, frozen: Params | None, batch: TrainBatch):
+    after, metrics = update(state.replace(frozen=frozen), batch)
+    return after.replace(frozen=None), metrics
+
+  compiled = jax.jit(
+    step,
+    in_shardings=(trained, shardings.frozen, sharding.batch_sharding(mesh)),
+    out_shardings=(trained, sharding.replicated(mesh)),
     donate_argnums=0,
   )
+
+  def call(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+    after, metrics = compiled(state.replace(frozen=None), state.frozen, batch)
+    return after.replace(frozen=state.frozen), metrics
+
+  return call
+
+
+def compile_score(mesh: Mesh, spec: ModelSpec, loss: LossSettings) -> Score:
+  """`jit` of `score(params, batch) -> logprobs_PRT`, for the proximal and the reference policy."""
+
+  def scored(params: Params, batch: TrainBatch) -> Array:
+    return score(params, spec, batch, loss.temperature, loss.micro_batches)
+
+  batch = sharding.batch_sharding(mesh)
+  params = sharding.param_shardings(mesh, spec)
+  return jax.jit(scored, in_shardings=(params, batch), out_shardings=batch)
 
 
 def state_shardings(mesh: Mesh, spec: ModelSpec, state: TrainState) -> Any:
   """The tree of shardings of a `TrainState`."""
+  like_params = lambda tree: sharding.like_params(mesh, spec, tree)  # adapters are replicated
   step: Any = sharding.replicated(mesh)  # the same tree, with shardings for leaves
   return dataclasses.replace(
     state,
     step=step,
-    params=sharding.param_shardings(mesh, spec),
-    opt_state=sharding.like_params(mesh, spec, state.opt_state),
+    params=like_params(state.params),
+    opt_state=like_params(state.opt_state),
+    frozen=None if state.frozen is None else like_params(state.frozen),
   )
 
 
 def place_state(mesh: Mesh, spec: ModelSpec, state: TrainState) -> TrainState:
   """The same state, laid out over the mesh."""
   return jax.device_put(state, state_shardings(mesh, spec, state))
-
-
-def _loss_inputs(batch: TrainBatch) -> dict[str, Any]:
-  return {
-    "behaviour_logprobs": _rows(batch.behaviour_logprobs_PRT),
-    "advantages": batch.advantages_PR.reshape(-1),
-    "mask": _rows(batch.response_mask_PRT),
-  }
-
-
-def _batch_metrics(
-  objective: Objective, batch: TrainBatch, logprobs_PRT: Array, entropy_PRT: Array
-) -> Metrics:
-  inputs = _loss_inputs(batch)
-  mask_BT, advantages_B = inputs["mask"], inputs["advantages"]
-  log_ratio_BT = _rows(logprobs_PRT) - inputs["behaviour_logprobs"]
-  coefficients_BT, own = objective(log_ratio_BT, advantages_B, mask_BT)
-  entropy = jnp.sum(_rows(entropy_PRT), where=mask_BT) / jnp.maximum(jnp.sum(mask_BT), 1)
-  general = diagnostics.off_policy_metrics(log_ratio_BT, coefficients_BT, advantages_B, mask_BT)
-  log_w_PR = jnp.sum(log_ratio_BT, axis=1, where=mask_BT).reshape(batch.advantages_PR.shape)
-  return {"entropy/mean": entropy, LOG_W: log_w_PR, **general, **own}
-
-
-def _rows(x_PRT: HostArray) -> Array:
-  return jnp.asarray(x_PRT).reshape(-1, x_PRT.shape[-1])
-
-
-def _cut(x: Array, pieces: int) -> Array:
-  """[P, ..] -> [pieces, P / pieces, ..]; piece j takes prompts j, j + pieces, .., so that an axis
-  sharded over devices stays sharded within each piece."""
-  return jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
-
-
-def _join(x: Array) -> Array:
-  return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])

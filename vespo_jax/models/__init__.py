@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from vespo_jax.models import lora
 from vespo_jax.models.cache import KVCache, fork, init_cache
-from vespo_jax.models.head import chunked_logprobs, group_logprobs, token_logprobs
+from vespo_jax.models.head import (
+  chunked_logprobs,
+  group_logit_norms,
+  group_logprobs,
+  group_logprobs_routed,
+  token_logprobs,
+)
+from vespo_jax.models.moe import Routing
 from vespo_jax.models.params import abstract, count, describe, head_table, init
 from vespo_jax.models.spec import ModelSpec
-from vespo_jax.models.transformer import forward, forward_groups
+from vespo_jax.models.transformer import REMAT, forward, forward_groups, forward_routed
 
 
 def load(path: Any, **kwargs: Any) -> Any:
@@ -26,8 +34,10 @@ def save(path: Any, spec: ModelSpec, params: Any, tokenizer: Any, **kwargs: Any)
 
 
 __all__ = [
+  "REMAT",
   "KVCache",
   "ModelSpec",
+  "Routing",
   "abstract",
   "chunked_logprobs",
   "count",
@@ -35,11 +45,15 @@ __all__ = [
   "fork",
   "forward",
   "forward_groups",
+  "forward_routed",
+  "group_logit_norms",
   "group_logprobs",
+  "group_logprobs_routed",
   "head_table",
   "init",
   "init_cache",
   "load",
+  "lora",
   "save",
   "token_logprobs",
 ]

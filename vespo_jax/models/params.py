@@ -45,10 +45,21 @@ def describe(spec: ModelSpec) -> Params:
     "value": layer((D, "embed"), (key, "kv_heads"), scale=0.02),
     "output": layer((query, "heads"), (D, "embed"), scale=residual),
     "mlp_norm": layer((D, "embed"), scale=None),
-    "gate": layer((D, "embed"), (F, "mlp"), scale=0.02),
-    "up": layer((D, "embed"), (F, "mlp"), scale=0.02),
-    "down": layer((F, "mlp"), (D, "embed"), scale=residual),
   }
+  if spec.experts:
+    E = (spec.experts, "expert")
+    layers |= {
+      "router": layer((D, "embed"), E, scale=0.02),
+      "expert_gate": layer(E, (D, "embed"), (F, "mlp"), scale=0.02),
+      "expert_up": layer(E, (D, "embed"), (F, "mlp"), scale=0.02),
+      "expert_down": layer(E, (F, "mlp"), (D, "embed"), scale=residual),
+    }
+  else:
+    layers |= {
+      "gate": layer((D, "embed"), (F, "mlp"), scale=0.02),
+      "up": layer((D, "embed"), (F, "mlp"), scale=0.02),
+      "down": layer((F, "mlp"), (D, "embed"), scale=residual),
+    }
   if spec.qk_norm:
     layers["query_norm"] = layer((spec.head_width, "head_width"), scale=None)
     layers["key_norm"] = layer((spec.head_width, "head_width"), scale=None)

@@ -6,7 +6,7 @@ Dense layers see tokens flattened to [M, D]; only attention knows the layout.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -16,8 +16,16 @@ import jax.numpy as jnp
 from vespo_jax.models import attention
 from vespo_jax.models.cache import KVCache
 from vespo_jax.models.layers import linear, rms_norm, rotary_angles, rotate, swiglu
+from vespo_jax.models.moe import Routing, mixture
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.types import Array, HostArray, Params
+
+_KEEP_PROJECTIONS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+REMAT: Mapping[str, Callable[[Callable], Callable]] = {
+  "none": lambda block: block,
+  "layers": lambda block: jax.checkpoint(block, policy=_KEEP_PROJECTIONS),
+  "full": jax.checkpoint,
+}
 
 # (queries_MNH, keys_MKH, values_MKH) -> mixed [M, N * H]
 Attend = Callable[[Array, Array, Array], Array]
@@ -31,6 +39,19 @@ def forward(
   segments: HostArray | None = None,
   cache: KVCache | None = None,
 ) -> tuple[Array, Any]:
+  """Final hidden states and the extended cache: `forward_routed` without what the routers did."""
+  return forward_routed(params, spec, tokens_BT, positions, segments, cache)[:2]
+
+
+def forward_routed(
+  params: Params,
+  spec: ModelSpec,
+  tokens_BT: HostArray,
+  positions: HostArray | None = None,
+  segments: HostArray | None = None,
+  cache: KVCache | None = None,
+  expert_ids_LMA: Array | None = None,
+) -> tuple[Array, Any, Routing | None]:
   """Final hidden states, after the last norm and before the head.
 
   Args:
@@ -43,10 +64,11 @@ def forward(
       cache, a row is one segment and non-zero means real.
     cache: None to attend within `tokens_BT`; else the tokens are appended to it. There must be
       room: slots beyond the cache's end are not checked here.
+    expert_ids_LMA: int32 router choices to replay, M = B * T; None lets the routers choose.
 
   Returns:
-    hidden_BTD in the parameters' type (padding positions hold nothing of use), and the extended
-    `KVCache`, or None where none was given.
+    hidden_BTD in the parameters' type (padding positions hold nothing of use); the extended
+    `KVCache`, or None where none was given; and the `Routing`, or None of a dense model.
   """
   chex.assert_rank(tokens_BT, 2)
   B, T = tokens_BT.shape
@@ -58,7 +80,7 @@ def forward(
   positions = jnp.asarray(positions)
   chex.assert_equal_shape([tokens_BT, positions])
   hidden_MD = params["embedding"][tokens_BT.reshape(-1)]
-  angles = rotary_angles(positions.reshape(-1), spec.head_width, spec.rope_theta)
+  angles = rotary_angles(positions.reshape(-1), spec)
 
   if cache is None:
     same_BTS = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None, :]
@@ -69,14 +91,15 @@ def forward(
       mixed = attention.attend(queries, attention.block(keys, values, mask_BTS))
       return mixed.reshape(B * T, -1)
 
-    def body(hidden_MD: Array, layer: Params) -> tuple[Array, None]:
-      return _block(layer, spec, hidden_MD, angles, attend), None
-
-    hidden_MD, _ = jax.lax.scan(body, hidden_MD, params["layers"])
+    hidden_MD, routing = _layers(
+      params, spec, hidden_MD, angles, attend, (segments != 0).reshape(-1), expert_ids_LMA
+    )
   else:
-    hidden_MD, cache = _cached_layers(params, spec, hidden_MD, angles, segments, cache)
+    hidden_MD, cache, routing = _cached_layers(
+      params, spec, hidden_MD, angles, segments, cache, expert_ids_LMA
+    )
   hidden_MD = rms_norm(hidden_MD, params["final_norm"], spec.norm_epsilon)
-  return _rows(hidden_MD, B), cache
+  return _rows(hidden_MD, B), cache, routing
 
 
 def forward_groups(
@@ -85,7 +108,10 @@ def forward_groups(
   prompt_tokens_PS: HostArray,
   prompt_mask_PS: HostArray,
   response_tokens_PRT: HostArray,
-) -> Array:
+  response_mask_PRT: HostArray,
+  expert_ids_LMA: Array | None = None,
+  remat: str = "none",
+) -> tuple[Array, Routing | None]:
   """The hidden states that predict each response token, prompts computed once per group.
 
   Each response attends to its prompt's block and, causally, to itself: the same function as
@@ -93,10 +119,16 @@ def forward_groups(
 
   Args:
     prompt_tokens_PS, prompt_mask_PS: padded on the left; the mask is True at real tokens.
-    response_tokens_PRT: padded on the right.
+    response_tokens_PRT, response_mask_PRT: padded on the right; the mask only says which tokens
+      count in the routing's statistics.
+    expert_ids_LMA: int32 router choices to replay, M = P * (S + R * T), each group's prompt first;
+      None lets the routers choose.
+    remat: what the backward pass keeps of each block, one of `REMAT`: `none`, everything;
+      `layers`, the outputs of its projections; `full`, its input alone.
 
   Returns:
-    hidden_PRTD: column t predicts response token t (column 0 comes from the last prompt token).
+    hidden_PRTD: column t predicts response token t (column 0 comes from the last prompt token);
+    and the `Routing`, or None of a dense model.
   """
   chex.assert_rank([prompt_tokens_PS, prompt_mask_PS, response_tokens_PRT], [2, 2, 3])
   prompt_mask_PS = jnp.asarray(prompt_mask_PS)
@@ -107,7 +139,7 @@ def forward_groups(
   lengths_P = jnp.sum(prompt_mask_PS, axis=1, dtype=jnp.int32)
   response_positions_PT = lengths_P[:, None] + jnp.arange(T, dtype=jnp.int32)
   positions_PJ = jnp.concatenate([prompt_positions_PS, jnp.tile(response_positions_PT, R)], axis=1)
-  angles = rotary_angles(positions_PJ.reshape(-1), spec.head_width, spec.rope_theta)
+  angles = rotary_angles(positions_PJ.reshape(-1), spec)
   prompt_mask_PSS = prompt_mask_PS[:, None, :] & jnp.tri(S, dtype=bool)
   causal_1TT = jnp.tri(T, dtype=bool)[None]
 
@@ -127,14 +159,21 @@ def forward_groups(
       P * (S + R * T), -1
     )
 
-  def body(hidden_MD: Array, layer: Params) -> tuple[Array, None]:
-    return _block(layer, spec, hidden_MD, angles, attend), None
-
-  hidden_MD, _ = jax.lax.scan(body, params["embedding"][tokens_PJ.reshape(-1)], params["layers"])
+  real_PJ = jnp.concatenate([prompt_mask_PS, response_mask_PRT.reshape(P, R * T)], axis=1)
+  hidden_MD, routing = _layers(
+    params,
+    spec,
+    params["embedding"][tokens_PJ.reshape(-1)],
+    angles,
+    attend,
+    real_PJ.reshape(-1),
+    expert_ids_LMA,
+    remat,
+  )
   prompt_hidden, hidden = split(hidden_MD)
   first_PR1D = jnp.broadcast_to(prompt_hidden[:, None, -1:], (P, R, 1, hidden.shape[-1]))
   hidden_PRTD = jnp.concatenate([first_PR1D, hidden.reshape(P, R, T, -1)[:, :, :-1]], axis=2)
-  return rms_norm(hidden_PRTD, params["final_norm"], spec.norm_epsilon)
+  return rms_norm(hidden_PRTD, params["final_norm"], spec.norm_epsilon), routing
 
 
 def positions_in_segments(segments_BT: Array) -> Array:
@@ -146,10 +185,36 @@ def positions_in_segments(segments_BT: Array) -> Array:
   return jnp.maximum(count_BT - offset_BT, 0)
 
 
+def _layers(
+  params: Params,
+  spec: ModelSpec,
+  hidden_MD: Array,
+  angles: tuple[Array, Array],
+  attend: Attend,
+  real_M: Array,
+  expert_ids_LMA: Array | None,
+  remat: str = "none",
+) -> tuple[Array, Routing | None]:
+  """All blocks, without a cache."""
+
+  def body(hidden_MD: Array, inputs: tuple[Params, Array | None]):
+    layer, expert_ids_MA = inputs
+    return _block(layer, spec, hidden_MD, angles, attend, real_M, expert_ids_MA)
+
+  body = REMAT[remat](body)
+  return jax.lax.scan(body, hidden_MD, (params["layers"], expert_ids_LMA))
+
+
 def _block(
-  layer: Params, spec: ModelSpec, hidden_MD: Array, angles: tuple[Array, Array], attend: Attend
-) -> Array:
-  """One pre-norm transformer block on flattened tokens."""
+  layer: Params,
+  spec: ModelSpec,
+  hidden_MD: Array,
+  angles: tuple[Array, Array],
+  attend: Attend,
+  real_M: Array,
+  expert_ids_MA: Array | None,
+) -> tuple[Array, Routing | None]:
+  """One pre-norm transformer block on flattened tokens, and what its router did, if it has one."""
   M = hidden_MD.shape[0]
   x_MD = rms_norm(hidden_MD, layer["attention_norm"], spec.norm_epsilon)
   queries = linear(x_MD, layer["query"], layer.get("query_bias")).reshape(M, -1, spec.head_width)
@@ -161,7 +226,10 @@ def _block(
   mixed = attend(rotate(queries, angles), rotate(keys, angles), values)
   hidden_MD = hidden_MD + linear(mixed, layer["output"])
   x_MD = rms_norm(hidden_MD, layer["mlp_norm"], spec.norm_epsilon)
-  return hidden_MD + swiglu(x_MD, layer)
+  if not spec.experts:
+    return hidden_MD + swiglu(x_MD, layer), None
+  mixed_MD, routing = mixture(x_MD, layer, spec, real_M, expert_ids_MA)
+  return hidden_MD + mixed_MD, routing
 
 
 def _cached_layers(
@@ -171,7 +239,8 @@ def _cached_layers(
   angles: tuple[Array, Array],
   segments_BT: Array,
   cache: KVCache,
-) -> tuple[Array, KVCache]:
+  expert_ids_LMA: Array | None,
+) -> tuple[Array, KVCache, Routing | None]:
   """All blocks, with the tokens' keys and values written into the cache in place.
 
   The stacked cache is the carry of the loop, so that under `jit` each layer writes its T new slots
@@ -182,10 +251,11 @@ def _cached_layers(
   slots_S = jnp.arange(mask_BS.shape[1])
   causal_TS = slots_S[None, :] <= (cache.length + jnp.arange(T))[:, None]
   own_mask_BTS = mask_BS[:, None, :] & causal_TS
+  real_M = (segments_BT != 0).reshape(-1)
 
-  def body(carry: tuple[Array, Array, Array], inputs: tuple[Params, Array]):
+  def body(carry: tuple[Array, Array, Array], inputs: tuple[Params, Array, Array | None]):
     hidden_MD, keys_LBKHS, values_LBKSH = carry
-    layer, l = inputs
+    layer, l, expert_ids_MA = inputs
     written = []  # the extended caches leave `attend` this way
 
     def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array) -> Array:
@@ -209,16 +279,16 @@ def _cached_layers(
         )
       return attention.attend(queries, own, prefix).reshape(B * T, -1)
 
-    hidden_MD = _block(layer, spec, hidden_MD, angles, attend)
-    return (hidden_MD, *written), None
+    hidden_MD, routing = _block(layer, spec, hidden_MD, angles, attend, real_M, expert_ids_MA)
+    return (hidden_MD, *written), routing
 
-  (hidden_MD, keys_LBKHS, values_LBKSH), _ = jax.lax.scan(
+  (hidden_MD, keys_LBKHS, values_LBKSH), routing = jax.lax.scan(
     body,
     (hidden_MD, cache.keys_LBKHS, cache.values_LBKSH),
-    (params["layers"], jnp.arange(spec.layers)),
+    (params["layers"], jnp.arange(spec.layers), expert_ids_LMA),
   )
   new_positions_B = cache.positions_B + jnp.sum(segments_BT != 0, axis=1, dtype=jnp.int32)
-  return hidden_MD, dataclasses.replace(
+  extended = dataclasses.replace(
     cache,
     keys_LBKHS=keys_LBKHS,
     values_LBKSH=values_LBKSH,
@@ -226,6 +296,7 @@ def _cached_layers(
     positions_B=new_positions_B,
     length=cache.length + T,
   )
+  return hidden_MD, extended, routing
 
 
 def _rows(x: Array, rows: int) -> Array:

@@ -6,12 +6,42 @@ loss, metrics = objectives.policy_loss(objective, policy_logprobs=..., behaviour
                                        advantages=..., mask=...)
 """
 
-from vespo_jax.objectives import grpo as _grpo  # noqa: F401  (importing a method registers it)
-from vespo_jax.objectives import reinforce as _reinforce  # noqa: F401
-from vespo_jax.objectives import vespo as _vespo  # noqa: F401
+# importing a method registers it
+from vespo_jax.objectives import (  # noqa: F401
+  bapo,
+  cispo,
+  corrections,
+  covariance,
+  dppo,
+  gmpo,
+  grpo,
+  gspo,
+  m2po,
+  minirl,
+  minpro,
+  reinforce,
+  sapo,
+  sequence_is,
+  topr,
+  vespo,
+)
 from vespo_jax.objectives.aggregation import AGGREGATIONS, aggregate, count
-from vespo_jax.objectives.base import Objective, registry
-from vespo_jax.objectives.loss import policy_loss
+from vespo_jax.objectives.base import Objective, Terms, registry
+from vespo_jax.objectives.corrections import Correction
+from vespo_jax.objectives.loss import (
+  TokenWeights,
+  check_correction,
+  policy_loss,
+  token_weights,
+  weighted_loss,
+)
+from vespo_jax.objectives.opsm import mask_off_policy
+from vespo_jax.objectives.regularizers import (
+  DIVERGENCES,
+  KL_ESTIMATORS,
+  kl_estimate,
+  proximal_divergence,
+)
 
 names = registry.names
 defaults = registry.defaults
@@ -19,12 +49,24 @@ make = registry.make
 
 __all__ = [
   "AGGREGATIONS",
+  "DIVERGENCES",
+  "KL_ESTIMATORS",
+  "Correction",
   "Objective",
+  "Terms",
+  "TokenWeights",
   "aggregate",
+  "check_correction",
+  "corrections",
   "count",
   "defaults",
+  "kl_estimate",
   "make",
+  "mask_off_policy",
   "names",
   "policy_loss",
+  "proximal_divergence",
   "registry",
+  "token_weights",
+  "weighted_loss",
 ]

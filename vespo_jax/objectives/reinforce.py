@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from vespo_jax.objectives.base import Extras, Metrics, Objective, registry
+from vespo_jax.objectives.base import Extras, Objective, Terms, registry
 from vespo_jax.types import Array
 
 
@@ -15,10 +15,8 @@ from vespo_jax.types import Array
 def reinforce() -> Objective:
   """Coefficient 1 on every token. Source: Williams (1992); verl's REINFORCE policy loss."""
 
-  def coefficients(
-    log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras
-  ) -> tuple[Array, Metrics]:
+  def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
     del advantages_B, mask_BT, extras
-    return jnp.ones_like(log_ratio_BT), {}
+    return Terms(jnp.ones_like(log_ratio_BT), {})
 
-  return Objective("reinforce", coefficients, aggregation="seq-mean-token-sum")
+  return Objective("reinforce", terms, aggregation="seq-mean-token-sum", has_ratio=False)

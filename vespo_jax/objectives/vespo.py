@@ -5,55 +5,92 @@ The gradient of a sequence is weighted by a closed-form kernel of its importance
 
     phi(W) = W^k exp(lambda (1 - W)),      phi(1) = 1
 
-with (k, lambda) = (2, 3) where A >= 0 and (3, 2) where A < 0. The kernel is detached. Default
-aggregation is the mean over the global minibatch's tokens; the released veRL recipe takes the mean
-of each micro-batch instead, and its docstring states other defaults than its code.
+with (k, lambda) = (2, 3) where A >= 0 and (3, 2) where A < 0. The kernel is detached. A rollout
+correction is folded into W. Default aggregation is the mean over the global minibatch's tokens; the
+released veRL recipe takes the mean of each micro-batch instead, its docstring states other defaults
+than its code, and it adds a sequence-level correction to log W once per token.
 """
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
 from vespo_jax.objectives.base import (
-  MAX_LOG_RATIO,
+  LENGTH_NORMS,
   Extras,
   Metrics,
   Objective,
+  Terms,
   registry,
+  sequence_log_ratio,
 )
+from vespo_jax.objectives.kernel import phi, ratio_bound
+from vespo_jax.registry import check_option
 from vespo_jax.types import Array
 
-_MAX_EXPONENT = 80.0  # exp(88.7) overflows float32; reached only by extreme k with a tiny lambda
-
-
-def phi(log_w: Array, k: Array | float, lam: Array | float) -> Array:
-  """The kernel W^k exp(lambda (1 - W)) of `log_w` = log W, elementwise, finite for finite input.
-
-  Worked values at (2, 3): phi(0.5) = 1.12042, phi(1) = 1, phi(2) = 0.199148.
-  """
-  log_w = jnp.clip(log_w, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-  return jnp.exp(jnp.minimum(lam + k * log_w - lam * jnp.exp(log_w), _MAX_EXPONENT))
+SYMMETRIC = ("none", "positive", "negative")
 
 
 @registry.register("vespo")
 def vespo(
-  *, k_pos: float = 2.0, lambda_pos: float = 3.0, k_neg: float = 3.0, lambda_neg: float = 2.0
+  *,
+  k_pos: float = 2.0,
+  lambda_pos: float = 3.0,
+  k_neg: float = 3.0,
+  lambda_neg: float = 2.0,
+  length_norm: str = "none",
+  symmetric: str = "none",
 ) -> Objective:
   """VESPO with kernel (k_pos, lambda_pos) where A >= 0 and (k_neg, lambda_neg) where A < 0.
 
-  Source: arXiv 2602.10693 eq. 20 and section 4.1; FloyedShen/VESPO core_algos.py, whose bounds on
-  the log ratio (+-20 per token and per sequence) are kept.
-  """
+  Args:
+    k_pos, lambda_pos, k_neg, lambda_neg: the kernel; any k, and lambda >= 0.
+    length_norm: `none`; or the ablation of section 4.7, which takes W^(1/sqrt(T)) (`sqrt`) or
+      W^(1/T) (`linear`) in place of W.
+    symmetric: `none`; or the ablation of figure 7, which uses the `positive` or the `negative`
+      kernel for both signs.
 
-  def coefficients(
-    log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras
-  ) -> tuple[Array, Metrics]:
-    del extras
-    log_w_B = jnp.sum(jnp.clip(log_ratio_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO), axis=1)
+  Raises ValueError for a negative lambda or an unknown option. Source: arXiv 2602.10693 eq. 20 and
+  section 4.1; FloyedShen/VESPO core_algos.py, whose bounds on the log ratio (+-20 per token and per
+  sequence) are kept. Where it bounds lambda from below by 1e-4, 0 is exact here.
+  """
+  check_option("symmetric", symmetric, SYMMETRIC)
+  check_option("length_norm", length_norm, LENGTH_NORMS)
+  if lambda_pos < 0 or lambda_neg < 0:
+    raise ValueError(
+      "lambda_pos and lambda_neg must be at least 0: the kernel would not be bounded"
+    )
+  if symmetric == "positive":
+    k_neg, lambda_neg = k_pos, lambda_pos
+  elif symmetric == "negative":
+    k_pos, lambda_pos = k_neg, lambda_neg
+  bound_pos, bound_neg = ratio_bound(k_pos, lambda_pos), ratio_bound(k_neg, lambda_neg)
+
+  def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
+    log_correction_B = extras.get("log_correction", 0.0)
+    log_w_B = sequence_log_ratio(log_ratio_BT, mask_BT, length_norm, log_correction_B)
     positive_B = advantages_B >= 0
     k_B = jnp.where(positive_B, k_pos, k_neg)
     lambda_B = jnp.where(positive_B, lambda_pos, lambda_neg)
     phi_B = phi(log_w_B, k_B, lambda_B)
-    return jnp.broadcast_to(phi_B[:, None], mask_BT.shape), {}
+    valid_B, w_B = jnp.any(mask_BT, axis=1), jnp.exp(log_w_B)
+    metrics = {
+      **_bound_metrics("pos", phi_B, w_B, positive_B & valid_B, bound_pos),
+      **_bound_metrics("neg", phi_B, w_B, ~positive_B & valid_B, bound_neg),
+    }
+    return Terms(jnp.broadcast_to(phi_B[:, None], mask_BT.shape), metrics)
 
-  return Objective("vespo", coefficients, aggregation="token-mean")
+  return Objective("vespo", terms, aggregation="token-mean", correction="fold")
+
+
+def _bound_metrics(sign: str, phi_B: Array, w_B: Array, where_B: Array, bound: float) -> Metrics:
+  """E_mu[phi^2] and its bound Z K E_Q[W] = K E_mu[phi W] (proposition 3.1) over the sequences of
+  one sign, as sample means; the bound holds for every sample, infinite where K is."""
+  n = jnp.maximum(jnp.sum(where_B, dtype=jnp.float32), 1.0)
+  bounds_B = jnp.full_like(phi_B, jnp.inf) if math.isinf(bound) else bound * phi_B * w_B
+  return {
+    f"weight/second_moment_{sign}": jnp.sum(jnp.where(where_B, phi_B**2, 0.0)) / n,
+    f"weight/second_moment_bound_{sign}": jnp.sum(jnp.where(where_B, bounds_B, 0.0)) / n,
+  }

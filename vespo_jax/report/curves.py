@@ -41,13 +41,15 @@ class Panel:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-  """One file of `figures/`: its name, where and how the page shows it, and its panels."""
+  """One file of `figures/`: its name, where and how the page shows it, and what is drawn: panels,
+  or the key of a histogram of log W over updates."""
 
   name: str
   section: str
   title: str
   caption: str
-  panels: tuple[Panel, ...]
+  panels: tuple[Panel, ...] = ()
+  histogram: str = ""
 
 
 FIGURES = (
@@ -111,6 +113,13 @@ FIGURES = (
     ),
   ),
   Figure(
+    "log_weight_distribution",
+    "Off-policy and stability",
+    "Distribution of log W",
+    "Share of the sequences of each minibatch. Bins are narrow around 0 and open at both ends.",
+    histogram="weight/log_w_histogram",
+  ),
+  Figure(
     "coefficient",
     "Off-policy and stability",
     "Coefficient of the objective, \u03d5",
@@ -127,14 +136,41 @@ FIGURES = (
     ),
   ),
   Figure(
+    "variance_bound",
+    "Off-policy and stability",
+    "Second moment of \u03d5 and its bound",
+    "E[\u03d5\u00b2] is at most Z K E_Q[W], by sign of advantage (arXiv 2602.10693, prop. 3.1).",
+    (
+      Panel(
+        "advantage > 0",
+        (
+          Line("weight/second_moment_pos", "E[\u03d5\u00b2]", GREEN),
+          Line("weight/second_moment_bound_pos", "bound", GREY),
+        ),
+        limits=(0, None),
+      ),
+      Panel(
+        "< 0",
+        (
+          Line("weight/second_moment_neg", "E[\u03d5\u00b2]", ORANGE),
+          Line("weight/second_moment_bound_neg", "bound", GREY),
+        ),
+        limits=(0, None),
+      ),
+    ),
+  ),
+  Figure(
     "effective_sample_size",
     "Off-policy and stability",
     "Effective sample size",
-    "(sum W)\u00b2 / (n sum W\u00b2) over a minibatch: 100% when all sequences weigh the same.",
+    "(sum w)\u00b2 / (n sum w\u00b2) over a minibatch: 100% when all sequences weigh the same.",
     (
       Panel(
         "share of sequences",
-        (Line("weight/ess_fraction", "effective sample size"),),
+        (
+          Line("weight/ess_fraction", "of W"),
+          Line("objective/ess_fraction", "of \u03d5", ORANGE),
+        ),
         limits=(0, 1),
         percent=True,
       ),
@@ -143,9 +179,19 @@ FIGURES = (
   Figure(
     "kl",
     "Off-policy and stability",
-    "KL from behaviour to policy",
-    "How far the policy has moved from what sampled the tokens, engine mismatch included.",
-    (Panel("nats per token", (Line("kl/behaviour_policy", "KL", PURPLE),)),),
+    "KL divergences",
+    "How far the policy has moved from what sampled the tokens, engine mismatch included, and from "
+    "its anchors where a run has them.",
+    (
+      Panel(
+        "nats per token",
+        (
+          Line("kl/behaviour_policy", "from behaviour", PURPLE),
+          Line("kl/proximal_policy", "from proximal", ORANGE),
+          Line("kl/policy_reference", "to reference", GREY),
+        ),
+      ),
+    ),
   ),
   Figure(
     "gradient",
@@ -153,6 +199,32 @@ FIGURES = (
     "Gradient norm",
     "Global norm, before clipping.",
     (Panel("norm", (Line("grad/norm", "gradient norm", GREY),), decades=True),),
+  ),
+  Figure(
+    "gradient_share",
+    "Off-policy and stability",
+    "Whose gradient it is",
+    "Shares of the weight on the scores, by sign of the advantage and by quarter of the longest "
+    "possible response.",
+    (
+      Panel(
+        "advantage > 0",
+        (Line("gradient_share/positive", "positive advantage", GREEN),),
+        limits=(0, 1),
+        percent=True,
+      ),
+      Panel(
+        "by length",
+        (
+          Line("gradient_share/length_q1", "shortest", GREY),
+          Line("gradient_share/length_q2", "2nd", BLUE),
+          Line("gradient_share/length_q3", "3rd", PURPLE),
+          Line("gradient_share/length_q4", "longest", ORANGE),
+        ),
+        limits=(0, 1),
+        percent=True,
+      ),
+    ),
   ),
   Figure(
     "response",

@@ -9,9 +9,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from vespo_jax.diagnostics import HISTOGRAM_EDGES
 from vespo_jax.report import curves
 from vespo_jax.report.rundir import Run, evaluations
 
@@ -59,6 +61,8 @@ def draw(run: Run) -> dict[str, Path]:
       canvases["accuracy"] = _draw_accuracies(accuracies)
     for figure in curves.FIGURES:
       panels = [p for p in figure.panels if any(line.key in columns for line in p.lines)]
+      if figure.histogram and any(figure.histogram in row for row in run.rows):
+        canvases[figure.name] = _draw_histogram(figure, run.rows)
       if panels:
         canvases[figure.name] = _draw_figure(figure.title, panels, columns, cycle)
     for name, canvas in canvases.items():
@@ -91,7 +95,7 @@ def smooth(values: np.ndarray, cycle: int, width: float) -> np.ndarray:
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
   """The metrics with at least one finite value, as arrays over rows; what a row lacks is NaN."""
-  keys = {key for row in rows for key in row}
+  keys = {key for row in rows for key, value in row.items() if not isinstance(value, list)}
   columns = {key: np.array([row.get(key, np.nan) for row in rows], float) for key in keys}
   finite = {key: np.where(np.isfinite(v), v, np.nan) for key, v in columns.items()}
   return {key: values for key, values in finite.items() if not np.isnan(values).all()}
@@ -156,6 +160,31 @@ def _draw_panel(
   axes.set_ylabel(panel.ylabel)
   if len(lines) > 1:
     axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=len(lines), borderpad=0.1)
+
+
+def _draw_histogram(figure: curves.Figure, rows: list[dict[str, Any]]) -> Canvas:
+  rows = [row for row in rows if figure.histogram in row]
+  steps = np.array([row["step"] for row in rows], float)
+  counts = np.array([row[figure.histogram] for row in rows], float)
+  shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+  canvas = Canvas(figsize=SIZE_IN)
+  axes = canvas.subplots()
+  middles = (steps[1:] + steps[:-1]) / 2
+  edges = np.concatenate([[steps[0] - 0.5], middles, [steps[-1] + 0.5]])
+  bins = np.arange(counts.shape[1] + 1)
+  norm = PowerNorm(0.4, vmin=0.0, vmax=shares.max())  # a few outliers are what one looks for
+  mesh = axes.pcolormesh(edges, bins, shares.T, cmap="Blues", norm=norm)
+  ends = np.flatnonzero(counts.sum(axis=0))
+  axes.set_ylim(max(ends.min() - 1, 0), min(ends.max() + 2, counts.shape[1]))
+  labels = [f"{edge:g}" for edge in HISTOGRAM_EDGES]
+  axes.set_yticks(np.arange(1, len(labels) + 1), labels)
+  axes.grid(False)
+  axes.set_title(figure.title, pad=8)
+  axes.set_ylabel("log W (nats)")
+  axes.set_xlabel("update")
+  axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+  canvas.colorbar(mesh, label="share of sequences", format=PERCENT)
+  return canvas
 
 
 def _spans_decades(values: np.ndarray) -> bool:

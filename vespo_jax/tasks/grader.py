@@ -80,15 +80,21 @@ class Grader:
     self._ready = False
 
   def _send(self, message: bytes) -> None:
-    if self._ready:
-      try:
-        return self._child.send(message)
-      except ChildDied:  # between batches, so no answer is to blame
-        self.close()
-        self._restart()
-    self._child.receive(START_TIMEOUT_S)
-    self._ready = True
-    self._child.send(message)
+    """Hands over a batch. A child that died before it took the batch is replaced, once, if it was
+    up: no answer is to blame."""
+    was_ready = self._ready
+    try:
+      if not was_ready:
+        self._child.receive(START_TIMEOUT_S)
+        self._ready = True
+      self._child.send(message)
+      self._child.receive(START_TIMEOUT_S)
+    except ChildDied:
+      self.close()
+      self._restart()
+      if not was_ready:
+        raise
+      self._send(message)
 
 
 def _timed_out(error: TimeoutError | ChildDied) -> bool:

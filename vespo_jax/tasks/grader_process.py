@@ -1,7 +1,7 @@
 """The grader process: `python -m vespo_jax.tasks.grader_process FD START`.
 
-It scores lists of [example, response] and sends each verdict as soon as it has it, until its parent
-hangs up.
+It takes lists of [example, response], says so, and sends each verdict as soon as it has it, until
+its parent hangs up.
 """
 
 from __future__ import annotations
@@ -54,9 +54,11 @@ def main(argv: list[str]) -> int:
   connection.send_bytes(b"ready")
   while True:
     try:
-      items = json.loads(connection.recv_bytes())
+      message = connection.recv_bytes()
     except EOFError:  # the parent hung up
       return 0
+    connection.send_bytes(b"taken")  # from here on an answer is to blame for what happens
+    items = json.loads(message)
     for example, response in items:
       score = _score(task, Example(**example), response, alarm_s)
       connection.send_bytes(json.dumps(dataclasses.asdict(score)).encode())

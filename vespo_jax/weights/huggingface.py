@@ -1,67 +1,44 @@
-"""Reading and writing a model as a Hugging Face directory: config, safetensors, tokenizer."""
+"""Reading and writing a model as a Hugging Face directory: configs, safetensors, tokenizer."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import save_file
 
-from vespo_jax.models import ModelSpec, describe
-from vespo_jax.tokenizers import Tokenizer
+from vespo_jax.models import ModelSpec
+from vespo_jax.tokenizers import Tokenizer, read_json
 from vespo_jax.types import Params
-from vespo_jax.weights.names import table
+from vespo_jax.weights import shards
+from vespo_jax.weights.names import Row, table
+from vespo_jax.weights.source import assemble
 
 
-def load(directory: Path, dtype: jnp.dtype = jnp.float32) -> tuple[ModelSpec, Params, Tokenizer]:
-  """The model in `directory`: `config.json`, `model.safetensors`, `tokenizer.json`.
-
-  Every tensor is checked against the config before it is used.
+def load(
+  directory: Path, dtype: jnp.dtype = jnp.float32, shardings: Params | None = None
+) -> tuple[ModelSpec, Params, Tokenizer]:
+  """The model in `directory`: `config.json`, safetensors and `tokenizer.json`, and, if they are
+  there, `tokenizer_config.json`, `chat_template.jinja` and `generation_config.json`.
 
   Raises:
     FileNotFoundError: naming the missing file.
-    ValueError: naming an unsupported config key, or an unknown, missing or mis-shaped tensor.
+    ValueError: naming an unsupported config key, or what `shards.open_directory`,
+      `source.assemble` or the tokenizer refuses.
   """
-  config = _read_json(directory / "config.json")
-  spec = ModelSpec.from_hf_config(config)
-  path = directory / "model.safetensors"
-  if not path.is_file():
-    raise FileNotFoundError(f"no model.safetensors in {directory}")
-  params = {
-    key: {name: np.empty(info.shape, dtype) for name, info in value.items()}
-    if isinstance(value, dict)
-    else np.empty(value.shape, dtype)
-    for key, value in describe(spec).items()
-  }
-  rows = {row.name: row for row in table(spec)}
-  try:
-    with safetensors.safe_open(path, framework="np") as file:
-      names = set(file.keys())
-      if spec.tied_embeddings and "lm_head.weight" in names:  # some writers store the tied copy
-        names.discard("lm_head.weight")
-      for problem, group in (("unknown", names - set(rows)), ("missing", set(rows) - names)):
-        if group:
-          raise ValueError(f"{problem} tensors in {path}: {', '.join(sorted(group)[:5])}")
-      for name, row in rows.items():
-        tensor = file.get_tensor(name)
-        if tensor.shape != row.shape:
-          raise ValueError(f"{name} in {path} has shape {tensor.shape}, expected {row.shape}")
-        target: Any = params
-        for key in row.path:
-          target = target[key]
-        if row.layer is not None:
-          target = target[row.layer]
-        target[...] = tensor.T if row.transposed else tensor
-  except safetensors.SafetensorError as error:
-    raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-  special = _read_json(directory / "tokenizer_config.json")
-  bos = special["bos_token"] if special.get("add_bos_token", True) else None
-  tokenizer = Tokenizer.load(directory, bos=bos, eos=special["eos_token"])
-  return spec, _to_jax(params), tokenizer
+  config = read_json(directory / "config.json")
+  spec = read_spec(config, directory / "config.json")
+  source = shards.open_directory(directory)
+  generation = {key: config.get(key) for key in ("bos_token_id", "eos_token_id")}
+  path = directory / "generation_config.json"
+  if path.is_file():
+    generation |= {k: v for k, v in read_json(path).items() if v is not None}
+  tokenizer = Tokenizer.load(directory, generation)
+  check_vocabulary(spec, tokenizer, directory)
+  return spec, assemble(spec, source, dtype, shardings), tokenizer
 
 
 def save(
@@ -75,35 +52,56 @@ def save(
 
   `dtype` is that of the stored tensors; None keeps the parameters' own, so that nothing is rounded.
   """
-  directory.mkdir(parents=True, exist_ok=True)
-  tensors = {}
-  for row in table(spec):
+  rows = {row.name: row for row in table(spec)}
+
+  def stacked(row: Row) -> Any:
     value: Any = params
     for key in row.path:
       value = value[key]
-    value = np.asarray(value if row.layer is None else value[row.layer])
-    value = value.T if row.transposed else value
-    tensors[row.name] = np.ascontiguousarray(value, dtype=dtype)
-  stored = next(iter(tensors.values())).dtype
-  config = {**spec.to_hf_config(), "torch_dtype": str(stored)}
-  config |= {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-  special = {
-    "bos_token": tokenizer.bos,
-    "eos_token": tokenizer.eos,
-    "add_bos_token": tokenizer.bos is not None,
-    "tokenizer_class": "PreTrainedTokenizerFast",
+    return value
+
+  def stored_type(row: Row) -> np.dtype:
+    return np.dtype(stacked(row).dtype if dtype is None else dtype)
+
+  def tensor(name: str) -> np.ndarray:
+    row = rows[name]
+    value = np.asarray(stacked(row)[row.index])
+    return np.ascontiguousarray(value.T if row.transposed else value, dtype=stored_type(row))
+
+  ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+  config = {
+    **spec.to_hf_config(),
+    "torch_dtype": stored_type(next(iter(rows.values()))).name,
+    **ids,
   }
-  save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-  (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-  (directory / "tokenizer_config.json").write_text(json.dumps(special, indent=2) + "\n")
+  stops = tokenizer.stop_ids
+  generation = {**ids, "eos_token_id": list(stops) if len(stops) > 1 else stops[0]}
+  directory.mkdir(parents=True, exist_ok=True)
+  sizes = {name: math.prod(row.shape) * stored_type(row).itemsize for name, row in rows.items()}
+  shards.write(directory, sizes, tensor)
+  _write_json(directory / "config.json", config)
+  _write_json(directory / "generation_config.json", generation)
   tokenizer.save(directory)
 
 
-def _to_jax(params: Params) -> Params:
-  return {k: _to_jax(v) if isinstance(v, dict) else jnp.asarray(v) for k, v in params.items()}
+def read_spec(config: dict[str, Any], path: Path) -> ModelSpec:
+  """The spec of a `config.json`. Raises ValueError naming the key, and the file at `path`."""
+  try:
+    return ModelSpec.from_hf_config(config)
+  except KeyError as error:
+    raise ValueError(f"{path}: {error.args[0]} is missing") from error
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{path}: {error}") from error
 
 
-def _read_json(path: Path) -> dict:
-  if not path.is_file():
-    raise FileNotFoundError(f"no {path.name} in {path.parent}")
-  return json.loads(path.read_text())
+def check_vocabulary(spec: ModelSpec, tokenizer: Tokenizer, path: Path) -> None:
+  """Raises ValueError if the tokenizer has an id that the model has no embedding for."""
+  last = max(tokenizer.backend.get_vocab().values())
+  if last >= spec.vocab_size:
+    raise ValueError(
+      f"the tokenizer of {path} has an id {last}, its model a vocabulary of {spec.vocab_size}"
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n")

@@ -18,14 +18,14 @@ class Row:
   Attributes:
     name: the file's tensor name.
     path: keys into our tree.
-    layer: index on the stacked axis, or None.
+    index: on the stacked axes: (layer,), (layer, expert), or () where there are none.
     transposed: True where the file stores [out, in] and we store [in, out].
     shape: of the tensor in the file.
   """
 
   name: str
   path: tuple[str, ...]
-  layer: int | None
+  index: tuple[int, ...]
   transposed: bool
   shape: tuple[int, ...]
 
@@ -50,6 +50,18 @@ _LAYER = {
   "gate": "mlp.gate_proj.weight",
   "up": "mlp.up_proj.weight",
   "down": "mlp.down_proj.weight",
+  "router": "mlp.gate.weight",
+}
+_EXPERT = {
+  "expert_gate": "mlp.experts.{}.gate_proj.weight",
+  "expert_up": "mlp.experts.{}.up_proj.weight",
+  "expert_down": "mlp.experts.{}.down_proj.weight",
+}
+_MIXTRAL = {
+  "router": "block_sparse_moe.gate.weight",
+  "expert_gate": "block_sparse_moe.experts.{}.w1.weight",
+  "expert_up": "block_sparse_moe.experts.{}.w3.weight",
+  "expert_down": "block_sparse_moe.experts.{}.w2.weight",
 }
 
 
@@ -58,16 +70,19 @@ def table(spec: ModelSpec) -> Iterator[Row]:
   tree = describe(spec)
   for key, name in _TOP.items():
     if key in tree:
-      yield Row(name, (key,), None, False, tree[key].shape)
+      yield Row(name, (key,), (), False, tree[key].shape)
+  names = {**_LAYER, **_EXPERT, **(_MIXTRAL if spec.style == "mixtral" else {})}
   for layer in range(spec.layers):
-    for key, name in _LAYER.items():
-      if key in tree["layers"]:
-        shape = tree["layers"][key].shape[1:]
+    for key, info in tree["layers"].items():
+      name = f"model.layers.{layer}.{names[key]}"
+      experts = [(e,) for e in range(spec.experts)] if key in _EXPERT else [()]
+      for expert in experts:
+        shape = info.shape[1 + len(expert) :]
         transposed = len(shape) == 2
         yield Row(
-          f"model.layers.{layer}.{name}",
+          name.format(*expert),
           ("layers", key),
-          layer,
+          (layer, *expert),
           transposed,
           shape[::-1] if transposed else shape,
         )

@@ -1,0 +1,31 @@
+"""What is written down about rollouts."""
+
+import json
+import types
+
+import numpy as np
+from test_batching import rollout
+
+from vespo_jax.learner.records import write_rollouts
+from vespo_jax.tokenizers import byte_tokenizer
+
+
+def test_every_rollout_has_its_own_numbers(tmp_path):
+  examples = [types.SimpleNamespace(answer=str(i)) for i in range(3)]
+  problems = types.SimpleNamespace(tokenizer=byte_tokenizer(), examples=examples)
+  rollouts = [rollout(group, 2) for group in (5, 5, 6, 6)]
+  for i, record in enumerate(rollouts):
+    record.example_id, record.weight_versions = i // 2 + 1, np.array([3, 4], np.int32)
+  columns = {"advantage": np.arange(6.0).reshape(3, 2)}  # of the whole minibatch
+  write_rollouts(tmp_path / "new" / "x.jsonl", rollouts, columns, problems, update=7)
+  records = [json.loads(line) for line in (tmp_path / "new" / "x.jsonl").read_text().splitlines()]
+  for key, expected in (
+    ("advantage", [0, 1, 2, 3]),
+    ("group_id", [5, 5, 6, 6]),
+    ("sample", [0, 1, 0, 1]),
+    ("answer", ["1", "1", "2", "2"]),
+    ("behaviour_logprob", [-4.0] * 4),
+    ("weight_version", [3] * 4),
+    ("update", [7] * 4),
+  ):
+    assert [record[key] for record in records] == expected, key

@@ -1,0 +1,55 @@
+"""`python -m vespo_jax.convert` and `python -m vespo_jax.sample` on a GGUF file."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vespo_jax import convert, models, sample
+
+
+def run(module, **options):
+  return module.main([module.__name__, *(f"--{key}={value}" for key, value in options.items())])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_converted_model_is_the_same_model(make_pair, tmp_path, dtype):
+  path, out = make_pair("llama").write_gguf(), tmp_path / "out"
+  assert run(convert, model=path, out=out, format="hf", dtype=dtype) == 0
+  spec, params, tokenizer = models.load(path, dtype=jnp.dtype(dtype))
+  spec_again, again, tokenizer_again = models.load(out, dtype=jnp.dtype(dtype))
+  assert spec_again == spec
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+  assert tokenizer_again.stop_ids == tokenizer.stop_ids
+  assert tokenizer_again.encode_prompt("1 + 1") == tokenizer.encode_prompt("1 + 1")
+  assert tokenizer_again.chat.source == tokenizer.chat.source
+
+
+def test_bad_input_is_one_message_and_exit_code_2(make_pair, tmp_path, capsys):
+  path, out = make_pair("llama").write_gguf(), tmp_path / "out"
+  assert run(convert, model=tmp_path / "nowhere", out=out) == 2
+  assert "no such model" in capsys.readouterr().err
+  assert not out.exists()
+  out.mkdir()
+  (out / "notes.txt").touch()
+  for occupied in (out, out / "notes.txt"):
+    assert run(convert, model=path, out=occupied) == 2
+    assert "is not an empty directory" in capsys.readouterr().err
+  assert [file.name for file in out.iterdir()] == ["notes.txt"]
+  for wrong in ({"format": "gguf"}, {"dtype": "float8"}):
+    with pytest.raises(SystemExit) as error:
+      run(convert, model=path, out=tmp_path / "new", **wrong)
+    assert error.value.code == 2
+
+
+def test_sampling_from_a_gguf_file(make_pair, capsys):
+  path = make_pair("llama").write_gguf()
+  options = dict(model=path, prompt="1 + 1", temperature=0, max_new_tokens=4)
+  assert run(sample, **options) == 0
+  chat = capsys.readouterr().out
+  assert sample.main(["", *(f"--{k}={v}" for k, v in options.items()), "--raw"]) == 0
+  raw = capsys.readouterr().out
+  assert "log-prob" in chat and "log-prob" in raw and chat != raw
+  path.write_bytes(path.read_bytes()[:-64])
+  assert run(sample, **options) == 2
+  assert "truncated" in capsys.readouterr().err

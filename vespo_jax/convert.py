@@ -1,0 +1,41 @@
+"""Converts a model: `python -m vespo_jax.convert --model=PATH --out=PATH --format=hf`.
+
+Exit codes: 0, or 2 for a model that cannot be read or a directory that cannot be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from vespo_jax import models
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def main(argv: list[str]) -> int:
+  """Runs one command line; returns the exit code."""
+  parser = argparse.ArgumentParser(prog="python -m vespo_jax.convert", description=__doc__)
+  parser.add_argument("--model", required=True, help="Hugging Face or run directory, or GGUF file")
+  parser.add_argument("--out", required=True, type=Path, help="a directory, new or empty")
+  parser.add_argument("--format", default="hf", choices=["hf"])
+  parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
+  arguments = parser.parse_args(argv[1:])
+  out = arguments.out
+  try:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+      raise ValueError(f"--out={out} is not an empty directory")
+    spec, params, tokenizer = models.load(arguments.model, dtype=DTYPES[arguments.dtype])
+    models.save(out, spec, params, tokenizer, format=arguments.format)
+  except (ValueError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  print(f"{models.count(spec):,} parameters in {arguments.dtype} -> {out}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

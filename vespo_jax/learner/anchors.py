@@ -1,0 +1,47 @@
+"""The fixed policies a loss is measured against: proximal and reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vespo_jax.learner.update import Score
+from vespo_jax.types import Params, TrainBatch
+
+
+@dataclasses.dataclass
+class Anchors:
+  """A copy of the parameters of each policy that is needed, and their log-probs of batches.
+
+  Attributes:
+    score: the compiled scoring of a batch.
+    reference: parameters of the reference policy, fixed for the run; None if it is not needed.
+    needs_proximal: whether the proximal policy is.
+    proximal: its parameters, those at the start of the rollout batch.
+  """
+
+  score: Score
+  reference: Params | None
+  needs_proximal: bool
+  proximal: Params | None = None
+
+  def start_rollout_batch(self, policy: Callable[[], Params]) -> None:
+    """Copies the policy's parameters, which an update may donate, for the proximal policy."""
+    if self.needs_proximal:
+      self.proximal = copy(policy())
+
+  def complete(self, batch: TrainBatch) -> TrainBatch:
+    """The batch with the log-probs that the loss needs; one forward pass for each policy."""
+    if self.proximal is not None:
+      batch = batch.replace(proximal_logprobs_PRT=self.score(self.proximal, batch))
+    if self.reference is not None:
+      batch = batch.replace(reference_logprobs_PRT=self.score(self.reference, batch))
+    return batch
+
+
+def copy(params: Params) -> Params:
+  """The same parameters in buffers of their own."""
+  return jax.tree.map(jnp.copy, params)

@@ -1,0 +1,312 @@
+"""The gradient of a minibatch: rewards -> advantages -> weights on grad log pi -> parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vespo_jax import diagnostics, models, objectives
+from vespo_jax.advantages import Advantage
+from vespo_jax.models import ModelSpec
+from vespo_jax.objectives import Correction, Objective, TokenWeights
+from vespo_jax.types import Array, HostArray, Params, TrainBatch
+
+Metrics = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+  """What a loss needs to know beyond the model, the objective and the advantage.
+
+  Attributes:
+    temperature: of the policy's softmax; the sampler's own.
+    aggregation: one of `objectives.AGGREGATIONS`, or None for the objective's own.
+    micro_batches: how many pieces the gradient is accumulated over; it changes memory and speed,
+      never the result beyond float32 rounding. It divides the number of prompts.
+    remat: what the backward pass keeps of each block, one of `models.REMAT`.
+    proximal_denominator: whether the ratio is against the proximal policy, not the behaviour one.
+    correction: the rollout correction.
+    kl_coefficient, kl_estimator, kl_in_reward: of the KL penalty against the reference policy, per
+      token; in the loss, or taken off the reward of the sequence; 0 is off.
+    entropy_coefficient: of the entropy bonus, per token; 0 is off.
+    proximal_divergence, proximal_step_size: the proximal step adds divergence / step size.
+  """
+
+  temperature: float = 1.0
+  aggregation: str | None = None
+  micro_batches: int = 1
+  remat: str = "none"
+  proximal_denominator: bool = False
+  correction: Correction = Correction("none")
+  kl_coefficient: float = 0.0
+  kl_estimator: str = "k3"
+  kl_in_reward: bool = False
+  entropy_coefficient: float = 0.0
+  proximal_divergence: str = "none"
+  proximal_step_size: float = 1.0
+
+  @property
+  def needs_proximal(self) -> bool:
+    """Whether a batch must have the proximal policy's log-probs."""
+    return self.proximal_denominator or self.proximal_divergence != "none"
+
+  @property
+  def needs_reference(self) -> bool:
+    """Whether a batch must have the reference policy's log-probs."""
+    return self.kl_coefficient != 0
+
+
+@flax.struct.dataclass
+class Evaluated:
+  """What one evaluation of the gradient leaves to be measured.
+
+  Attributes:
+    loss: the scalar that was differentiated.
+    logprobs_PRT, entropy_PRT: of the policy at the sampled tokens.
+    advantages_PR: what the rewards became.
+    weights: of the whole minibatch, [P, R, T].
+    metrics: of objective and correction.
+  """
+
+  loss: Array
+  logprobs_PRT: Array
+  entropy_PRT: Array
+  advantages_PR: Array
+  weights: TokenWeights
+  metrics: Metrics
+
+
+Policy = Callable[[Params], Params]  # what is trained -> the parameters of the model
+Gradient = Callable[[Params, TrainBatch, Policy], tuple[Params, Evaluated]]
+
+
+def itself(params: Params) -> Params:
+  """The `Policy` of a model that is trained whole."""
+  return params
+
+
+def make_gradient(
+  spec: ModelSpec, objective: Objective, advantage: Advantage, settings: LossSettings
+) -> Gradient:
+  """Builds `gradient(params, batch, policy) -> (gradients, Evaluated)`, accumulated over
+  micro-batches; `policy` makes the model's parameters of the ones that are differentiated.
+
+  Where the weights of a sequence depend on the whole minibatch (a batch-wide objective, a
+  correction that rejects or normalises, an advantage that needs the policy) a forward pass over all
+  of it comes first; otherwise each micro-batch is visited once.
+  """
+  mode = settings.aggregation or objective.aggregation
+  correction = settings.correction
+  depends_on_all = objective.batch_wide or correction.normalize or bool(correction.rejections)
+  needs_policy = "log_w" in advantage.needs
+
+  def weights_of(logprobs_PRT: Array, advantages_PR: Array, batch: TrainBatch):
+    proximal = batch.proximal_logprobs_PRT if settings.proximal_denominator else None
+    weights, metrics = objectives.token_weights(
+      objective,
+      policy_logprobs=_rows(logprobs_PRT),
+      behaviour_logprobs=_rows(batch.behaviour_logprobs_PRT),
+      proximal_logprobs=None if proximal is None else _rows(proximal),
+      advantages=advantages_PR.reshape(-1),
+      mask=_rows(batch.response_mask_PRT),
+      correction=correction,
+    )
+    shape = logprobs_PRT.shape
+    return jax.tree.map(lambda x_BT: x_BT.reshape(shape), weights), metrics
+
+  def advantages_of(
+    params: Params, batch: TrainBatch, logprobs_PRT: Array | None, policy: Policy
+  ) -> Array:
+    mask_PRT = batch.response_mask_PRT
+    extras = {"lengths": jnp.sum(mask_PRT, axis=-1, dtype=jnp.float32)}
+    if logprobs_PRT is not None:
+      extras["log_w"] = _log_w(logprobs_PRT, batch)
+    if "log_score" in advantage.needs:
+      extras["log_score"] = _log_score(
+        advantage.score, params, spec, batch, settings.temperature, policy
+      )
+    rewards_PR = batch.rewards_PR - _kl_of_rewards(batch, settings)
+    return advantage(rewards_PR, jnp.any(mask_PRT, axis=-1), extras)[0]
+
+  def micro_loss(params: Params, piece: tuple, normalizer: Array | None, policy: Policy):
+    batch, advantages_PR, weights = piece
+    logprobs_PRT, entropy_PRT = models.group_logprobs(
+      policy(params), spec, batch, settings.temperature, settings.remat
+    )
+    if weights is None:
+      weights, _ = weights_of(logprobs_PRT, advantages_PR, batch)
+    weights = jax.tree.map(_rows, weights)
+    loss = objectives.weighted_loss(weights, _rows(logprobs_PRT), mode, normalizer)
+    extra_PRT = _regularizers(logprobs_PRT, entropy_PRT, batch, settings)
+    if extra_PRT is not None:
+      total, count = objectives.aggregate(_rows(extra_PRT), weights.mask, mode)
+      loss += total / (count if normalizer is None else normalizer)
+    return loss, jax.lax.stop_gradient((logprobs_PRT, entropy_PRT))
+
+  def gradient(
+    params: Params, batch: TrainBatch, policy: Policy = itself
+  ) -> tuple[Params, Evaluated]:
+    cut = lambda x: _cut(x, settings.micro_batches)
+    logprobs_PRT = weights = normalizer = None
+    if needs_policy or (depends_on_all and settings.micro_batches > 1):
+      logprobs_PRT = score(
+        policy(params), spec, batch, settings.temperature, settings.micro_batches
+      )
+    advantages_PR = advantages_of(params, batch, logprobs_PRT, policy)
+    if logprobs_PRT is not None:
+      weights, _ = weights_of(logprobs_PRT, advantages_PR, batch)
+      normalizer = objectives.count(_rows(weights.mask), mode)
+    elif settings.micro_batches > 1:
+      normalizer = objectives.count(_rows(batch.response_mask_PRT), mode)
+
+    def accumulate(total: Params, piece: tuple):
+      value_and_grad = jax.value_and_grad(micro_loss, has_aux=True)
+      (loss, outputs), grads = value_and_grad(params, piece, normalizer, policy)
+      return jax.tree.map(jnp.add, total, grads), (loss, outputs)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    pieces = jax.tree.map(cut, (batch, advantages_PR, weights))
+    grads, (losses, outputs) = jax.lax.scan(accumulate, zeros, pieces)
+    logprobs_PRT, entropy_PRT = jax.tree.map(_join, outputs)
+    weights, metrics = weights_of(logprobs_PRT, advantages_PR, batch)
+    loss = jnp.sum(losses)
+    return grads, Evaluated(loss, logprobs_PRT, entropy_PRT, advantages_PR, weights, metrics)
+
+  return gradient
+
+
+def score(
+  params: Params, spec: ModelSpec, batch: TrainBatch, temperature: float, micro_batches: int
+) -> Array:
+  """Log-probs of a batch's responses under `params`, float32 [P, R, T], not differentiated."""
+
+  def one(piece: TrainBatch) -> Array:
+    return models.group_logprobs(params, spec, piece, temperature)[0]
+
+  pieces = jax.tree.map(lambda x: _cut(x, micro_batches), batch)
+  return jax.lax.stop_gradient(_join(jax.lax.map(one, pieces)))
+
+
+def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> Metrics:
+  """The metrics of a minibatch: those of `diagnostics`, of its objective, KLs and entropy."""
+  mask_BT = _rows(batch.response_mask_PRT)
+  logprobs_BT, behaviour_BT = _rows(evaluated.logprobs_PRT), _rows(batch.behaviour_logprobs_PRT)
+  denominator_BT = behaviour_BT
+  kls = diagnostics.kl_metrics("behaviour_policy", behaviour_BT, logprobs_BT, mask_BT)
+  if batch.proximal_logprobs_PRT is not None:
+    proximal_BT = _rows(batch.proximal_logprobs_PRT)
+    kls |= diagnostics.kl_metrics("proximal_policy", proximal_BT, logprobs_BT, mask_BT)
+    denominator_BT = proximal_BT if settings.proximal_denominator else behaviour_BT
+  if batch.reference_logprobs_PRT is not None:
+    reference_BT = _rows(batch.reference_logprobs_PRT)
+    kls |= diagnostics.kl_metrics("policy_reference", logprobs_BT, reference_BT, mask_BT)
+  entropy_BT, tokens = _rows(evaluated.entropy_PRT), jnp.maximum(jnp.sum(mask_BT), 1)
+  return {
+    "objective/loss": evaluated.loss,
+    "entropy/mean": jnp.sum(entropy_BT, where=mask_BT) / tokens,
+    **kls,
+    **diagnostics.off_policy_metrics(
+      logprobs_BT - denominator_BT,
+      _rows(evaluated.weights.coefficients),
+      evaluated.advantages_PR.reshape(-1),
+      mask_BT,
+    ),
+    **evaluated.metrics,
+  }
+
+
+def log_weights(evaluated: Evaluated, batch: TrainBatch) -> Array:
+  """[P, R]: log W of every sequence, policy against behaviour."""
+  return _log_w(evaluated.logprobs_PRT, batch)
+
+
+def _log_w(logprobs_PRT: Array, batch: TrainBatch) -> Array:
+  log_ratio_PRT = logprobs_PRT - batch.behaviour_logprobs_PRT
+  return jnp.sum(log_ratio_PRT, axis=-1, where=batch.response_mask_PRT)
+
+
+def _log_score(
+  kind: str,
+  params: Params,
+  spec: ModelSpec,
+  batch: TrainBatch,
+  temperature: float,
+  policy: Policy,
+) -> Array:
+  """[P, R]: log norm of grad log pi(y) with respect to what is trained, or its proxy with respect
+  to the logits."""
+  if kind == "logit":
+    squares_PRT = models.group_logit_norms(policy(params), spec, batch, temperature)
+    return 0.5 * jnp.log(jnp.sum(squares_PRT, axis=-1, where=batch.response_mask_PRT) + 1e-30)
+
+  def one(sequence: TrainBatch) -> Array:
+    def logprob(params: Params) -> Array:
+      logprobs_PRT, _ = models.group_logprobs(policy(params), spec, sequence, temperature)
+      return jnp.sum(logprobs_PRT, where=sequence.response_mask_PRT)
+
+    squares = jax.tree.map(lambda g: jnp.sum(g**2), jax.grad(logprob)(params))
+    return 0.5 * jnp.log(sum(jax.tree.leaves(squares)) + 1e-30)
+
+  P, R = batch.rewards_PR.shape
+  own = lambda x: jnp.reshape(x, (P * R, 1, 1, *x.shape[2:]))
+  prompt = lambda x: jnp.repeat(x[:, None], R, axis=0)
+  sequences = TrainBatch(
+    prompt_tokens_PS=prompt(batch.prompt_tokens_PS),
+    prompt_mask_PS=prompt(batch.prompt_mask_PS),
+    response_tokens_PRT=own(batch.response_tokens_PRT),
+    response_mask_PRT=own(batch.response_mask_PRT),
+    behaviour_logprobs_PRT=own(batch.behaviour_logprobs_PRT),
+    rewards_PR=own(batch.rewards_PR),
+  )
+  return jax.lax.map(one, sequences).reshape(P, R)
+
+
+def _kl_of_rewards(batch: TrainBatch, settings: LossSettings) -> Array | float:
+  """[P, R]: what the KL penalty takes off each reward: of the policy that the trainer takes for the
+  sampling one, summed over the response."""
+  if not (settings.needs_reference and settings.kl_in_reward):
+    return 0.0
+  sampling = batch.proximal_logprobs_PRT if settings.proximal_denominator else None
+  sampling = batch.behaviour_logprobs_PRT if sampling is None else sampling
+  kl_PRT = objectives.kl_estimate(sampling, batch.reference_logprobs_PRT, settings.kl_estimator)
+  return settings.kl_coefficient * jnp.sum(kl_PRT, axis=-1, where=batch.response_mask_PRT)
+
+
+def _regularizers(
+  logprobs_PRT: Array, entropy_PRT: Array, batch: TrainBatch, settings: LossSettings
+) -> Array | None:
+  """[P, R, T]: what is added to the loss of every token, or None."""
+  anchor = lambda x_PRT: jnp.where(batch.response_mask_PRT, x_PRT, 0.0)  # padding may hold anything
+  terms = []
+  if settings.needs_reference and not settings.kl_in_reward:
+    reference_PRT = anchor(batch.reference_logprobs_PRT)
+    kl_PRT = objectives.kl_estimate(logprobs_PRT, reference_PRT, settings.kl_estimator)
+    terms.append(settings.kl_coefficient * kl_PRT)
+  if settings.entropy_coefficient:
+    terms.append(-settings.entropy_coefficient * entropy_PRT)
+  if settings.proximal_divergence != "none":
+    proximal_PRT = anchor(batch.proximal_logprobs_PRT)
+    divergence_PRT = objectives.proximal_divergence(
+      logprobs_PRT, proximal_PRT, settings.proximal_divergence
+    )
+    terms.append(divergence_PRT / settings.proximal_step_size)
+  return sum(terms) if terms else None
+
+
+def _rows(x_PRT: HostArray) -> Array:
+  return jnp.asarray(x_PRT).reshape(-1, x_PRT.shape[-1])
+
+
+def _cut(x: Array, pieces: int) -> Array:
+  """[P, ..] -> [pieces, P / pieces, ..]; piece j takes prompts j, j + pieces, .., so that an axis
+  sharded over devices stays sharded within each piece."""
+  return jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
+
+
+def _join(x: Array) -> Array:
+  return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])

@@ -1,0 +1,88 @@
+"""Mixture of experts: a float32 router, and dropless experts by ragged matrix products.
+
+Sampler and trainer route by this one function. Whatever their numerics, a router near a tie may
+choose differently in the two; `expert_ids` replays choices that were made before.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from vespo_jax.models.spec import ModelSpec
+from vespo_jax.types import Array, Params
+
+
+@flax.struct.dataclass
+class Routing:
+  """What the routers of all layers did with the tokens of a call.
+
+  Attributes:
+    expert_ids_LMA: int32, the experts of every token, in falling order of their probability.
+    load_LE: float32, real tokens sent to each expert; detached.
+    importance_LE: float32, the probabilities of each expert summed over real tokens.
+    z_L: float32, the squared log-sum-exp of the router's logits summed over real tokens.
+    tokens: float32 scalar, the real tokens.
+  """
+
+  expert_ids_LMA: Array
+  load_LE: Array
+  importance_LE: Array
+  z_L: Array
+  tokens: Array
+
+
+def mixture(
+  x_MD: Array, layer: Params, spec: ModelSpec, real_M: Array, expert_ids_MA: Array | None
+) -> tuple[Array, Routing]:
+  """The sum of the active experts' outputs, each weighed by its router probability.
+
+  Args:
+    x_MD: normalised hidden states.
+    layer: `router` [D, E], `expert_gate` and `expert_up` [E, D, F], `expert_down` [E, F, D].
+    spec: of the model.
+    real_M: bool, the tokens that count in the statistics.
+    expert_ids_MA: int32 choices to replay; None to choose the A most probable experts. The weights
+      are the router's own either way, and differentiable.
+
+  Returns:
+    y_MD in x's type, and this layer's `Routing` without the axis L. No token is dropped.
+
+  Source: Shazeer et al. (arXiv 1701.06538) eq. 1-5; Qwen3-MoE and Mixtral in Hugging Face
+  `transformers` (softmax over all experts, then the top k, then their normalisation).
+  """
+  E, A = spec.experts, spec.active_experts
+  logits_ME = jnp.matmul(
+    x_MD.astype(jnp.float32), layer["router"].astype(jnp.float32), precision="highest"
+  )
+  probs_ME = jax.nn.softmax(logits_ME, axis=-1)
+  if expert_ids_MA is None:
+    expert_ids_MA = jax.lax.top_k(jax.lax.stop_gradient(probs_ME), A)[1]
+  weights_MA = jnp.take_along_axis(probs_ME, expert_ids_MA, axis=-1)
+  if spec.normalize_router:
+    weights_MA = weights_MA / jnp.sum(weights_MA, axis=-1, keepdims=True)
+
+  flat_I = expert_ids_MA.reshape(-1)  # I = M * A assignments of a token to an expert
+  order_I = jnp.argsort(flat_I, stable=True)
+  sizes_E = jnp.bincount(flat_I, length=E).astype(jnp.int32)
+  x_ID = x_MD[order_I // A]
+  gate_IF = jax.lax.ragged_dot(x_ID, layer["expert_gate"], sizes_E)
+  up_IF = jax.lax.ragged_dot(x_ID, layer["expert_up"], sizes_E)
+  y_ID = jax.lax.ragged_dot(jax.nn.silu(gate_IF) * up_IF, layer["expert_down"], sizes_E)
+  back_I = jnp.zeros_like(order_I).at[order_I].set(jnp.arange(order_I.size))
+  y_MAD = y_ID[back_I].reshape(-1, A, x_MD.shape[-1])
+  y_MD = jnp.einsum("mad,ma->md", y_MAD.astype(jnp.float32), weights_MA)
+
+  real_M1 = real_M[:, None]
+  chosen_ME = (
+    jnp.zeros_like(probs_ME).at[jnp.arange(probs_ME.shape[0])[:, None], expert_ids_MA].add(1)
+  )
+  routing = Routing(
+    expert_ids_LMA=expert_ids_MA,
+    load_LE=jax.lax.stop_gradient(jnp.sum(jnp.where(real_M1, chosen_ME, 0.0), axis=0)),
+    importance_LE=jnp.sum(jnp.where(real_M1, probs_ME, 0.0), axis=0),
+    z_L=jnp.sum(jnp.where(real_M, jax.nn.logsumexp(logits_ME, axis=-1) ** 2, 0.0)),
+    tokens=jnp.sum(real_M, dtype=jnp.float32),
+  )
+  return y_MD.astype(x_MD.dtype), routing

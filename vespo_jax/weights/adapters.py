@@ -1,0 +1,75 @@
+"""LoRA adapters as a directory in PEFT's layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from vespo_jax.models.lora import MODULES, LoraSettings
+from vespo_jax.types import Params
+
+_NAME = "base_model.model.model.layers.{}.{}.lora_{}.weight"
+_LAYER = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.")
+
+
+def save_adapters(directory: str | Path, adapters: Params, settings: LoraSettings) -> None:
+  """Writes `adapter_config.json` and `adapter_model.safetensors`, which PEFT loads too."""
+  directory = Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  tensors = {}
+  for key, adapter in adapters["layers"].items():
+    for part, letter in (("a", "A"), ("b", "B")):
+      for layer, kernel in enumerate(np.asarray(adapter[part])):
+        tensors[_NAME.format(layer, MODULES[key], letter)] = np.ascontiguousarray(kernel.T)
+  config = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": settings.rank,
+    "lora_alpha": settings.alpha,
+    "target_modules": [MODULES[key].rpartition(".")[2] for key in adapters["layers"]],
+    "bias": "none",
+    "lora_dropout": 0.0,
+    "inference_mode": True,
+  }
+  save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+  (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_adapters(directory: str | Path) -> tuple[Params, LoraSettings]:
+  """Adapters as `lora.attach` and `lora.merge` take them, and their settings.
+
+  Raises:
+    FileNotFoundError: naming the missing file.
+    ValueError: naming a tensor that is unknown, or missing in some layer.
+  """
+  directory = Path(directory)
+  for name in ("adapter_config.json", "adapter_model.safetensors"):
+    if not (directory / name).is_file():
+      raise FileNotFoundError(f"no {name} in {directory}")
+  config = json.loads((directory / "adapter_config.json").read_text())
+  settings = LoraSettings(config["r"], config["lora_alpha"], "|".join(config["target_modules"]))
+  with safetensors.safe_open(directory / "adapter_model.safetensors", framework="np") as file:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}
+  numbers = [int(found[1]) for name in tensors if (found := _LAYER.match(name))]
+  layers = 1 + max(numbers, default=-1)
+  adapters: Params = {}
+  for key, module in MODULES.items():
+    names = {p: [_NAME.format(i, module, p.upper()) for i in range(layers)] for p in ("a", "b")}
+    present = [name for part in names.values() for name in part if name in tensors]
+    if not present:
+      continue
+    missing = sorted({name for part in names.values() for name in part} - set(present))
+    if missing:
+      raise ValueError(f"missing tensors in {directory}: {', '.join(missing[:5])}")
+    adapters[key] = {
+      p: jnp.stack([jnp.asarray(tensors.pop(name).T) for name in part]) for p, part in names.items()
+    }
+  if tensors:
+    raise ValueError(f"unknown tensors in {directory}: {', '.join(sorted(tensors)[:5])}")
+  return {"layers": adapters}, settings
