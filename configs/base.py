@@ -62,16 +62,41 @@ def get_config() -> ConfigDict:
   config.staleness = ConfigDict()
   config.staleness.minibatches = 4  # N: updates made on one rollout batch; 1 is on-policy
 
+  # sync: roll out N minibatches with one set of weights, then N updates. async: samplers run on
+  # while the learner updates; staleness is bounded when a minibatch is ordered
+  # (vespo_jax/runtime/schedule.py).
   config.runtime = ConfigDict()
-  config.runtime.mode = "sync"  # roll out N minibatches with one set of weights, then N updates
-  config.runtime.transport = "local"  # local: a sampler process; threads: in this process (tests)
+  config.runtime.mode = "sync"
+  config.runtime.max_staleness = 1  # async: updates a trained token's weights may be behind
+  config.runtime.sync_every = 1  # async: updates between publications of weights
+  # async: wall, the newest weights there are; logical, each order says which version samples it, so
+  # that the run is deterministic; replay:RUN, as a run directory's schedule.jsonl has it
+  config.runtime.clock = "wall"
+  # async: off, a response is finished by the weights that began it; else it goes on under newer
+  # ones, with the old keys and values (keep_cache) or with new ones (recompute_cache)
+  config.runtime.partial_rollouts = "off"
+  config.runtime.transport = "local"  # local: processes; threads: in this process (tests); ray
   config.runtime.timeout_s = 600.0  # seconds the learner waits for one minibatch of rollouts
+  config.runtime.hang_timeout_s = 120.0  # seconds of silence after which a sampler is restarted
+  config.runtime.max_failures = 10  # of samplers, in a whole run, before it stops
   config.runtime.gpu_memory_fraction = 0.45  # of a GPU's memory, for learner and sampler each
 
   config.sampler = ConfigDict()
+  config.sampler.source = "process"  # or replay:RUN, the rollouts another run saved, no sampling
+  config.sampler.processes = 1  # sampler processes; they share every minibatch
+  config.sampler.slots = 0  # sequences decoded at a time by each; 0: all of an order
   config.sampler.max_new_tokens = 16  # tokens of a response, the end token included
+  config.sampler.stop_strings = ()  # texts that end a response, beside the model's end tokens
   config.sampler.temperature = 1.0  # of the softmax; the learner's log-probs use the same
-  config.sampler.dtype = "float32"  # float32 or bfloat16; its mismatch to the learner is measured
+  # top_k tokens, the top_p nucleus, those at least min_p times as likely as the likeliest. They
+  # make the sampled distribution another than the policy's, so W is biased: allow_truncation says
+  # that this is meant
+  config.sampler.top_k = 0  # 0: off
+  config.sampler.top_p = 1.0  # 1: off
+  config.sampler.min_p = 0.0  # 0: off
+  config.sampler.allow_truncation = False
+  config.sampler.dtype = "float32"  # float32, bfloat16 or int8 weights; the mismatch is measured
+  config.sampler.weight_noise = 0.0  # normal noise on each tensor, in units of its rms; 0: none
 
   config.task = ConfigDict()
   config.task.name = "reasoning_gym/chain_sum"  # FAMILY/DATASET
@@ -125,6 +150,7 @@ def get_config() -> ConfigDict:
 
   config.rollouts = ConfigDict()
   config.rollouts.save_groups = 2  # groups of each minibatch written to rollouts/; -1: all
+  config.rollouts.save_all = False  # every rollout, to rollouts.parquet/, for sampler.source=replay
 
   # Devices of the learner along each axis; -1: all that are left.
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "sequence": 1})

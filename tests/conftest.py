@@ -1,8 +1,13 @@
-"""What all tests share: a program is compiled once per checkout, not once per test and process."""
+"""What all tests share: a program is compiled once per checkout, and no test is timed."""
 
 import os
 from pathlib import Path
 
+import hypothesis
+
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # before jax is imported
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")

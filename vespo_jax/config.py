@@ -19,9 +19,11 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from vespo_jax import advantages, models, objectives, tasks
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
+from vespo_jax.runtime.schedule import Schedule, read_recorded
 
 DTYPES = ("float32", "bfloat16")
-TRANSPORTS = ("local", "threads")
+TRANSPORTS = ("local", "threads", "ray")
+REPLAY = "replay:"  # what a value starts with that names a run to replay
 
 
 class ConfigError(ValueError):
@@ -69,6 +71,7 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
     if not good(flat[key]):
       raise ConfigError(f"{key}={flat[key]!r} must be {allowed}")
   _check_correction(config, make_objective(config), make_correction(config))
+  _check_runtime(config)
   prompts, pieces = config.batch.prompts, config.batch.micro_batches
   if prompts % pieces:
     raise ConfigError(
@@ -124,6 +127,28 @@ def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSet
   except ValueError as error:
     raise ConfigError(f"lora.{error}") from error
   return settings
+
+
+def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
+  """The configured schedule. Raises ConfigError if the one to replay cannot be read."""
+  runtime, prompts = config.runtime, config.batch.prompts
+  if runtime.mode == "sync":
+    return Schedule.sync(config.staleness.minibatches, prompts)
+  recorded = None
+  if runtime.clock.startswith(REPLAY):
+    path = Path(runtime.clock.removeprefix(REPLAY)) / "schedule.jsonl"
+    try:
+      recorded = read_recorded(path)
+    except (OSError, ValueError) as error:
+      raise ConfigError(f"runtime.clock={runtime.clock!r}: {error}") from error
+  return Schedule(
+    prompts,
+    max_staleness=runtime.max_staleness,
+    publish_every=runtime.sync_every,
+    logical=runtime.clock == "logical",
+    in_flight=runtime.partial_rollouts != "off",
+    recorded=recorded,
+  )
 
 
 def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
@@ -185,6 +210,40 @@ def _check_correction(
     )
 
 
+def _check_runtime(config: ConfigDict) -> None:
+  runtime, sampler, N = config.runtime, config.sampler, config.staleness.minibatches
+  if runtime.mode == "async" and N != 1:
+    raise ConfigError(
+      f"runtime.mode='async' has no rollout batches to cut into staleness.minibatches={N}: set that "
+      "to 1, and bound the staleness by runtime.max_staleness"
+    )
+  if runtime.mode == "sync":
+    for key, neutral in (("clock", "wall"), ("partial_rollouts", "off")):
+      if runtime[key] != neutral:
+        raise ConfigError(f"runtime.{key}={runtime[key]!r} needs runtime.mode='async'")
+  elif runtime.max_staleness < runtime.sync_every - 1:
+    raise ConfigError(
+      f"runtime.max_staleness={runtime.max_staleness} must be at least runtime.sync_every - 1 = "
+      f"{runtime.sync_every - 1}: weights get that old before the next are published"
+    )
+  make_schedule(config)
+  truncating = [
+    f"sampler.{key}={sampler[key]}"
+    for key, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0))
+    if sampler[key] != off
+  ]
+  if truncating and not sampler.allow_truncation:
+    raise ConfigError(
+      f"{truncating[0]} samples another distribution than the policy's, so its importance weights "
+      "are biased; sampler.allow_truncation=True if that is meant"
+    )
+  if sampler.processes > config.batch.prompts:
+    raise ConfigError(
+      f"sampler.processes={sampler.processes} must be at most batch.prompts={config.batch.prompts}:"
+      " they share each minibatch by prompts"
+    )
+
+
 def _parse_flags(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
   """The flags of a command line, and what is left of it. Raises ConfigError."""
   values = flags.FlagValues()
@@ -239,6 +298,11 @@ def _one_of(*choices: Any) -> _Rule:
   return f"one of {', '.join(map(repr, choices))}", lambda value: value in choices
 
 
+def _one_of_or_replay(*choices: str) -> _Rule:
+  text, is_choice = _one_of(*choices)
+  return f"{text}, or 'replay:RUN'", lambda value: is_choice(value) or value.startswith(REPLAY)
+
+
 def _is_pattern(text: str) -> bool:
   try:
     re.compile(text)
@@ -263,11 +327,24 @@ _RULES: dict[str, _Rule] = {
   "batch.samples_per_prompt": _at_least(1),
   "batch.micro_batches": _at_least(1),
   "staleness.minibatches": _at_least(1),
-  "runtime.mode": _one_of("sync"),
+  "runtime.mode": _one_of("sync", "async"),
+  "runtime.max_staleness": _at_least(0),
+  "runtime.sync_every": _at_least(1),
+  "runtime.clock": _one_of_or_replay("wall", "logical"),
+  "runtime.partial_rollouts": _one_of("off", "keep_cache", "recompute_cache"),
   "runtime.transport": _one_of(*TRANSPORTS),
   "runtime.timeout_s": _above(0),
+  "runtime.hang_timeout_s": _above(0),
+  "runtime.max_failures": _at_least(0),
   "runtime.gpu_memory_fraction": _fraction(open_top=False),
+  "sampler.source": _one_of_or_replay("process"),
+  "sampler.processes": _at_least(1),
+  "sampler.slots": _at_least(0),
   "sampler.max_new_tokens": _at_least(1),
+  "sampler.top_k": _at_least(0),
+  "sampler.top_p": _fraction(open_top=False),
+  "sampler.min_p": _fraction(open_top=True),
+  "sampler.weight_noise": _at_least(0),
   "sampler.temperature": _above(0),
   "sampler.dtype": _one_of(*DTYPES),
   "task.train_size": _at_least(1),

@@ -35,7 +35,7 @@ from vespo_jax.learner.update import (
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.processes import ChildDied
-from vespo_jax.runtime import Sampler, SyncSchedule, start_sampler
+from vespo_jax.runtime import Sampler, start_sampler
 from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 from vespo_jax.types import Params, TrainState
@@ -120,6 +120,8 @@ def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: 
     temperature=config.sampler.temperature,
     samples_per_prompt=config.batch.samples_per_prompt,
     stop_ids=tokenizer.stop_ids,
+    top_k=config.sampler.top_k,
+    top_p=config.sampler.top_p,
   )
   return dataclasses.replace(settings, **changes)
 
@@ -192,7 +194,7 @@ def _run(
     progress.message(f"resuming after update {step}")
   before = _evaluate_before(workdir, params, sampler, evaluator, progress)
 
-  schedule = SyncSchedule(config.staleness.minibatches, config.batch.prompts)
+  schedule = config_lib.make_schedule(config)
   loop = Loop(
     workdir=workdir,
     update=compile_update(update, mesh, spec, state),
@@ -209,6 +211,7 @@ def _run(
       seed=config.seed,
       updates=config.updates,
       timeout_s=config.runtime.timeout_s,
+      parts=config.sampler.processes,
     ),
     problems=train_problems,
     schedule=schedule,

@@ -28,6 +28,9 @@ Params = dict[str, Any]  # nested dict of arrays
 Array = jax.Array
 HostArray = jax.Array | np.ndarray  # an array that may still be on the host
 TokenIds = Sequence[int] | np.ndarray
+# Which weight version samples each token of a response: (from token, version), ascending from token
+# 0; () leaves it to the sampler, which takes the newest there is.
+Plan = tuple[tuple[int, int], ...]
 
 FINISH = ("stop", "length", "aborted")
 REWARD_STATUS = ("ok", "wrong", "unparsed", "timeout", "error")

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vespo_jax.runtime import Sampler, SyncSchedule
+from vespo_jax.runtime import Sampler, Schedule
 from vespo_jax.sampler import Order, Settings
 from vespo_jax.tasks import Grader, PromptStream, Split, Task
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Rollout
 
 TRAIN_STREAM, EVALUATION_STREAM = 0, 1  # what sampling keys are folded with
-ORDERS_AHEAD = 2  # orders a sampler holds, so that it never waits for the learner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,78 +42,111 @@ class Problems:
 
 @dataclasses.dataclass
 class Minibatch:
-  """The graded rollouts of one update, prompt-major, and where the time went, in seconds."""
+  """The graded rollouts of one update, prompt-major, and where the time went.
+
+  Attributes:
+    rollouts: of all groups.
+    workers: the sampler that made each rollout.
+    sample_s: seconds of sampling, of the sampler that took longest.
+    wait_s: seconds the learner waited.
+    sampler_wait_s: seconds a sampler had nothing to do before it began, the mean over samplers.
+    queue_depth: orders under way or waiting when this minibatch was taken.
+  """
 
   rollouts: list[Rollout]
+  workers: list[int]
   sample_s: float
-  wait_s: float
+  wait_s: float = 0.0
+  sampler_wait_s: float = 0.0
+  queue_depth: int = 0
 
 
 class Intake:
-  """Orders the minibatches of a run and collects them in order.
+  """Orders the minibatches of a run as the schedule allows, and collects them in order.
 
-  What an update trains on is a function of the update number, the seed and the weights alone:
-  prompt `position(update) + i` of the stream, whose number is also its group id.
+  What an update trains on is prompt `position(update) + i` of the stream, whose number is also its
+  group id, sampled by weights that the schedule chose. A minibatch is ordered in `parts` equal
+  pieces (the last may be smaller), so that several samplers share it.
 
   Args:
-    sampler: both channels of the sampler.
+    sampler: of the run.
     problems: the training problems.
-    schedule: which version samples which update.
+    schedule: when to order, and which version samples what.
     settings: how to sample.
     seed: of the run.
     updates: of the run; no order goes beyond them.
     timeout_s: the longest wait for one minibatch.
+    parts: orders of a minibatch.
   """
 
   def __init__(
     self,
     sampler: Sampler,
     problems: Problems,
-    schedule: SyncSchedule,
+    schedule: Schedule,
     settings: Settings,
     *,
     seed: int,
     updates: int,
     timeout_s: float,
+    parts: int = 1,
   ):
     self._sampler, self._problems, self._schedule = sampler, problems, schedule
     self._settings, self._seed, self._updates = settings, seed, updates
     self._timeout_s = timeout_s
     self._stream = PromptStream(len(problems.examples), seed)
-    self._ordered: int | None = None  # the next update to order; None until the first `get`
+    self._starts = np.unique(np.linspace(0, schedule.prompts, parts + 1, dtype=int)[:-1]).tolist()
+    self._start = self._ordered = -1  # the first update, and the next to order, once it is known
+
+  def order(self, version: int) -> None:
+    """Places the orders that are allowed once `version` updates are committed and, if the schedule
+    publishes it, published."""
+    if self._start < 0:
+      self._start = self._ordered = version
+    while self._ordered < self._updates and self._schedule.may_order(self._ordered, version):
+      for part in range(len(self._starts)):
+        self._sampler.put(self._order(self._ordered, part))
+      self._ordered += 1
 
   def get(self, update: int) -> Minibatch:
-    """The minibatch of `update`. At a boundary its weights must have been published.
+    """The minibatch of `update`, which must have been ordered.
 
-    Raises what the channels raise: ChildDied, TimeoutError.
+    Raises:
+      SamplersFailed, ChildDied, TimeoutError: if it does not come, or is not graded.
     """
-    version = self._schedule.weight_version(update)
-    if self._ordered is None:
-      self._ordered = update
-    batch_end = min(version + self._schedule.minibatches, self._updates)
-    while self._ordered < min(update + ORDERS_AHEAD, batch_end):
-      self._order(self._ordered)
-      self._ordered += 1
+    queue_depth = self._sampler.health()["pending"]
     started = time.perf_counter()
-    result = self._sampler.get(self._timeout_s)
+    parts = len(self._starts)
+    results = [
+      self._sampler.get(update * parts + part, self._timeout_s) for part in range(parts)
+    ]
     wait_s = time.perf_counter() - started
+    rollouts = [rollout for result in results for rollout in result.rollouts]
     indices = np.repeat(self._indices(update), self._settings.samples_per_prompt)
-    self._problems.grade(result.rollouts, indices)
-    return Minibatch(result.rollouts, result.sample_s, wait_s)
+    self._problems.grade(rollouts, indices)
+    return Minibatch(
+      rollouts,
+      workers=[result.worker for result in results for _ in result.rollouts],
+      sample_s=max(result.sample_s for result in results),
+      wait_s=wait_s,
+      sampler_wait_s=sum(result.wait_s for result in results) / len(results),
+      queue_depth=queue_depth,
+    )
 
   def _indices(self, update: int) -> np.ndarray:
     return self._stream.indices(self._schedule.position(update), self._schedule.prompts)
 
-  def _order(self, update: int) -> None:
-    position = self._schedule.position(update)
-    self._sampler.put(
-      Order(
-        order_id=update,
-        weight_version=self._schedule.weight_version(update),
-        seed=self._seed,
-        stream=TRAIN_STREAM,
-        prompts=self._problems.prompts(self._indices(update)),
-        group_ids=range(position, position + self._schedule.prompts),
-        settings=self._settings,
-      )
+  def _order(self, update: int, part: int) -> Order:
+    schedule, tokens = self._schedule, self._settings.max_new_tokens
+    start, *ends = [*self._starts[part : part + 2], schedule.prompts]
+    position = schedule.position(update)
+    return Order(
+      order_id=update * len(self._starts) + part,
+      weight_version=max(schedule.oldest_version(update), self._start),
+      seed=self._seed,
+      stream=TRAIN_STREAM,
+      prompts=self._problems.prompts(self._indices(update)[start : ends[0]]),
+      group_ids=range(position + start, position + ends[0]),
+      settings=self._settings,
+      plan=schedule.plan(update, tokens, self._start),
     )

@@ -21,7 +21,8 @@ from vespo_jax.learner.intake import Intake, Minibatch, Problems
 from vespo_jax.learner.records import write_failure, write_rollouts
 from vespo_jax.learner.update import PER_SEQUENCE, Update
 from vespo_jax.metrics import MetricsWriter, Progress
-from vespo_jax.runtime import Sampler, SyncSchedule
+from vespo_jax.runtime import Sampler, Schedule
+from vespo_jax.runtime.schedule import plan_of, record
 from vespo_jax.types import Params, Rollout, TrainBatch, TrainState
 
 
@@ -62,8 +63,8 @@ class Loop:
     policy: the model's parameters of a state, merged where adapters are trained.
     anchors: the proximal and the reference policy, where the loss needs them.
     state: placed on `mesh`; `state.step` updates have been made.
-    evaluate: `(weight_version) -> metrics`, run between rollout batches.
-    stop: asked between rollout batches; True ends the run early.
+    evaluate: `(weight_version) -> metrics`, run when these weights are published.
+    stop: asked before a publication; True ends the run early.
     elapsed_before_s: seconds of the run before it was resumed.
     step: committed updates, counted on the host and never read back from the device.
   """
@@ -77,7 +78,7 @@ class Loop:
   sampler: Sampler
   intake: Intake
   problems: Problems
-  schedule: SyncSchedule
+  schedule: Schedule
   settings: LoopSettings
   checkpoints: Checkpoints
   metrics: MetricsWriter
@@ -89,6 +90,7 @@ class Loop:
   def __post_init__(self):
     self.step = int(self.state.step)
     self._published = -1
+    self._publish_s = 0.0
     self._pending: Pending | None = None
     self._started = self._last_ready = time.perf_counter()
 
@@ -100,10 +102,11 @@ class Loop:
       ChildDied, TimeoutError: if the sampler or the grader fails.
     """
     while self.step < self.settings.updates:
-      if self.schedule.is_boundary(self.step):
-        if self._between_batches():
+      if self.schedule.publishes(self.step):
+        if self._at_publication():
           return "preempted"
         self.anchors.start_rollout_batch(lambda: self.policy(self.state))
+      self.intake.order(self.step)
       minibatch = self.intake.get(self.step)
       batch, row = make_batch(
         minibatch.rollouts, self.settings.samples_per_prompt, self.settings.max_new_tokens
@@ -117,7 +120,7 @@ class Loop:
       row |= {"step": self.step, "weight_version": self.step}
       self._pending = Pending(row, device_metrics, minibatch, batch, dispatched)
     self._finish_pending()
-    if self.schedule.is_boundary(self.step):
+    if self.schedule.publishes(self.step):
       self.checkpoints.save(self.state, self.step)
     self._publish()
     return "finished"
@@ -126,7 +129,7 @@ class Loop:
     """Seconds of this run so far, those before a resume included."""
     return self.elapsed_before_s + time.perf_counter() - self._started
 
-  def _between_batches(self) -> bool:
+  def _at_publication(self) -> bool:
     """Evaluation, checkpoint, publication; returns whether to stop."""
     evaluation = {}
     if self.schedule.due(self.settings.evaluation_every, self.step):
@@ -142,7 +145,9 @@ class Loop:
 
   def _publish(self) -> None:
     if self._published != self.step:
+      started = time.perf_counter()
       self.sampler.publish(self.step, self.policy(self.state))
+      self._publish_s = time.perf_counter() - started
       self._published = self.step
 
   def _finish_pending(self, extra: dict[str, float] | None = None) -> None:
@@ -175,6 +180,9 @@ class Loop:
       "staleness/max": int(lags.max()),
       "time/sample_s": minibatch.sample_s,
       "time/wait_s": minibatch.wait_s,
+      "time/sampler_wait_s": minibatch.sampler_wait_s,
+      "time/queue_depth": minibatch.queue_depth,
+      "time/publish_s": self._publish_s,
       "time/update_s": update_s,
       "throughput/sampled_tokens_per_s": len(versions) / minibatch.sample_s,
       "throughput/trained_tokens_per_s": trained / update_s,
@@ -186,6 +194,7 @@ class Loop:
 
   def _record(self, pending: Pending, row: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
     step, rollouts = row["step"], pending.minibatch.rollouts
+    record(self.workdir / "schedule.jsonl", step - 1, plan_of(rollouts))
     groups = self.settings.save_groups
     if groups:
       kept = rollouts if groups < 0 else rollouts[: groups * self.settings.samples_per_prompt]

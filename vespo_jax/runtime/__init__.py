@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime.channels import RolloutChannel, SharedWeights, WeightChannel
 from vespo_jax.runtime.local import LocalSampler, SamplerFailed
-from vespo_jax.runtime.schedule import SyncSchedule
+from vespo_jax.runtime.schedule import Schedule
 from vespo_jax.runtime.threads import ThreadSampler
 
 Sampler = LocalSampler | ThreadSampler
@@ -33,7 +33,7 @@ __all__ = [
   "Sampler",
   "SamplerFailed",
   "SharedWeights",
-  "SyncSchedule",
+  "Schedule",
   "ThreadSampler",
   "WeightChannel",
   "start_sampler",

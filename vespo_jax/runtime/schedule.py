@@ -1,43 +1,172 @@
-"""Which weights sample what, and which update consumes it: pure functions of the update number."""
+"""Who may sample when, and with which weights: every schedule is one inequality.
+
+The minibatch of update u may be ordered from a sampler once
+
+    u - p <= S,          p the newest *published* weight version (every K-th version is published),
+
+and is sampled with version p or newer. So its tokens are at most S updates old when update u trains
+on them, whatever happens in between: staleness is bounded at admission, and nothing need be dropped.
+
+    sync, N minibatches    S = N - 1   K = N    ordered at p = u - u % N, and trained on u % N later
+    one step off           S = 1       K = 1
+    async                  S >= K - 1
+
+Two clocks. On the *wall* clock a sampler takes the newest weights there are. On the *logical* clock
+an order says which version samples which of its tokens, a function of the update number alone, so
+that an asynchronous run is deterministic and every objective sees the same lags.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vespo_jax.types import Plan, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class SyncSchedule:
-  """N minibatches are rolled out with one set of weights, then trained on one after another.
-
-  Update u (from 0) belongs to rollout batch u // N and consumes its minibatch u % N, sampled with
-  the weights of version (u // N) N: its tokens are u % N updates old. The first minibatch of a
-  batch is on-policy. Source: arXiv 2602.10693 section 4.1.
+class Schedule:
+  """The schedule of a run, a pure function of update numbers.
 
   Attributes:
-    minibatches: N.
     prompts: of one minibatch.
+    max_staleness: S, in updates.
+    publish_every: K, in updates.
+    logical: whether orders say exactly which versions sample them.
+    in_flight: whether a response may be continued under newer weights.
+    recorded: the plans of a run that is replayed, by update; they take the place of the logical
+      clock's own.
+
+  Raises:
+    ValueError: if S < K - 1: no order could be placed before the next publication.
   """
 
-  minibatches: int
   prompts: int
+  max_staleness: int
+  publish_every: int = 1
+  logical: bool = False
+  in_flight: bool = False
+  recorded: Mapping[int, Plan] | None = None
 
-  def weight_version(self, update: int) -> int:
-    """The version of the weights that sample the minibatch of `update`."""
-    return update - update % self.minibatches
+  def __post_init__(self):
+    if self.max_staleness < self.publish_every - 1:
+      raise ValueError(
+        f"weights published every {self.publish_every} updates are up to {self.publish_every - 1} "
+        f"updates old before the next ones, more than a staleness of {self.max_staleness}"
+      )
 
-  def is_boundary(self, update: int) -> bool:
-    """Whether `update` starts a rollout batch: nothing sampled is waiting to be trained on."""
-    return update % self.minibatches == 0
+  @classmethod
+  def sync(cls, minibatches: int, prompts: int) -> Schedule:
+    """N minibatches are rolled out with one set of weights, then trained on one after another.
+
+    Source: arXiv 2602.10693 section 4.1.
+    """
+    return cls(prompts, minibatches - 1, minibatches, logical=True)
+
+  def publishes(self, version: int) -> bool:
+    """Whether `version` is published."""
+    return version % self.publish_every == 0
+
+  def published(self, version: int) -> int:
+    """The newest published version once `version` updates are committed."""
+    return version - version % self.publish_every
+
+  def may_order(self, update: int, version: int) -> bool:
+    """Whether the minibatch of `update` may be ordered once `version` updates are committed."""
+    return update - self.published(version) <= self.max_staleness
+
+  def may_train(self, update: int, token_versions: Iterable[int]) -> bool:
+    """Whether `update` may train on tokens of these versions: none too old or from the future."""
+    return all(update - self.max_staleness <= version <= update for version in token_versions)
+
+  def oldest_version(self, update: int) -> int:
+    """The oldest version that may sample the minibatch of `update`."""
+    return max(-(-(update - self.max_staleness) // self.publish_every) * self.publish_every, 0)
+
+  def plan(self, update: int, max_new_tokens: int, start: int = 0) -> Plan:
+    """Which versions sample the minibatch of `update`: (from token, version), or () for the newest.
+
+    The logical clock takes the oldest version there may be: the sampler is always S updates behind.
+    With responses continued in flight it takes every version from there to the last one before
+    `update`, each for an equal share of `max_new_tokens`.
+
+    `start` is the update the process began at: there are no older weights.
+    """
+    if self.recorded is not None:
+      if update not in self.recorded:
+        raise ValueError(f"the recorded schedule has no plan for update {update}")
+      return self.recorded[update]
+    if not self.logical:
+      return ()
+    first = max(self.oldest_version(update), start)
+    if not self.in_flight:
+      return ((0, first),)
+    versions = range(first, max(first, update - 1) + 1, self.publish_every)
+    spans = min(len(versions), max_new_tokens)
+    return tuple((i * max_new_tokens // spans, versions[i]) for i in range(spans))
+
+  @property
+  def versions_kept(self) -> int:
+    """How many published versions must stay readable: those that an order under way may need."""
+    exact = self.logical or self.recorded is not None
+    return self.max_staleness // self.publish_every + 2 if exact else 2
 
   def position(self, update: int) -> int:
     """The position in the prompt stream of the first prompt of `update`'s minibatch."""
     return update * self.prompts
 
-  def due(self, every: int, update: int) -> bool:
-    """Whether something wanted every `every` updates (0: never) is due after `update` updates.
+  def due(self, every: int, version: int) -> bool:
+    """Whether something wanted every `every` updates (0: never) is due at `version`.
 
-    It is due at the first boundary at or after each multiple of `every`.
+    It is due at the first publication at or after each multiple of `every`.
     """
-    if not every or update == 0 or not self.is_boundary(update):
+    if not every or version == 0 or not self.publishes(version):
       return False
-    return update // every > max(update - self.minibatches, 0) // every
+    return version // every > max(version - self.publish_every, 0) // every
+
+
+def plan_of(rollouts: Iterable[Rollout]) -> Plan | None:
+  """The plan that rollouts really followed; None if two of them had different weights at the same
+  token."""
+  longest: list[int] = []
+  for rollout in rollouts:
+    versions = rollout.weight_versions.tolist()
+    shared = min(len(versions), len(longest))
+    if versions[:shared] != longest[:shared]:
+      return None
+    longest = max(longest, versions, key=len)
+  return tuple((t, v) for t, v in enumerate(longest) if t == 0 or v != longest[t - 1])
+
+
+def record(path: Path, update: int, plan: Plan | None) -> None:
+  """Appends what an update's minibatch was sampled with to the schedule's file."""
+  with path.open("a") as file:
+    file.write(json.dumps({"update": update, "plan": plan}) + "\n")
+
+
+def read_recorded(path: Path) -> dict[int, Plan]:
+  """The plans that `record` wrote, the last one of each update.
+
+  Raises:
+    FileNotFoundError: if there is no such file.
+    ValueError: naming the line that is not such a record, or the update whose sequences had
+      different weights at the same token, so that it has no plan.
+  """
+  plans: dict[int, Plan] = {}
+  for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+      entry: dict[str, Any] = json.loads(line)
+      plan = entry["plan"]
+      plans[entry["update"]] = None if plan is None else tuple((int(t), int(v)) for t, v in plan)
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(f"{path}, line {number}: not a recorded plan") from error
+  missing = [update for update, plan in plans.items() if plan is None]
+  if missing:
+    raise ValueError(
+      f"{path}: the sequences of update {missing[0]} were sampled with different weights at the "
+      "same token; a schedule can be replayed if every minibatch had a slot for all its sequences"
+    )
+  return plans

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from vespo_jax.models import ModelSpec
 from vespo_jax.sampler.generate import generate
 from vespo_jax.sampler.settings import Settings
-from vespo_jax.types import Params, Rollout, TokenIds
+from vespo_jax.types import Params, Plan, Rollout, TokenIds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +21,13 @@ class Order:
 
   Attributes:
     order_id: counts the learner's orders; results come back in this order.
-    weight_version: the version of the weights that must sample.
+    weight_version: the least version of the weights that may sample it.
     seed, stream: the key of the call is `fold_in(key(seed), stream)`; training and evaluation draw
       from different streams.
     prompts: token ids of each prompt.
     group_ids: one per prompt.
     settings: how to sample.
+    plan: which version samples which token; () takes the newest weights there are.
   """
 
   order_id: int
@@ -36,15 +37,28 @@ class Order:
   prompts: Sequence[TokenIds]
   group_ids: Sequence[int]
   settings: Settings
+  plan: Plan = ()
 
 
 @dataclasses.dataclass
 class Result:
-  """What an order produced: the rollouts, prompt-major, and the seconds it took."""
+  """What an order produced.
+
+  Attributes:
+    order_id: of the order.
+    rollouts: prompt-major; their `weight_versions` say what really sampled each token.
+    sample_s: seconds from the first work on it to its end.
+    wait_s: seconds the sampler had nothing to do before it began.
+    weights_s: seconds spent receiving weights for it.
+    worker: the index of the sampler.
+  """
 
   order_id: int
   rollouts: list[Rollout]
   sample_s: float
+  wait_s: float = 0.0
+  weights_s: float = 0.0
+  worker: int = 0
 
 
 class Worker:
