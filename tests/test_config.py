@@ -11,12 +11,15 @@ from vespo_jax import config as config_lib
 from vespo_jax import launch, objectives, train
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.gradient import LossSettings
+from vespo_jax.runtime.schedule import Schedule, record
 
 REPOSITORY = Path(__file__).parent.parent
 DEBUG = str(REPOSITORY / "configs" / "debug.py")
 CONFIGS = sorted(
   path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__"
 )
+
+ASYNC = ["--config.runtime.mode=async", "--config.staleness.minibatches=1"]
 
 
 def parse(*arguments, config=DEBUG):
@@ -72,7 +75,18 @@ def test_overrides_reach_the_config_whatever_their_order():
     (["--config.optimizer.learning_rate=nan"], ["optimizer.learning_rate", "finite"]),
     (["--config.sampler.temperature=0"], ["sampler.temperature=0", "above 0"]),
     (["--config.sampler.dtype=float16"], ["sampler.dtype='float16'", "'bfloat16'"]),
-    (["--config.runtime.mode=async"], ["runtime.mode='async'", "'sync'"]),
+    (["--config.runtime.mode=later"], ["runtime.mode='later'", "'async'"]),
+    (["--config.runtime.mode=async"], ["'async'", "staleness.minibatches=2", "max_staleness"]),
+    ([*ASYNC, "--config.runtime.sync_every=3"], ["max_staleness=1", "sync_every - 1 = 2"]),
+    ([*ASYNC, "--config.runtime.clock=lamport"], ["clock='lamport'", "'logical'", "replay:RUN"]),
+    ([*ASYNC, "--config.runtime.clock=replay:nowhere"], ["clock='replay:nowhere'", "schedule"]),
+    ([*ASYNC, "--config.runtime.partial_rollouts=on"], ["partial_rollouts='on'", "'keep_cache'"]),
+    (["--config.runtime.clock=logical"], ["runtime.clock='logical'", "runtime.mode='async'"]),
+    (["--config.runtime.partial_rollouts=keep_cache"], ["'keep_cache'", "runtime.mode='async'"]),
+    (["--config.sampler.top_p=0.9"], ["sampler.top_p=0.9", "sampler.allow_truncation"]),
+    (["--config.sampler.top_p=1.5"], ["sampler.top_p=1.5", "at most 1"]),
+    (["--config.sampler.processes=5"], ["sampler.processes=5", "batch.prompts=4"]),
+    (["--config.sampler.source=disk"], ["sampler.source='disk'", "'process'", "replay:RUN"]),
     (["--config.runtime.transport=tcp"], ["runtime.transport='tcp'", "'local'"]),
     (["--config.objective.aggregation=mean"], ["objective.aggregation='mean'", "token-mean"]),
     (
@@ -129,6 +143,20 @@ def test_bad_values_are_refused_by_name(arguments, words):
     parse(*arguments)
   for word in words:
     assert word in str(caught.value), (word, str(caught.value))
+
+
+def test_the_schedule_is_that_of_the_config(tmp_path):
+  sync = config_lib.make_schedule(parse()[0])
+  assert sync == Schedule.sync(minibatches=2, prompts=4)
+  flags = [*ASYNC, "--config.runtime.max_staleness=3", "--config.runtime.sync_every=2"]
+  wall = config_lib.make_schedule(parse(*flags)[0])
+  assert wall == Schedule(prompts=4, max_staleness=3, publish_every=2)
+  flags += ["--config.runtime.clock=logical", "--config.runtime.partial_rollouts=recompute_cache"]
+  logical = config_lib.make_schedule(parse(*flags)[0])
+  assert logical == Schedule(4, 3, 2, logical=True, in_flight=True)
+  record(tmp_path / "schedule.jsonl", 0, ((0, 0),))
+  replayed = config_lib.make_schedule(parse(*ASYNC, f"--config.runtime.clock=replay:{tmp_path}")[0])
+  assert replayed.plan(0, 8) == ((0, 0),)
 
 
 def test_what_the_loss_needs_reaches_it():

@@ -1,9 +1,9 @@
-"""What is ordered from the sampler, when, and against which problems it is graded."""
+"""What is ordered from the samplers, when, and against which problems it is graded."""
 
 import numpy as np
 
 from vespo_jax.learner.intake import TRAIN_STREAM, Intake
-from vespo_jax.runtime import SyncSchedule
+from vespo_jax.runtime.schedule import Schedule
 from vespo_jax.sampler import Result, Settings
 from vespo_jax.tasks import PromptStream
 
@@ -22,46 +22,81 @@ class Sampler:
   """Notes its orders; the rollouts of an order are the prompts they answer."""
 
   def __init__(self):
-    self.orders, self.answered = [], 0
+    self.orders, self.taken = [], 0
 
   def put(self, order):
     self.orders.append(order)
 
-  def get(self, timeout_s):
-    order = self.orders[self.answered]
-    self.answered += 1
+  def get(self, order_id, timeout_s):
+    (order,) = [order for order in self.orders if order.order_id == order_id]
+    self.taken += 1
     rollouts = [p for (p,) in order.prompts for _ in range(order.settings.samples_per_prompt)]
-    return Result(order.order_id, rollouts, 0.5)
+    return Result(order_id, rollouts, 0.5 + order_id % 2, wait_s=0.25, worker=order_id % 2)
+
+  def health(self):
+    return {"pending": len(self.orders) - self.taken}
 
 
-def test_orders_are_a_function_of_the_update_and_end_with_batch_and_run():
+def run(schedule, updates, start=0, **kwargs):
   sampler, problems = Sampler(), Problems()
-  settings = Settings(max_new_tokens=1, samples_per_prompt=2)
-  schedule = SyncSchedule(minibatches=3, prompts=4)
-  intake = Intake(sampler, problems, schedule, settings, seed=7, updates=5, timeout_s=1.0)
-  ahead = []
-  for update in range(5):
-    minibatch = intake.get(update)
-    ahead.append(len(sampler.orders) - update - 1)
-    assert [prompt for _, prompt in problems.graded] == minibatch.rollouts
+  settings = Settings(max_new_tokens=4, samples_per_prompt=2)
+  intake = Intake(
+    sampler, problems, schedule, settings, seed=7, updates=updates, timeout_s=1.0, **kwargs
+  )
+  minibatches, ahead = [], []
+  for update in range(start, updates):
+    intake.order(update)
+    minibatches.append(intake.get(update))
+    ahead.append(len(sampler.orders) // kwargs.get("parts", 1) - (update - start) - 1)
+    assert [prompt for _, prompt in problems.graded] == minibatches[-1].rollouts
     assert all(answered == prompt for answered, prompt in problems.graded)
-    assert minibatch.sample_s == 0.5
-  assert ahead == [1, 1, 0, 1, 0]  # never beyond a rollout batch, or beyond the run
-  assert [order.weight_version for order in sampler.orders] == [0, 0, 0, 3, 3]
-  assert {(order.seed, order.stream) for order in sampler.orders} == {(7, TRAIN_STREAM)}
-  groups = [group for order in sampler.orders for group in order.group_ids]
+  return sampler.orders, minibatches, ahead
+
+
+def test_sync_orders_a_rollout_batch_and_ends_with_the_run():
+  orders, minibatches, ahead = run(Schedule.sync(minibatches=3, prompts=4), updates=5)
+  assert ahead == [2, 1, 0, 1, 0]  # never beyond a rollout batch, or beyond the run
+  assert [order.plan for order in orders] == [((0, v),) for v in (0, 0, 0, 3, 3)]
+  assert [order.weight_version for order in orders] == [0, 0, 0, 3, 3]
+  assert {(order.seed, order.stream) for order in orders} == {(7, TRAIN_STREAM)}
+  groups = [group for order in orders for group in order.group_ids]
   assert groups == list(range(20))  # no two updates share a sampling key
-  asked = [prompt - 100 for order in sampler.orders for (prompt,) in order.prompts]
+  asked = [prompt - 100 for order in orders for (prompt,) in order.prompts]
   np.testing.assert_array_equal(asked, PromptStream(10, 7).indices(0, 20))
+  assert [m.queue_depth for m in minibatches] == [3, 2, 1, 2, 1]
+
+
+def test_async_runs_ahead_by_the_staleness_allowed():
+  orders, _, ahead = run(Schedule(prompts=4, max_staleness=2), updates=6)
+  assert ahead == [2, 2, 2, 2, 1, 0]
+  assert [order.plan for order in orders] == [()] * 6
+  assert [order.weight_version for order in orders] == [0, 0, 0, 1, 2, 3]
+  orders, _, _ = run(Schedule(prompts=4, max_staleness=2, logical=True), updates=6)
+  assert [order.plan for order in orders] == [((0, v),) for v in (0, 0, 0, 1, 2, 3)]
+
+
+def test_several_samplers_share_a_minibatch():
+  schedule = Schedule.sync(minibatches=2, prompts=5)
+  whole, alone, _ = run(schedule, updates=4)
+  orders, shared, _ = run(schedule, updates=4, parts=2)
+  assert [order.order_id for order in orders] == list(range(8))
+  assert [len(order.prompts) for order in orders] == [2, 3] * 4
+  assert [m.rollouts for m in shared] == [m.rollouts for m in alone]
+  groups = [[g for order in some for g in order.group_ids] for some in (orders, whole)]
+  assert groups[0] == groups[1]
+  minibatch = shared[0]
+  assert minibatch.workers == [0] * 4 + [1] * 6
+  assert (minibatch.sample_s, minibatch.sampler_wait_s) == (1.5, 0.25)
 
 
 def test_a_resumed_run_goes_on_with_the_same_orders():
-  orders = []
-  for start in (0, 4):
-    sampler = Sampler()
-    settings, schedule = Settings(max_new_tokens=1), SyncSchedule(2, 3)
-    intake = Intake(sampler, Problems(), schedule, settings, seed=0, updates=6, timeout_s=1.0)
-    for update in range(start, 6):
-      intake.get(update)
-    orders.append(sampler.orders)
-  assert orders[0][4:] == orders[1]
+  for schedule in (Schedule.sync(2, 3), Schedule(3, max_staleness=0, logical=True)):
+    whole, _, _ = run(schedule, updates=6)
+    resumed, _, _ = run(schedule, updates=6, start=4)
+    assert whole[4:] == resumed
+
+
+def test_a_resumed_run_asks_for_no_weights_older_than_its_own():
+  orders, _, _ = run(Schedule(prompts=2, max_staleness=3, logical=True), updates=12, start=6)
+  assert [order.plan for order in orders] == [((0, v),) for v in (6, 6, 6, 6, 7, 8)]
+  assert [order.weight_version for order in orders] == [6, 6, 6, 6, 7, 8]
