@@ -35,12 +35,26 @@ from vespo_jax.learner.update import (
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.processes import ChildDied
-from vespo_jax.runtime import Sampler, SyncSchedule, start_sampler
+from vespo_jax.runtime import (
+  Sampler,
+  SamplersFailed,
+  SyncSchedule,
+  WorkerSettings,
+  start_sampler,
+)
 from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 from vespo_jax.types import Params, TrainState
 
-__all__ = ["ChildDied", "Diverged", "load_policy", "make_evaluator", "open_problems", "train"]
+__all__ = [
+  "ChildDied",
+  "Diverged",
+  "SamplersFailed",
+  "load_policy",
+  "make_evaluator",
+  "open_problems",
+  "train",
+]
 
 GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
 
@@ -57,7 +71,7 @@ def train(
 
   Raises:
     ConfigError: if `workdir` holds a run of another config, or the mesh does not fit the devices.
-    Diverged, ChildDied, TimeoutError: as `Loop.run`, after `result.json` says so.
+    Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
   """
   _claim(config, workdir)
   finished = _finished(config, workdir)
@@ -240,6 +254,7 @@ def _run(
     raise
   finally:
     result |= {"updates": loop.step, "wall_time_s": loop.elapsed_s()}
+    result["sampler_failures"] = sampler.failures()
     _write_json(workdir / "result.json", result)
   report.write(workdir)
   return result
@@ -336,7 +351,9 @@ def _start_sampler(
   config: FrozenConfigDict, spec: ModelSpec, stack: contextlib.ExitStack
 ) -> Sampler:
   env = {GPU_MEMORY_VARIABLE: str(config.runtime.gpu_memory_fraction)}
-  sampler = start_sampler(config.runtime.transport, spec, config.sampler.dtype, env=env)
+  sampler = start_sampler(
+    config.runtime.transport, spec, WorkerSettings(config.sampler.dtype), env=env
+  )
   stack.callback(sampler.close)
   return sampler
 

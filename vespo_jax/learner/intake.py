@@ -86,7 +86,7 @@ class Intake:
   def get(self, update: int) -> Minibatch:
     """The minibatch of `update`. At a boundary its weights must have been published.
 
-    Raises what the channels raise: ChildDied, TimeoutError.
+    Raises SamplersFailed, TimeoutError, and what the grader raises.
     """
     version = self._schedule.weight_version(update)
     if self._ordered is None:
