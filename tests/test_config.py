@@ -163,7 +163,7 @@ def test_what_the_loss_needs_reaches_it():
   [
     (launch.Diverged("no"), 3),
     (launch.ChildDied("grader", -9), 1),
-    (launch.SamplersFailed("no"), 1),
+    (launch.SamplersFailed([], 0), 1),
     (TimeoutError("no"), 1),
     (ConfigError("no"), 2),
     ({"stop_reason": "preempted", "updates": 4}, 75),

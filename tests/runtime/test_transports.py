@@ -235,7 +235,7 @@ def kill_at_random(sampler, kills, delivered, done, most_s):
 @pytest.mark.parametrize("kills,most_s", [(3, 0.3), pytest.param(20, 3.0, marks=pytest.mark.slow)])
 def test_nothing_is_lost_or_repeated_whatever_is_killed(kills, most_s):
   failures = FailureSettings(max_failures=kills, backoff_s=0.05, max_backoff_s=0.2)
-  sampler = start_sampler("local", SPEC, workers=2, slots=4, failures=failures)
+  sampler = start_sampler("local", SPEC, workers=2, weight_slots=4, failures=failures)
   delivered, done = threading.Semaphore(0), threading.Event()
   chaos = threading.Thread(target=kill_at_random, args=(sampler, kills, delivered, done, most_s))
   chaos.start()
@@ -252,6 +252,6 @@ def test_nothing_is_lost_or_repeated_whatever_is_killed(kills, most_s):
   assert any(failure["orders"] for failure in sampler.failures())
   assert not any(running(pid) for pid in pids if pid)
 
-  undisturbed = start_sampler("threads", SPEC, slots=4)
+  undisturbed = start_sampler("threads", SPEC, weight_slots=4)
   assert list(learner(undisturbed, lambda orders: orders == len(disturbed))) == disturbed
   undisturbed.close()

@@ -24,7 +24,7 @@ def start_sampler(
   settings: WorkerSettings | None = None,
   *,
   workers: int = 1,
-  slots: int = 2,
+  weight_slots: int = 2,
   failures: FailureSettings | None = None,
   tokenizer: str = "",
   env: Mapping[str, str] | None = None,
@@ -37,7 +37,7 @@ def start_sampler(
     spec: of the policy.
     settings: how each worker computes.
     workers: how many, k.
-    slots: versions of the weights kept, at least 2; more where orders have a plan.
+    weight_slots: versions of the weights kept, at least 2; more where orders have a plan.
     failures: when a worker has failed, and how many failures end the run.
     tokenizer: JSON of the `tokenizers` library, where the sampler's settings have stop strings.
     env: environment variables of the workers' processes ("local" and "ray").
@@ -47,11 +47,11 @@ def start_sampler(
   """
   blueprint = Blueprint(spec, settings or WorkerSettings(), tokenizer)
   if transport == "local":
-    chosen = LocalTransport(blueprint, slots, env)
+    chosen = LocalTransport(blueprint, weight_slots, env)
   elif transport == "threads":
-    chosen = ThreadTransport(blueprint, slots)
+    chosen = ThreadTransport(blueprint, weight_slots)
   elif transport == "ray":
-    chosen = RayTransport(blueprint, slots, ray or RaySettings(), env)
+    chosen = RayTransport(blueprint, weight_slots, ray or RaySettings(), env)
   else:
     raise ValueError(f"unknown transport {transport!r}; known: {', '.join(TRANSPORTS)}")
   pool = SamplerPool(chosen, workers, spec.vocab_size, failures or FailureSettings())

@@ -106,7 +106,7 @@ class SharedWeights:
   def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
     """A private, verified copy of `version`, or of the newest once that is not older.
 
-    Raises TimeoutError; at once if `version` itself was wanted and has been overwritten.
+    Raises TimeoutError; LookupError, at once, if `version` itself was wanted and is overwritten.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -119,11 +119,10 @@ class SharedWeights:
           if zlib.crc32(copy.data) == checksum:
             return found, self._layout.read(copy)
       if exact and newest > version and version not in [found for found, _ in headers]:
-        raise TimeoutError(f"version {version} of the weights is gone; {self._kept()}")
+        raise LookupError(f"version {version} of the weights is gone; {self._kept()}")
       if time.monotonic() > deadline:
-        which = "" if exact else " or newer"
         raise TimeoutError(
-          f"no weights of version {version}{which} within {timeout_s:g} s; {self._kept()}"
+          f"no weights of version {version} or newer within {timeout_s:g} s; {self._kept()}"
         )
       time.sleep(_RETRY_S)  # not there yet, or overwritten while it was copied
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from vespo_jax.sampler import Order, Result
@@ -20,7 +21,21 @@ class Fault(Exception):
 
 
 class SamplersFailed(RuntimeError):
-  """More workers failed than the run tolerates; the message lists every reason."""
+  """Workers failed more often than the run tolerates; the message lists every reason.
+
+  Args:
+    failures: as `Sampler.failures` gives them.
+    tolerated: how many the run tolerates.
+  """
+
+  def __init__(self, failures: Sequence[Mapping[str, Any]], tolerated: int):
+    reasons = [
+      f"  after {f['wall_time_s']:.1f} s worker {f['worker']} {f['kind']}: {f['reason']}"
+      for f in failures
+    ]
+    super().__init__(
+      "\n".join([f"samplers failed {len(failures)} times; {tolerated} are tolerated:", *reasons])
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,7 +77,10 @@ def _pack_order(order: Order) -> dict[str, Any]:
     "weight_version": order.weight_version,
     "seed": order.seed,
     "stream": order.stream,
-    "settings": {**dataclasses.asdict(order.settings), "stop_ids": list(order.settings.stop_ids)},
+    "settings": {
+      field: list(value) if isinstance(value, tuple) else value
+      for field, value in dataclasses.asdict(order.settings).items()
+    },
     "group_ids": np.asarray(order.group_ids, np.int64),
     "plan": np.asarray(order.plan, np.int64).reshape(-1, 2),
     **_pack_ragged("prompts", [np.asarray(prompt, np.int32) for prompt in order.prompts]),

@@ -173,14 +173,7 @@ class SamplerPool:
 
   def _check_budget(self) -> None:
     if self._spent:
-      reasons = "\n".join(
-        f"  after {f['wall_time_s']:.1f} s worker {f['worker']} {f['kind']}: {f['reason']}"
-        for f in self._failures
-      )
-      raise SamplersFailed(
-        f"the samplers failed {len(self._failures)} times; "
-        f"{self._settings.max_failures} are tolerated:\n{reasons}"
-      )
+      raise SamplersFailed(self._failures, self._settings.max_failures)
 
   def _look(self) -> None:
     """One look at everything; never waits."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import threading
-import time
 
 import jax
 import numpy as np
@@ -41,18 +40,17 @@ class KeptWeights:
       return max(self._sets, default=-1)
 
   def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
-    """`version`, or the newest once that is not older. Raises TimeoutError."""
-    deadline = time.monotonic() + timeout_s
+    """`version`, or the newest once that is not older.
+
+    Raises TimeoutError; LookupError if `version` itself was wanted and is forgotten.
+    """
     with self._changed:
-      while max(self._sets, default=-1) < version:
-        if not self._changed.wait(deadline - time.monotonic()):
-          break
-      found = version if exact else max(self._sets, default=-1)
-      if found < version or found not in self._sets:
-        raise TimeoutError(
-          f"no weights of version {version}{'' if exact else ' or newer'} within {timeout_s:g} s; "
-          f"there are {sorted(self._sets)}"
-        )
+      if not self._changed.wait_for(lambda: max(self._sets, default=-1) >= version, timeout_s):
+        raise TimeoutError(f"no weights of version {version} or newer within {timeout_s:g} s")
+      found = version if exact else max(self._sets)
+      if found not in self._sets:
+        kept = sorted(self._sets)
+        raise LookupError(f"version {version} of the weights is gone; there are {kept}")
       return found, self._sets[found]
 
 

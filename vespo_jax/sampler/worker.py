@@ -87,7 +87,8 @@ class WeightChannel(Protocol):
   def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
     """Weights and their version: `version` itself, or the newest once that is not older.
 
-    What is returned is whole, verified and the caller's own. Raises TimeoutError.
+    What is returned is whole, verified and the caller's own. Raises TimeoutError if it does not
+    come; LookupError if it cannot, since `version` itself is wanted and no longer kept.
     """
     ...
 
