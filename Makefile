@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-slow test-parity golden lint warm-start
+.PHONY: setup quickstart test test-slow test-ray test-parity golden lint warm-start
 
 setup: $(READY)
 
@@ -26,6 +26,15 @@ test: $(READY)  ## the default suite
 
 test-slow: $(READY)  ## the long checks
 	$(BIN)/python -m pytest -m slow --override-ini=addopts=--strict-markers
+
+.venv/.ray: $(READY) requirements-ray.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -r requirements-ray.txt
+	@touch .venv/.ray
+
+test-ray: .venv/.ray  ## samplers on a Ray cluster of two local nodes
+	$(BIN)/python -m pytest -m slow --override-ini=addopts=--strict-markers \
+	  tests/runtime/test_ray_cluster.py
 
 PARITY := .venv-parity/.ready
 

@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
   config.runtime.partial_rollouts = "off"
   config.runtime.transport = "local"  # local: processes; threads: in this process (tests); ray
   config.runtime.timeout_s = 600.0  # seconds the learner waits for one minibatch of rollouts
-  config.runtime.hang_timeout_s = 120.0  # seconds of silence after which a sampler is restarted
+  config.runtime.hang_timeout_s = 300.0  # seconds of silence after which a sampler is restarted
   config.runtime.max_failures = 10  # of samplers, in a whole run, before it stops
   config.runtime.gpu_memory_fraction = 0.45  # of a GPU's memory, for learner and sampler each
 

@@ -97,7 +97,7 @@ def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack
       bar.set_postfix(loss=f"{float(metrics['objective/loss']):.3f}", refresh=False)
   models.save(directory, spec, state.params, tokenizer, dtype=jnp.bfloat16)
   _, stored, _ = models.load(directory)
-  sampler = start_sampler("threads", spec, "float32")
+  sampler = start_sampler("threads", spec)
   stack.callback(sampler.close)
   sampler.publish(0, stored)
   print(f"held-out accuracy: {launch.make_evaluator(config, test_problems).run(sampler, 0)}")

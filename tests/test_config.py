@@ -190,7 +190,8 @@ def test_what_the_loss_needs_reaches_it():
   "outcome,code",
   [
     (launch.Diverged("no"), 3),
-    (launch.ChildDied("sampler", -9), 1),
+    (launch.ChildDied("grader", -9), 1),
+    (launch.SamplersFailed([], 0), 1),
     (TimeoutError("no"), 1),
     (ConfigError("no"), 2),
     ({"stop_reason": "preempted", "updates": 4}, 75),

@@ -45,7 +45,7 @@ def test_it_reads_well_and_is_plain():
 def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one():
   orders = []
 
-  def get(timeout_s):
+  def get(timeout_s, order_id):
     order = orders[-1]
     rewards = [float(g == 2) for g in order.group_ids for _ in range(2)]
     return Result(order.order_id, [types.SimpleNamespace(reward=r) for r in rewards], 0.1)

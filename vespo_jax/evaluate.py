@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vespo_jax import config as config_lib
 from vespo_jax import launch, models
-from vespo_jax.runtime import start_sampler
+from vespo_jax.runtime import WorkerSettings, start_sampler
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     return 2
   with contextlib.ExitStack() as stack:
     _, test_problems = launch.open_problems(config, tokenizer, stack)
-    sampler = start_sampler("threads", spec, config.sampler.dtype)
+    sampler = start_sampler("threads", spec, WorkerSettings(config.sampler.dtype))
     stack.callback(sampler.close)
     sampler.publish(0, params)
     evaluator = launch.make_evaluator(config, test_problems, problems=problems, samples=samples)

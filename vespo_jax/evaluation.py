@@ -81,7 +81,7 @@ class Evaluator:
     self._seed, self._timeout_s, self._chunk = seed, timeout_s, prompts_per_order
 
   def run(self, sampler: Sampler, weight_version: int) -> Evaluation:
-    """Accuracy of the weights last published as `weight_version`; the sampler must be idle.
+    """Accuracy of the weights published as `weight_version`, once the sampler gets to it.
 
     Raises what the sampler's channels raise.
     """
@@ -91,16 +91,17 @@ class Evaluator:
       indices = range(start, min(start + self._chunk, self._count))
       sampler.put(
         Order(
-          order_id=start,
+          order_id=-1 - start,  # of its own, beside training orders under way
           weight_version=weight_version,
           seed=self._seed,
           stream=EVALUATION_STREAM,
           prompts=self._problems.prompts(indices),
           group_ids=indices,
           settings=self._settings,
+          plan=((0, weight_version),),
         )
       )
-      rollouts = sampler.get(self._timeout_s).rollouts
+      rollouts = sampler.get(self._timeout_s, -1 - start).rollouts
       samples = self._settings.samples_per_prompt
       self._problems.grade(rollouts, np.repeat(np.array(indices), samples))
       correct += [rollout.reward for rollout in rollouts]

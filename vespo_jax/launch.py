@@ -35,12 +35,26 @@ from vespo_jax.learner.update import (
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.processes import ChildDied
-from vespo_jax.runtime import Sampler, start_sampler
+from vespo_jax.runtime import (
+  FailureSettings,
+  Sampler,
+  SamplersFailed,
+  WorkerSettings,
+  start_sampler,
+)
 from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 from vespo_jax.types import Params, TrainState
 
-__all__ = ["ChildDied", "Diverged", "load_policy", "make_evaluator", "open_problems", "train"]
+__all__ = [
+  "ChildDied",
+  "Diverged",
+  "SamplersFailed",
+  "load_policy",
+  "make_evaluator",
+  "open_problems",
+  "train",
+]
 
 GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
 
@@ -57,7 +71,7 @@ def train(
 
   Raises:
     ConfigError: if `workdir` holds a run of another config, or the mesh does not fit the devices.
-    Diverged, ChildDied, TimeoutError: as `Loop.run`, after `result.json` says so.
+    Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
   """
   _claim(config, workdir)
   finished = _finished(config, workdir)
@@ -154,7 +168,7 @@ def _run(
   started = time.perf_counter()
   mesh = _mesh(config)
   spec, params, tokenizer = load_policy(config)
-  sampler = _start_sampler(config, spec, stack)
+  sampler = _start_sampler(config, spec, tokenizer, stack)
   train_problems, test_problems = open_problems(config, tokenizer, stack)
   evaluator = make_evaluator(config, test_problems)
   optimizer = make_optimizer(_pick(OptimizerSettings, config.optimizer))
@@ -243,6 +257,7 @@ def _run(
     raise
   finally:
     result |= {"updates": loop.step, "wall_time_s": loop.elapsed_s()}
+    result["sampler_failures"] = sampler.failures()
     _write_json(workdir / "result.json", result)
   report.write(workdir)
   return result
@@ -336,10 +351,21 @@ def _mesh(config: FrozenConfigDict) -> jax.sharding.Mesh:
 
 
 def _start_sampler(
-  config: FrozenConfigDict, spec: ModelSpec, stack: contextlib.ExitStack
+  config: FrozenConfigDict, spec: ModelSpec, tokenizer: Tokenizer, stack: contextlib.ExitStack
 ) -> Sampler:
   env = {GPU_MEMORY_VARIABLE: str(config.runtime.gpu_memory_fraction)}
-  sampler = start_sampler(config.runtime.transport, spec, config.sampler.dtype, env=env)
+  sampler = start_sampler(
+    config.runtime.transport,
+    spec,
+    WorkerSettings(config.sampler.dtype),
+    workers=config.sampler.processes,
+    weight_slots=config_lib.make_schedule(config).versions_kept,
+    failures=FailureSettings(
+      max_failures=config.runtime.max_failures, hang_timeout_s=config.runtime.hang_timeout_s
+    ),
+    tokenizer=tokenizer.backend.to_str() if config.sampler.stop_strings else "",
+    env=env,
+  )
   stack.callback(sampler.close)
   return sampler
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 
-SEND_TIMEOUT_S = 60.0
+STALL_TIMEOUT_S = 60.0  # for a peer that stops in the middle of a message
 
 
 class ChildDied(RuntimeError):
@@ -32,6 +32,10 @@ class ChildDied(RuntimeError):
     if exit_code is not None and exit_code < 0:
       how = f"was killed by {signal.Signals(-exit_code).name}"
     super().__init__(f"the {name} process died: it {how}")
+
+
+class ChildStalled(TimeoutError):
+  """A child stopped in the middle of a message: the connection to it is of no more use."""
 
 
 class Child:
@@ -56,7 +60,7 @@ class Child:
   ):
     self.name = name
     self._connection, theirs = connection.Pipe(duplex=True)
-    _limit_sends(self._connection.fileno())
+    _limit_stalls(self._connection.fileno())
     try:
       self._process = subprocess.Popen(
         [sys.executable, "-m", module, str(theirs.fileno()), *args],
@@ -79,20 +83,23 @@ class Child:
     return self._process.poll() is None
 
   def send(self, message: bytes) -> None:
-    """Sends one whole message. Raises ChildDied if the child is gone, TimeoutError if it does not
-    read for `SEND_TIMEOUT_S`."""
+    """Sends one whole message. Raises ChildDied if the child is gone, ChildStalled if it does not
+    read for `STALL_TIMEOUT_S`."""
     try:
       self._connection.send_bytes(message)
     except BlockingIOError as error:
-      raise TimeoutError(f"the {self.name} process (pid {self.pid}) stopped reading") from error
+      raise ChildStalled(f"the {self.name} process (pid {self.pid}) stopped reading") from error
     except (BrokenPipeError, ConnectionResetError, OSError) as error:
       raise ChildDied(self.name, self._exit_code()) from error
 
   def receive(self, timeout_s: float) -> bytes:
-    """The next message. Raises ChildDied if the child is gone, TimeoutError after `timeout_s`."""
+    """The next message. Raises ChildDied if the child is gone, TimeoutError if none begins within
+    `timeout_s`, ChildStalled if one begins and does not go on for `STALL_TIMEOUT_S`."""
     try:
       if self._connection.poll(timeout_s):
         return self._connection.recv_bytes()
+    except BlockingIOError as error:
+      raise ChildStalled(f"the {self.name} process (pid {self.pid}) stopped writing") from error
     except (EOFError, ConnectionResetError) as error:
       raise ChildDied(self.name, self._exit_code()) from error
     raise TimeoutError(f"the {self.name} process (pid {self.pid}) sent nothing for {timeout_s:g} s")
@@ -109,6 +116,15 @@ class Child:
       except subprocess.TimeoutExpired:
         continue
 
+  def kill(self, grace_s: float = 5.0) -> None:
+    """Ends the child with SIGKILL, at once; waits up to `grace_s` for the kernel. Idempotent."""
+    self._connection.close()
+    self._process.kill()
+    try:
+      self._process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+      pass  # the kernel has it in a device driver; nothing else can be done from here
+
   def _exit_code(self) -> int | None:
     deadline = time.monotonic() + 2.0  # the socket closes a moment before the process is reaped
     while self._process.poll() is None and time.monotonic() < deadline:
@@ -116,11 +132,11 @@ class Child:
     return self._process.returncode
 
 
-def _limit_sends(fd: int) -> None:
-  with socket.socket(fileno=os.dup(fd)) as view:  # the option belongs to the shared open socket
-    view.setsockopt(
-      socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(SEND_TIMEOUT_S), 0)
-    )
+def _limit_stalls(fd: int) -> None:
+  limit = struct.pack("ll", int(STALL_TIMEOUT_S), 0)
+  with socket.socket(fileno=os.dup(fd)) as view:  # the options belong to the shared open socket
+    for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+      view.setsockopt(socket.SOL_SOCKET, option, limit)
 
 
 def serve_parent(fd: int) -> connection.Connection:

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     return _fail(error, 2)
   except launch.Diverged as error:
     return _fail(error, 3)
-  except (launch.ChildDied, TimeoutError) as error:
+  except (launch.ChildDied, launch.SamplersFailed, TimeoutError) as error:
     return _fail(error, 1)
   if result["stop_reason"] != "finished":
     print(f"stopped after update {result['updates']}; the same command resumes")

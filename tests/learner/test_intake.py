@@ -27,7 +27,7 @@ class Sampler:
   def put(self, order):
     self.orders.append(order)
 
-  def get(self, order_id, timeout_s):
+  def get(self, timeout_s, order_id):
     (order,) = [order for order in self.orders if order.order_id == order_id]
     self.taken += 1
     rollouts = [p for (p,) in order.prompts for _ in range(order.settings.samples_per_prompt)]

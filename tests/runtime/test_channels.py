@@ -1,196 +1,153 @@
-"""Weights through shared memory, orders and results through a real sampler process."""
+"""Weights through shared memory: whole, exact, and nothing left behind."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vespo_jax import models, processes
-from vespo_jax.processes import ChildDied
-from vespo_jax.runtime import SamplerFailed, SharedWeights, messages, start_sampler
-from vespo_jax.sampler import Order, Settings
-
-SPEC = models.ModelSpec(
-  vocab_size=11, width=16, layers=2, heads=2, kv_heads=1, head_width=8, mlp_width=24
-)
+from tests.runtime.example import SPEC, params
+from vespo_jax.runtime import SharedWeights
+from vespo_jax.runtime.threads import KeptWeights
 
 
-def params(seed=0):
-  return models.init(SPEC, jax.random.key(seed))
-
-
-def order(order_id=0, version=0, **kwargs):
-  fields = dict(
-    order_id=order_id,
-    weight_version=version,
-    seed=7,
-    stream=0,
-    prompts=[[1, 5, 6], [2]],
-    group_ids=[2 * order_id, 2 * order_id + 1],
-    settings=Settings(max_new_tokens=4, samples_per_prompt=3, stop_ids=(2,)),
-  )
-  return Order(**{**fields, **kwargs})
+def same_params(left, right):
+  jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
 def test_weights_arrive_whole_and_bit_exact():
   writer = SharedWeights(SPEC)
-  reader = SharedWeights(SPEC, os.dup(writer.fd))
+  reader = SharedWeights(SPEC, fd=os.dup(writer.fd))
+  assert reader.newest() == -1
   for version in (0, 3, 4):
     writer.publish(version, params(version))
-    got, weights = reader.latest(version, 1.0)
+    assert reader.newest() == version
+    got, weights = reader.read(version, 1.0, exact=False)
     assert got == version
-    jax.tree.map(np.testing.assert_array_equal, weights, params(version))
-  with pytest.raises(TimeoutError, match="version 5"):
-    reader.latest(5, 0.05)
+    same_params(weights, params(version))
+  with pytest.raises(TimeoutError, match="version 5 or newer within 0.05 s; there are .3, 4."):
+    reader.read(5, 0.05, exact=False)
+
+
+@pytest.mark.parametrize("channel", ["shared", "threads"])
+def test_the_last_versions_are_kept_and_an_exact_one_is_never_another(channel):
+  weights = SharedWeights(SPEC, 3) if channel == "shared" else KeptWeights(3)
+  for version in (0, 2, 4, 6):
+    weights.publish(version, params(version))
+  assert weights.read(2, 1.0, exact=False)[0] == 6
+  for version in (2, 4, 6):
+    got, kept = weights.read(version, 1.0, exact=True)
+    assert got == version
+    same_params(kept, params(version))
+  with pytest.raises(LookupError, match="version 0 .* is gone; there are .2, 4, 6."):
+    weights.read(0, 60.0, exact=True)
+  with pytest.raises(TimeoutError, match="version 8"):
+    weights.read(8, 0.05, exact=True)
+
+
+@pytest.mark.parametrize("channel", ["shared", "threads"])
+def test_a_read_waits_for_its_version(channel):
+  weights = SharedWeights(SPEC) if channel == "shared" else KeptWeights(2)
+  weights.publish(0, params(0))
+  timer = threading.Timer(0.2, weights.publish, (1, params(1)))
+  timer.start()
+  version, got = weights.read(1, 30.0, exact=True)
+  timer.join()
+  assert version == 1
+  same_params(got, params(1))
+
+
+def test_bfloat16_weights_travel_as_float32():
+  small = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params())
+  weights = SharedWeights(SPEC)
+  weights.publish(0, small)
+  _, got = weights.read(0, 1.0, exact=True)
+  assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {np.dtype(np.float32)}
+  same_params(got, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), small))
 
 
 def test_a_set_that_was_read_does_not_change_with_later_ones():
-  writer = SharedWeights(SPEC)
-  writer.publish(0, params(0))
-  _, first = writer.latest(0, 1.0)
+  weights = SharedWeights(SPEC)
+  weights.publish(0, params(0))
+  _, first = weights.read(0, 1.0, exact=True)
   for version in (1, 2):
-    writer.publish(version, params(version))
-  jax.tree.map(np.testing.assert_array_equal, first, params(0))
+    weights.publish(version, params(version))
+  same_params(first, params(0))
 
 
-def test_published_weights_may_be_donated():
-  sampler = start_sampler("threads", SPEC, "float32")
-  weights = params()
-  sampler.publish(0, weights)
-  jax.tree.map(lambda leaf: leaf.delete(), weights)
-  sampler.put(order())
-  assert len(sampler.get(60).rollouts) == 6
-  sampler.close()
+def test_a_version_names_one_set():
+  weights = SharedWeights(SPEC)
+  weights.publish(4, params())
+  for version in (3, 4):
+    with pytest.raises(ValueError, match="not newer than version 4"):
+      weights.publish(version, params())
+  with pytest.raises(ValueError, match="slots=1"):
+    SharedWeights(SPEC, slots=1)
 
 
-def test_torn_weights_are_never_accepted():
-  writer = SharedWeights(SPEC)
-  writer.publish(0, params(0))
-  writer._memory[writer._slot_bytes // 2] ^= 1  # one flipped bit in the published slot
+@pytest.mark.parametrize("place", ["weights", "header"])
+def test_torn_weights_are_never_accepted(place):
+  weights = SharedWeights(SPEC)
+  weights.publish(0, params(0))
+  at = weights._layout.nbytes // 2 if place == "weights" else 1  # a bit of the version
+  weights._memory[at] ^= 1
   with pytest.raises(TimeoutError):
-    writer.latest(0, 0.05)
+    weights.read(0, 0.05, exact=False)
 
 
-def test_orders_and_results_survive_the_wire():
-  sent = order(3, version=2)
-  received = messages.unpack_order(messages.decode(messages.encode(messages.pack_order(sent))))
-  assert received.settings == sent.settings and received.group_ids == sent.group_ids
-  assert [list(p) for p in received.prompts] == sent.prompts
-  sampler = start_sampler("threads", SPEC, "float32")
-  sampler.publish(2, params())
-  sampler.put(sent)
-  result = sampler.get(60)
-  sampler.close()
-  message = messages.decode(messages.encode(messages.pack_result(result)))
-  same_rollouts(messages.unpack_result(message, sent).rollouts, result.rollouts)
-  with pytest.raises(ValueError, match="answered order 3"):
-    messages.unpack_result(message, order(4))
+def test_what_is_read_while_it_is_overwritten_is_one_version():
+  """Each version is one number everywhere, so that a mixture of two would show."""
+  weights = SharedWeights(SPEC)
+  constant = lambda version: jax.tree.map(lambda leaf: np.full_like(leaf, version), params())
+  weights.publish(0, constant(0))
+  stop = threading.Event()
+
+  def write():
+    version = 0
+    while not stop.is_set():
+      version += 1
+      weights.publish(version, constant(version))
+
+  writer = threading.Thread(target=write)
+  writer.start()
+  try:
+    for _ in range(300):
+      version, got = weights.read(0, 10.0, exact=False)
+      assert {float(value) for leaf in jax.tree.leaves(got) for value in np.unique(leaf)} == {
+        float(version)
+      }
+  finally:
+    stop.set()
+    writer.join()
 
 
-def same_rollouts(left, right):
-  assert len(left) == len(right)
-  for one, other in zip(left, right, strict=True):
-    for field, value in vars(one).items():
-      np.testing.assert_array_equal(value, getattr(other, field), err_msg=field)
-
-
-def test_a_sampler_process_equals_a_thread():
-  results = {}
-  for transport in ("threads", "local"):
-    sampler = start_sampler(transport, SPEC, "float32")
-    try:
-      sampler.publish(0, params(0))
-      sampler.put(order(0))
-      sampler.put(order(1))
-      first = sampler.get(120), sampler.get(120)
-      if transport == "local":
-        os.kill(sampler.health()["pid"], signal.SIGINT)  # Ctrl-C reaches both; it is the parent's
-      sampler.publish(5, params(5))
-      sampler.put(order(2, version=5))
-      results[transport] = [*first, sampler.get(120)]
-      assert sampler.health()["pending"] == 0
-    finally:
-      sampler.close()
-  for thread, process in zip(results["threads"], results["local"], strict=True):
-    assert thread.order_id == process.order_id
-    same_rollouts(thread.rollouts, process.rollouts)
-
-
-@pytest.fixture
-def local_sampler():
-  sampler = start_sampler("local", SPEC, "float32")
-  sampler.publish(0, params())
-  yield sampler
-  sampler.close()
-
-
-def test_a_killed_sampler_is_an_error_within_seconds(local_sampler):
-  local_sampler.put(order(settings=Settings(max_new_tokens=4000)))
-  os.kill(local_sampler.health()["pid"], signal.SIGKILL)
-  started = time.monotonic()
-  with pytest.raises(ChildDied, match="sampler process died.*SIGKILL"):
-    local_sampler.get(60)
-  assert time.monotonic() - started < 5
-  assert not local_sampler.health()["alive"]
-  with pytest.raises(ChildDied):
-    local_sampler.put(order())
-
-
-def test_a_failing_sampler_says_why(local_sampler):
-  local_sampler.put(order(prompts=[[], [1]]))
-  with pytest.raises(SamplerFailed, match="every prompt at least one token"):
-    local_sampler.get(120)
-
-
-def test_silence_is_a_timeout(local_sampler):
-  with pytest.raises(TimeoutError, match="sampler process"):
-    local_sampler.get(0.1)
-
-
-def test_a_child_that_does_not_read_is_a_timeout(tmp_path, monkeypatch):
-  (tmp_path / "deaf.py").write_text("import time\ntime.sleep(10)\n")
-  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-  monkeypatch.setattr(processes, "SEND_TIMEOUT_S", 1.0)
-  child = processes.Child("deaf", name="deaf")
-  with pytest.raises(TimeoutError, match="deaf process .* stopped reading"):
-    child.send(bytes(10_000_000))  # more than the socket holds
-  child.close(grace_s=0.1)
-  assert not child.alive
-
-
-def test_a_sampler_dies_with_its_parent():
-  parent = subprocess.Popen(
+def test_a_reader_killed_in_the_middle_harms_nobody_and_leaves_nothing():
+  writer = SharedWeights(SPEC)
+  assert os.fstat(writer.fd).st_nlink == 0  # a file without a name goes with its last user
+  writer.publish(0, params(0))
+  reader = subprocess.Popen(
     [
       sys.executable,
       "-c",
-      "import time\n"
       "from vespo_jax import models\n"
-      "from vespo_jax.runtime import start_sampler\n"
-      f"sampler = start_sampler('local', models.{SPEC!r}, 'float32')\n"
-      "print(sampler.health()['pid'], flush=True)\n"
-      "time.sleep(600)",
+      "from vespo_jax.runtime import SharedWeights\n"
+      f"weights = SharedWeights(models.{SPEC!r}, fd={writer.fd})\n"
+      "print('reading', flush=True)\n"
+      "while True: weights.read(0, 10.0, exact=False)",
     ],
+    pass_fds=[writer.fd],
     stdout=subprocess.PIPE,
     text=True,
   )
-  pid = int(parent.stdout.readline())
-  os.kill(pid, 0)  # it is there
-  parent.kill()
-  parent.wait()
-  deadline = time.monotonic() + 20  # while it is importing, nobody is watching yet
-  while time.monotonic() < deadline and _running(pid):
-    time.sleep(0.05)
-  assert not _running(pid)
-
-
-def _running(pid):
-  try:
-    with open(f"/proc/{pid}/stat") as file:
-      return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-  except FileNotFoundError:
-    return False
+  assert reader.stdout.readline() == "reading\n"
+  for version in range(1, 20):
+    writer.publish(version, params(version))
+    if version == 10:
+      os.kill(reader.pid, signal.SIGKILL)
+      reader.wait(10)
+    same_params(writer.read(version, 1.0, exact=True)[1], params(version))

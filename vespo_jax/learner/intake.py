@@ -112,13 +112,13 @@ class Intake:
     """The minibatch of `update`, which must have been ordered.
 
     Raises:
-      SamplersFailed, ChildDied, TimeoutError: if it does not come, or is not graded.
+      SamplersFailed, ChildDied, TimeoutError: if it does not come, or cannot be graded.
     """
     queue_depth = self._sampler.health()["pending"]
     started = time.perf_counter()
     parts = len(self._starts)
     results = [
-      self._sampler.get(update * parts + part, self._timeout_s) for part in range(parts)
+      self._sampler.get(self._timeout_s, update * parts + part) for part in range(parts)
     ]
     wait_s = time.perf_counter() - started
     rollouts = [rollout for result in results for rollout in result.rollouts]

@@ -99,7 +99,7 @@ class Loop:
 
     Raises:
       Diverged: with the evidence written to `failure/`.
-      ChildDied, TimeoutError: if the sampler or the grader fails.
+      SamplersFailed, ChildDied, TimeoutError: if the samplers or the grader fail.
     """
     while self.step < self.settings.updates:
       if self.schedule.publishes(self.step):

@@ -1,40 +1,73 @@
-"""Schedules, the channels between learner and samplers, and starting them."""
+"""Schedules, the samplers behind one interface over any transport, and starting them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from vespo_jax.models import ModelSpec
-from vespo_jax.runtime.channels import RolloutChannel, SharedWeights, WeightChannel
-from vespo_jax.runtime.local import LocalSampler, SamplerFailed
+from vespo_jax.runtime.channels import SharedWeights
+from vespo_jax.runtime.links import FailureSettings, Sampler, SamplersFailed
+from vespo_jax.runtime.local import LocalTransport
+from vespo_jax.runtime.pool import SamplerPool
+from vespo_jax.runtime.ray_cluster import RaySettings, RayTransport
 from vespo_jax.runtime.schedule import Schedule
-from vespo_jax.runtime.threads import ThreadSampler
+from vespo_jax.runtime.serving import Blueprint
+from vespo_jax.runtime.threads import ThreadTransport
+from vespo_jax.sampler import WorkerSettings
 
-Sampler = LocalSampler | ThreadSampler
+TRANSPORTS = ("local", "threads", "ray")
 
 
 def start_sampler(
-  transport: str, spec: ModelSpec, dtype: str, *, env: Mapping[str, str] | None = None
-) -> Sampler:
-  """Starts the sampler of `transport`: "local" (its own process) or "threads".
+  transport: str,
+  spec: ModelSpec,
+  settings: WorkerSettings | None = None,
+  *,
+  workers: int = 1,
+  weight_slots: int = 2,
+  failures: FailureSettings | None = None,
+  tokenizer: str = "",
+  env: Mapping[str, str] | None = None,
+  ray: RaySettings | None = None,
+) -> SamplerPool:
+  """Starts the workers of a `Sampler` and the thread that looks after them.
 
-  `env` is for the process of "local". Raises ValueError for another transport.
+  Args:
+    transport: "local", processes on this machine; "threads", in this process; "ray", a cluster.
+    spec: of the policy.
+    settings: how each worker computes.
+    workers: how many, k.
+    weight_slots: versions of the weights kept, at least 2; more where orders have a plan.
+    failures: when a worker has failed, and how many failures end the run.
+    tokenizer: JSON of the `tokenizers` library, where the sampler's settings have stop strings.
+    env: environment variables of the workers' processes ("local" and "ray").
+    ray: which cluster, and what each worker takes of it ("ray").
+
+  Raises ValueError for another transport; ImportError for "ray" where it is not installed.
   """
+  blueprint = Blueprint(spec, settings or WorkerSettings(), tokenizer)
   if transport == "local":
-    return LocalSampler(spec, dtype, env=env)
-  if transport == "threads":
-    return ThreadSampler(spec, dtype)
-  raise ValueError(f"unknown transport {transport!r}; known: local, threads")
+    chosen = LocalTransport(blueprint, weight_slots, env)
+  elif transport == "threads":
+    chosen = ThreadTransport(blueprint, weight_slots)
+  elif transport == "ray":
+    chosen = RayTransport(blueprint, weight_slots, ray or RaySettings(), env)
+  else:
+    raise ValueError(f"unknown transport {transport!r}; known: {', '.join(TRANSPORTS)}")
+  pool = SamplerPool(chosen, workers, spec.vocab_size, failures or FailureSettings())
+  pool.watch()
+  return pool
 
 
 __all__ = [
-  "LocalSampler",
-  "RolloutChannel",
+  "TRANSPORTS",
+  "FailureSettings",
+  "RaySettings",
   "Sampler",
-  "SamplerFailed",
+  "SamplerPool",
+  "SamplersFailed",
   "SharedWeights",
   "Schedule",
-  "ThreadSampler",
-  "WeightChannel",
+  "WorkerSettings",
   "start_sampler",
 ]

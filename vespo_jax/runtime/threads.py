@@ -1,44 +1,123 @@
-"""The transport of tests and small runs: the sampler is one thread of this process."""
+"""The transport of tests and small runs: workers are threads of this process."""
 
 from __future__ import annotations
 
-import collections
 import os
-from concurrent import futures
-from typing import Any
+import queue
+import threading
 
 import jax
 import numpy as np
 
-from vespo_jax.models import ModelSpec
-from vespo_jax.sampler import Order, Result, Worker
+from vespo_jax.runtime import messages
+from vespo_jax.runtime.links import Heartbeat
+from vespo_jax.runtime.serving import Blueprint, serve
+from vespo_jax.sampler import Order, Result
 from vespo_jax.types import Params
 
+CLOSE_TIMEOUT_S = 60.0  # a thread that the interpreter leaves behind inside XLA can crash its exit
 
-class ThreadSampler:
-  """Both channels of one sampler on a single thread; the same rollouts as `LocalSampler`'s."""
 
-  def __init__(self, spec: ModelSpec, dtype: str):
-    self._worker = Worker(spec, dtype)
-    self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="sampler")
-    self._pending: collections.deque[futures.Future[Result]] = collections.deque()
+class KeptWeights:
+  """A `WeightChannel` inside one process: the last `slots` sets, immutable and shared."""
+
+  def __init__(self, slots: int):
+    self._slots = slots
+    self._sets: dict[int, Params] = {}
+    self._changed = threading.Condition()
 
   def publish(self, version: int, params: Params) -> None:
-    """Makes a copy of `params` the weights of all later orders."""
-    self._thread.submit(self._worker.set_weights, version, jax.tree.map(np.array, params))
+    """Keeps a set of host arrays that nobody will change, and forgets the oldest."""
+    with self._changed:
+      self._sets[version] = params
+      while len(self._sets) > self._slots:
+        del self._sets[min(self._sets)]
+      self._changed.notify_all()
 
-  def put(self, order: Order) -> None:
-    """Queues an order."""
-    self._pending.append(self._thread.submit(self._worker.run, order))
+  def newest(self) -> int:
+    """The newest version there is; -1 before the first."""
+    with self._changed:
+      return max(self._sets, default=-1)
 
-  def get(self, timeout_s: float) -> Result:
-    """The result of the oldest order. Raises TimeoutError, or what the sampler raised."""
-    return self._pending.popleft().result(timeout_s)
+  def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
+    """`version`, or the newest once that is not older.
 
-  def health(self) -> dict[str, Any]:
-    """`alive`, `pid` of this process, and the number of `pending` orders."""
-    return {"alive": True, "pid": os.getpid(), "pending": len(self._pending)}
+    Raises TimeoutError; LookupError if `version` itself was wanted and is forgotten.
+    """
+    with self._changed:
+      if not self._changed.wait_for(lambda: max(self._sets, default=-1) >= version, timeout_s):
+        raise TimeoutError(f"no weights of version {version} or newer within {timeout_s:g} s")
+      found = version if exact else max(self._sets)
+      if found not in self._sets:
+        kept = sorted(self._sets)
+        raise LookupError(f"version {version} of the weights is gone; there are {kept}")
+      return found, self._sets[found]
+
+
+class ThreadTransport:
+  """Workers on threads; the same rollouts as in processes.
+
+  Args:
+    blueprint: of a worker.
+    slots: versions of the weights kept.
+  """
+
+  def __init__(self, blueprint: Blueprint, slots: int):
+    self._blueprint, self._weights = blueprint, KeptWeights(slots)
+
+  def start(self, worker: int) -> ThreadLink:
+    """A new thread."""
+    return ThreadLink(self._blueprint, self._weights)
+
+  def publish(self, version: int, params: Params) -> None:
+    """Copies the weights to the host, once for all workers."""
+    self._weights.publish(version, jax.tree.map(np.array, params))
 
   def close(self) -> None:
-    """Drops what is queued and ends the thread. Idempotent."""
-    self._thread.shutdown(wait=True, cancel_futures=True)
+    """Nothing is left when the threads have ended."""
+
+
+class ThreadLink:
+  """A worker on a daemon thread. A thread cannot be killed: it ends after its current tick, and
+  nothing it says by then is heard."""
+
+  def __init__(self, blueprint: Blueprint, weights: KeptWeights):
+    self._orders: queue.Queue[bytes | None] = queue.Queue()
+    self._said: queue.Queue[bytes] = queue.Queue()
+    self._thread = threading.Thread(
+      target=serve,
+      args=(blueprint, weights, self._orders, self._said.put),
+      name="sampler",
+      daemon=True,
+    )
+    self._thread.start()
+
+  def send(self, order: Order) -> None:
+    """Queues an order."""
+    self._orders.put(messages.encode(order))
+
+  def poll(self) -> Result | Heartbeat | None:
+    """The next thing said, or None. Raises the Fault of a thread that failed."""
+    try:
+      return messages.decode_reply(self._said.get_nowait())
+    except queue.Empty:
+      return None
+
+  @property
+  def alive(self) -> bool:
+    """Whether the thread is running."""
+    return self._thread.is_alive()
+
+  @property
+  def pid(self) -> int:
+    """This process."""
+    return os.getpid()
+
+  def kill(self) -> None:
+    """Asks the thread to end, and does not wait for it."""
+    self._orders.put(None)
+
+  def close(self) -> None:
+    """Asks the thread to end, and waits until its tick is done, up to `CLOSE_TIMEOUT_S`."""
+    self.kill()
+    self._thread.join(CLOSE_TIMEOUT_S)

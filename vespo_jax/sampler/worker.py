@@ -1,10 +1,12 @@
-"""The sampler's whole state: one set of weights and its version. It knows no channel."""
+"""The state of one sampler: its queue of orders, its weights. It knows no transport."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from vespo_jax.models import ModelSpec
 from vespo_jax.sampler.generate import generate
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Params, Plan, Rollout, TokenIds
+
+WEIGHTS_TIMEOUT_S = 60.0  # an order is sent after its weights are published, so this is generous
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Order:
     prompts: token ids of each prompt.
     group_ids: one per prompt.
     settings: how to sample.
-    plan: which version samples which token; () takes the newest weights there are.
+    plan: (from token, version) pairs, ascending, from token 0: exactly these weights sample it.
+      Empty: the newest there are.
   """
 
   order_id: int
@@ -46,11 +51,11 @@ class Result:
 
   Attributes:
     order_id: of the order.
-    rollouts: prompt-major; their `weight_versions` say what really sampled each token.
+    rollouts: prompt-major; their weight versions say what really sampled each token.
     sample_s: seconds from the first work on it to its end.
-    wait_s: seconds the sampler had nothing to do before it began.
-    weights_s: seconds spent receiving weights for it.
-    worker: the index of the sampler.
+    wait_s: seconds the worker had nothing to do before it began this order.
+    weights_s: seconds spent on receiving weights for it.
+    worker: index of the worker, set by the pool.
   """
 
   order_id: int
@@ -61,39 +66,88 @@ class Result:
   worker: int = 0
 
 
-class Worker:
-  """Samples with the weights it was last given, in its own compute type.
+@dataclasses.dataclass(frozen=True)
+class WorkerSettings:
+  """How a worker computes; plain values that travel as JSON.
 
-  Args:
-    spec: of the policy.
+  Attributes:
     dtype: "float32" or "bfloat16"; what the weights are cast to on arrival.
   """
 
-  def __init__(self, spec: ModelSpec, dtype: str):
-    self._spec, self._dtype = spec, jnp.dtype(dtype)
+  dtype: str = "float32"
+
+
+class WeightChannel(Protocol):
+  """Where a worker finds weights by version."""
+
+  def newest(self) -> int:
+    """The newest version there is, cheaply; -1 before the first."""
+    ...
+
+  def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
+    """Weights and their version: `version` itself, or the newest once that is not older.
+
+    What is returned is whole, verified and the caller's own. Raises TimeoutError if it does not
+    come; LookupError if it cannot, since `version` itself is wanted and no longer kept.
+    """
+    ...
+
+
+class Worker:
+  """Samples orders one after another. One thread calls it.
+
+  Args:
+    spec: of the policy.
+    settings: how to compute.
+    weights: where to find weights.
+    decode: token ids -> text.
+  """
+
+  def __init__(
+    self,
+    spec: ModelSpec,
+    settings: WorkerSettings,
+    weights: WeightChannel,
+    decode: Callable[[Sequence[int]], str] | None = None,
+  ):
+    self._spec, self._dtype, self._weights = spec, jnp.dtype(settings.dtype), weights
+    self._orders: collections.deque[Order] = collections.deque()
     self._params: Params = {}
-    self.weight_version = -1
+    self._version = -1
+    self._idle_since = time.perf_counter()
 
-  def set_weights(self, version: int, params: Params) -> None:
-    """Takes over a whole set of weights; the caller must not change the arrays afterwards."""
-    self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self._dtype), params)
-    self.weight_version = version
+  def accept(self, order: Order) -> None:
+    """Queues an order."""
+    self._orders.append(order)
 
-  def run(self, order: Order) -> Result:
-    """Samples the order. Raises RuntimeError if it asks for weights this worker does not hold."""
-    if order.weight_version != self.weight_version:
-      raise RuntimeError(
-        f"order {order.order_id} needs weight version {order.weight_version}, "
-        f"the sampler holds {self.weight_version}"
-      )
-    started = time.perf_counter()
+  @property
+  def idle(self) -> bool:
+    """Whether nothing is queued."""
+    return not self._orders
+
+  def tick(self) -> list[Result]:
+    """Samples the oldest order whole. Raises TimeoutError if its weights do not come."""
+    if not self._orders:
+      return []
+    order = self._orders.popleft()
+    began = time.perf_counter()
+    exact = bool(order.plan)
+    wanted = order.plan[0][1] if exact else max(order.weight_version, self._weights.newest())
+    if wanted != self._version:
+      version, params = self._weights.read(wanted, WEIGHTS_TIMEOUT_S, exact)
+      self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self._dtype), params)
+      self._version = version
+    weights_s = time.perf_counter() - began
+    key = jax.random.fold_in(jax.random.key(order.seed), order.stream)
     rollouts = generate(
       self._params,
       self._spec,
       order.prompts,
-      jax.random.fold_in(jax.random.key(order.seed), order.stream),
+      key,
       order.settings,
       group_ids=order.group_ids,
-      weight_version=self.weight_version,
+      weight_version=self._version,
     )
-    return Result(order.order_id, rollouts, time.perf_counter() - started)
+    ended = time.perf_counter()
+    wait_s, self._idle_since = began - self._idle_since, ended
+    return [Result(order.order_id, rollouts, ended - began, wait_s, weights_s)]
