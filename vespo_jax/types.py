@@ -93,6 +93,9 @@ class TrainBatch:
   # Log-probs under the proximal and the reference policy, float32, where the loss needs them.
   proximal_logprobs_PRT: HostArray | None = None
   reference_logprobs_PRT: HostArray | None = None
+  # Tokens sampled by exactly the weights that are about to be updated, bool: they show what the
+  # sampler's numerics alone do to the log-probs.
+  fresh_mask_PRT: HostArray | None = None
   # Router choices to replay, uint8 or uint16; axis J is the group's prompt, then its samples.
   expert_ids_PJLA: HostArray | None = None
 

@@ -300,7 +300,7 @@ def recompute():
     return (logprobs_PRT - batch.behaviour_logprobs_PRT).reshape(-1, SETTINGS.max_new_tokens)
 
   def run(params, rollouts):
-    batch, _ = make_batch(rollouts, SETTINGS.samples_per_prompt, SETTINGS.max_new_tokens)
+    batch, _ = make_batch(rollouts, SETTINGS.samples_per_prompt, SETTINGS.max_new_tokens, 0)
     return np.asarray(score(params, batch))
 
   return run

@@ -12,7 +12,7 @@ from vespo_jax.types import REWARD_STATUS, Rollout, TrainBatch
 
 
 def make_batch(
-  rollouts: Sequence[Rollout], samples_per_prompt: int, response_width: int
+  rollouts: Sequence[Rollout], samples_per_prompt: int, response_width: int, version: int
 ) -> tuple[TrainBatch, dict[str, float]]:
   """One `TrainBatch` of graded rollouts, and the metrics of their rewards and lengths.
 
@@ -20,6 +20,7 @@ def make_batch(
     rollouts: prompt-major, `samples_per_prompt` consecutive ones to each group.
     samples_per_prompt: R.
     response_width: T, the width responses are padded to.
+    version: committed updates behind the policy that trains on them.
 
   An aborted rollout is not trained on and counts in no statistic of its group.
 
@@ -43,10 +44,12 @@ def make_batch(
   prompt_tokens_PS, prompt_mask_PS = pad_prompts([r.prompt_ids for r in rollouts[::R]])
   tokens_PRT = np.zeros((P, R, T), np.int32)
   logprobs_PRT = np.zeros((P, R, T), np.float32)
+  fresh_PRT = np.zeros((P, R, T), bool)
   for row, rollout in enumerate(rollouts):
     n = len(rollout.response_ids)
     tokens_PRT[row // R, row % R, :n] = rollout.response_ids
     logprobs_PRT[row // R, row % R, :n] = rollout.behaviour_logprobs
+    fresh_PRT[row // R, row % R, :n] = rollout.weight_versions == version
   rewards_PR = np.array([r.reward for r in rollouts], np.float32).reshape(P, R)
   low_P = np.where(valid_PR, rewards_PR, np.inf).min(axis=1)
   high_P = np.where(valid_PR, rewards_PR, -np.inf).max(axis=1)
@@ -58,6 +61,7 @@ def make_batch(
     response_mask_PRT=(np.arange(T) < lengths_PR[..., None]) & valid_PR[..., None],
     behaviour_logprobs_PRT=logprobs_PRT,
     rewards_PR=np.where(valid_PR, rewards_PR, 0.0).astype(np.float32),
+    fresh_mask_PRT=fresh_PRT & valid_PR[..., None],
   )
   statuses = Counter(r.reward_status for r in rollouts)
   return batch, {

@@ -125,7 +125,7 @@ def make_gradient(
     mask_PRT = batch.response_mask_PRT
     extras = {"lengths": jnp.sum(mask_PRT, axis=-1, dtype=jnp.float32)}
     if logprobs_PRT is not None:
-      extras["log_w"] = _log_w(logprobs_PRT, batch)
+      extras["log_w"] = jnp.sum(_log_ratio(logprobs_PRT, batch), axis=-1)
     if "log_score" in advantage.needs:
       extras["log_score"] = _log_score(
         advantage.score, params, spec, batch, settings.temperature, policy
@@ -205,6 +205,8 @@ def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> 
   if batch.reference_logprobs_PRT is not None:
     reference_BT = _rows(batch.reference_logprobs_PRT)
     kls |= diagnostics.kl_metrics("policy_reference", logprobs_BT, reference_BT, mask_BT)
+  if batch.fresh_mask_PRT is not None:
+    kls |= diagnostics.mismatch_metrics(logprobs_BT - behaviour_BT, _rows(batch.fresh_mask_PRT))
   entropy_BT, tokens = _rows(evaluated.entropy_PRT), jnp.maximum(jnp.sum(mask_BT), 1)
   return {
     "objective/loss": evaluated.loss,
@@ -220,14 +222,13 @@ def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> 
   }
 
 
-def log_weights(evaluated: Evaluated, batch: TrainBatch) -> Array:
-  """[P, R]: log W of every sequence, policy against behaviour."""
-  return _log_w(evaluated.logprobs_PRT, batch)
+def log_ratios(evaluated: Evaluated, batch: TrainBatch) -> Array:
+  """[P, R, T]: log policy - log behaviour of every sampled token, 0 elsewhere."""
+  return _log_ratio(evaluated.logprobs_PRT, batch)
 
 
-def _log_w(logprobs_PRT: Array, batch: TrainBatch) -> Array:
-  log_ratio_PRT = logprobs_PRT - batch.behaviour_logprobs_PRT
-  return jnp.sum(log_ratio_PRT, axis=-1, where=batch.response_mask_PRT)
+def _log_ratio(logprobs_PRT: Array, batch: TrainBatch) -> Array:
+  return jnp.where(batch.response_mask_PRT, logprobs_PRT - batch.behaviour_logprobs_PRT, 0.0)
 
 
 def _log_score(

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from vespo_jax import diagnostics, sharding
+from vespo_jax import sharding
 from vespo_jax.learner.anchors import Anchors
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.learner.checkpoint import Checkpoints
+from vespo_jax.learner.guard import Guard
 from vespo_jax.learner.intake import Intake, Minibatch, Problems
 from vespo_jax.learner.records import write_failure, write_rollouts
-from vespo_jax.learner.update import PER_SEQUENCE, Update
+from vespo_jax.learner.rows import host_metrics
+from vespo_jax.learner.saved import RolloutWriter
+from vespo_jax.learner.update import PER_SEQUENCE, PER_TOKEN, Update
 from vespo_jax.metrics import MetricsWriter, Progress
 from vespo_jax.runtime import Sampler, Schedule
 from vespo_jax.runtime.schedule import plan_of, record
-from vespo_jax.types import Params, Rollout, TrainBatch, TrainState
+from vespo_jax.types import Params, TrainBatch, TrainState
 
 
 class Diverged(RuntimeError):
@@ -62,6 +64,8 @@ class Loop:
     update: the compiled update.
     policy: the model's parameters of a state, merged where adapters are trained.
     anchors: the proximal and the reference policy, where the loss needs them.
+    guard: judges what the samplers deliver.
+    saved: where every rollout is written, if they are kept.
     state: placed on `mesh`; `state.step` updates have been made.
     evaluate: `(weight_version) -> metrics`, run when these weights are published.
     stop: asked before a publication; True ends the run early.
@@ -79,6 +83,8 @@ class Loop:
   intake: Intake
   problems: Problems
   schedule: Schedule
+  guard: Guard
+  saved: RolloutWriter | None
   settings: LoopSettings
   checkpoints: Checkpoints
   metrics: MetricsWriter
@@ -109,7 +115,7 @@ class Loop:
       self.intake.order(self.step)
       minibatch = self.intake.get(self.step)
       batch, row = make_batch(
-        minibatch.rollouts, self.settings.samples_per_prompt, self.settings.max_new_tokens
+        minibatch.rollouts, self.settings.samples_per_prompt, self.settings.max_new_tokens, self.step
       )
       device_batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
       dispatched = time.perf_counter()
@@ -156,35 +162,28 @@ class Loop:
       return
     pending, self._pending = self._pending, None
     fetched = jax.device_get(pending.device_metrics)
-    columns = fetched.pop(PER_SEQUENCE)
+    columns, per_token = fetched.pop(PER_SEQUENCE), fetched.pop(PER_TOKEN)
     row = pending.row | {key: value.item() for key, value in fetched.items()}
     ready = time.perf_counter()
     update_s = ready - max(pending.dispatched, self._last_ready)
     self._last_ready = ready
-    minibatch, batch = pending.minibatch, pending.batch
-    versions = np.concatenate([r.weight_versions for r in minibatch.rollouts])
-    lags = row["step"] - 1 - versions
-    sequence_lags = row["step"] - 1 - np.array([_mean_version(r) for r in minibatch.rollouts])
-    valid = batch.response_mask_PRT.any(axis=-1)
-    trained = int(batch.response_mask_PRT.sum() + batch.prompt_mask_PS.sum())
-    row |= diagnostics.gradient_shares(
-      columns["gradient"].ravel(),
-      columns["advantage"].ravel(),
-      batch.response_mask_PRT.sum(axis=-1).ravel(),
-      sequence_lags,
-      self.settings.max_new_tokens,
+    minibatch, batch, version = pending.minibatch, pending.batch, row["step"] - 1
+    row |= host_metrics(
+      minibatch,
+      batch,
+      columns,
+      version=version,
+      published=self.schedule.published(version),
+      max_new_tokens=self.settings.max_new_tokens,
     )
+    log_ratio_PRT = per_token["log_ratio"]
+    row |= self.guard.check(
+      minibatch, log_ratio_PRT.reshape(-1, log_ratio_PRT.shape[-1]), version
+    )
+    trained = int(batch.response_mask_PRT.sum() + batch.prompt_mask_PS.sum())
     row |= (extra or {}) | {
-      "weight/log_w_histogram": diagnostics.log_w_histogram(columns["log_w"][valid]),
-      "staleness/mean": float(lags.mean()),
-      "staleness/max": int(lags.max()),
-      "time/sample_s": minibatch.sample_s,
-      "time/wait_s": minibatch.wait_s,
-      "time/sampler_wait_s": minibatch.sampler_wait_s,
-      "time/queue_depth": minibatch.queue_depth,
       "time/publish_s": self._publish_s,
       "time/update_s": update_s,
-      "throughput/sampled_tokens_per_s": len(versions) / minibatch.sample_s,
       "throughput/trained_tokens_per_s": trained / update_s,
       "wall_time_s": self.elapsed_s(),
     }
@@ -195,6 +194,8 @@ class Loop:
   def _record(self, pending: Pending, row: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
     step, rollouts = row["step"], pending.minibatch.rollouts
     record(self.workdir / "schedule.jsonl", step - 1, plan_of(rollouts))
+    if self.saved is not None:
+      self.saved.write(step, rollouts)
     groups = self.settings.save_groups
     if groups:
       kept = rollouts if groups < 0 else rollouts[: groups * self.settings.samples_per_prompt]
@@ -208,8 +209,3 @@ class Loop:
         f"update {step} is not finite: {', '.join(bad)}; non-finite parameters: "
         f"{', '.join(leaves[:3]) or 'none'}; its rollouts are in {folder}"
       )
-
-
-def _mean_version(rollout: Rollout) -> float:
-  """The mean over tokens of the weight version that sampled them."""
-  return float(rollout.weight_versions.mean()) if len(rollout.weight_versions) else 0.0

@@ -17,7 +17,7 @@ from vespo_jax.learner.gradient import (
   LossSettings,
   Metrics,
   itself,
-  log_weights,
+  log_ratios,
   make_gradient,
   measure,
   score,
@@ -28,7 +28,7 @@ from vespo_jax.models.lora import LoraSettings
 from vespo_jax.objectives import Objective
 from vespo_jax.types import Array, Params, TrainBatch, TrainState
 
-PER_SEQUENCE = "per_sequence"
+PER_SEQUENCE, PER_TOKEN = "per_sequence", "per_token"
 ESS_SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of the sample size
 
 Update = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
@@ -78,7 +78,7 @@ def make_update(
   `optimizer/update_norm`, `optimizer/ess_scale` where the step size is scaled, the objective's own,
   KLs, and those of `diagnostics.off_policy_metrics`; and under `PER_SEQUENCE` arrays [P, R]:
   `log_w` (policy against behaviour), `advantage` and `gradient` (sum_t |w_t|, the weights on
-  grad log pi).
+  grad log pi); and under `PER_TOKEN` `log_ratio` [P, R, T], 0 where nothing was sampled.
   """
   gradient = make_gradient(spec, objective, advantage, loss)
 
@@ -87,7 +87,8 @@ def make_update(
     if adapters is not None:
       policy = lambda params: lora.attach(state.frozen, params, adapters)
     grads, evaluated = gradient(state.params, batch, policy)
-    log_w_PR = log_weights(evaluated, batch)
+    log_ratio_PRT = log_ratios(evaluated, batch)
+    log_w_PR = jnp.sum(log_ratio_PRT, axis=-1)
     metrics = measure(evaluated, batch, loss)
     scale: Array | float = 1.0
     if step.ess_scaling != "none":
@@ -117,6 +118,7 @@ def make_update(
         "advantage": evaluated.advantages_PR,
         "gradient": jnp.sum(jnp.abs(evaluated.weights.weights), axis=-1),
       },
+      PER_TOKEN: {"log_ratio": log_ratio_PRT},
     }
     return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
