@@ -160,17 +160,19 @@ class Loop:
     versions = np.concatenate([r.weight_versions for r in minibatch.rollouts])
     lags = row["step"] - 1 - versions
     sequence_lags = row["step"] - 1 - np.array([_mean_version(r) for r in minibatch.rollouts])
-    valid = batch.response_mask_PRT.any(axis=-1)
-    trained = int(batch.response_mask_PRT.sum() + batch.prompt_mask_PS.sum())
+    mask_PRT = np.asarray(batch.response_mask_PRT)
+    trained = int(mask_PRT.sum() + batch.prompt_mask_PS.sum())
     row |= diagnostics.gradient_shares(
       columns["gradient"].ravel(),
       columns["advantage"].ravel(),
-      batch.response_mask_PRT.sum(axis=-1).ravel(),
+      mask_PRT.sum(axis=-1).ravel(),
       sequence_lags,
       self.settings.max_new_tokens,
     )
     row |= (extra or {}) | {
-      "weight/log_w_histogram": diagnostics.log_w_histogram(columns["log_w"][valid]),
+      "weight/log_w_histogram": diagnostics.log_w_histogram(
+        columns["log_w"][mask_PRT.any(axis=-1)]
+      ),
       "staleness/mean": float(lags.mean()),
       "staleness/max": int(lags.max()),
       "time/sample_s": minibatch.sample_s,

@@ -50,10 +50,9 @@ def token_weights(
   if isinstance(correction, str):
     correction = corrections.make(correction)
   chex.assert_equal_shape([policy_logprobs, behaviour_logprobs, mask])
-  inputs = (policy_logprobs, behaviour_logprobs, proximal_logprobs, advantages)
-  policy, behaviour, proximal, advantages = jax.lax.stop_gradient(
-    tuple(x if x is None else at_least_float32(x) for x in inputs)
-  )
+  fixed = lambda x: jax.lax.stop_gradient(at_least_float32(x))
+  policy, behaviour, advantages = map(fixed, (policy_logprobs, behaviour_logprobs, advantages))
+  proximal = None if proximal_logprobs is None else fixed(proximal_logprobs)
   denominator = behaviour if proximal is None else proximal
   log_ratio = jnp.where(mask, policy - denominator, 0.0)
   extras = {"policy_logprobs": policy, "behaviour_logprobs": behaviour, **(extras or {})}
