@@ -214,7 +214,7 @@ def _run(
     update=compile_update(update, mesh, spec, state),
     policy=_policy(adapters),
     anchors=anchors,
-    state=state if restored is None else restored.replace(frozen=state.frozen),
+    state=state if restored is None else dataclasses.replace(restored, frozen=state.frozen),
     mesh=mesh,
     sampler=sampler,
     intake=Intake(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -74,7 +75,7 @@ def param_shardings(mesh: Mesh, spec: ModelSpec) -> Params:
   return jax.tree_util.tree_map_with_path(one, describe(spec))
 
 
-def like_params(mesh: Mesh, spec: ModelSpec, tree: object) -> object:
+def like_params(mesh: Mesh, spec: ModelSpec, tree: object) -> Any:
   """Shardings for a tree (an optimizer state) that contains copies of the parameter tree.
 
   A leaf whose path ends with the path of a parameter of the same shape is sharded like it;

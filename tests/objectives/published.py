@@ -85,6 +85,17 @@ def prove(objective, reference, batch, extras=None, precisions=(SINGLE, DOUBLE),
       assert error <= tolerance, error
 
 
+def coefficients_of(objective, batch, **extras):
+  """numpy: coefficients [B, T] in float32, and the metrics."""
+  log_r, _, mask = parts(
+    batch, "proximal_logprobs" if "proximal_logprobs" in batch else "behaviour_logprobs"
+  )
+  arrays = {k: jnp.asarray(x, jnp.float32) for k, x in {**batch, **extras}.items() if k != "mask"}
+  log_r = jnp.asarray(log_r, jnp.float32)
+  coefficients, metrics = objective(log_r, arrays.pop("advantages"), jnp.asarray(mask), arrays)
+  return np.asarray(coefficients), {k: float(v) for k, v in metrics.items()}
+
+
 def gradient(objective, batch, **options):
   """numpy: the gradient of `policy_loss` in float32."""
   given = {k: jnp.asarray(x, None if x.dtype == bool else jnp.float32) for k, x in batch.items()}

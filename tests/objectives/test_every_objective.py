@@ -61,6 +61,16 @@ def test_extreme_ratios_are_finite(name, size):
 
 
 @EVERY
+def test_tokens_that_a_policy_cannot_give_are_finite(name):
+  """Log-probs of -inf under the policy, under the behaviour policy, and under both."""
+  batch = example()
+  for key, row, column in (("policy", 0, 1), ("behaviour", 1, 0), ("policy", 3, 2)):
+    batch[f"{key}_logprobs"] = batch[f"{key}_logprobs"].at[row, column].set(-jnp.inf)
+  batch["behaviour_logprobs"] = batch["behaviour_logprobs"].at[3, 2].set(-jnp.inf)
+  chex.assert_tree_all_finite(loss_and_grad(objectives.make(name), batch))
+
+
+@EVERY
 def test_what_is_masked_has_no_effect(name):
   batch = example()
   batch["mask"] = batch["mask"].at[3].set(False)  # row 3 is no sequence at all

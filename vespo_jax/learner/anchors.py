@@ -36,9 +36,11 @@ class Anchors:
   def complete(self, batch: TrainBatch) -> TrainBatch:
     """The batch with the log-probs that the loss needs; one forward pass for each policy."""
     if self.proximal is not None:
-      batch = batch.replace(proximal_logprobs_PRT=self.score(self.proximal, batch))
+      proximal_PRT = self.score(self.proximal, batch)
+      batch = dataclasses.replace(batch, proximal_logprobs_PRT=proximal_PRT)
     if self.reference is not None:
-      batch = batch.replace(reference_logprobs_PRT=self.score(self.reference, batch))
+      reference_PRT = self.score(self.reference, batch)
+      batch = dataclasses.replace(batch, reference_logprobs_PRT=reference_PRT)
     return batch
 
 

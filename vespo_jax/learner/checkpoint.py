@@ -7,6 +7,7 @@ and that number are the whole state.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class Checkpoints:
     """Starts saving the state after `step` updates, without what is frozen; a later call waits for
     it to end."""
     if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.StandardSave(state.replace(frozen=None)))
+      trained = dataclasses.replace(state, frozen=None)
+      self._manager.save(step, args=ocp.args.StandardSave(trained))
 
   def restore(self, abstract: TrainState, at_most: int) -> TrainState | None:
     """The newest state of at most `at_most` updates, or None.
@@ -42,7 +44,7 @@ class Checkpoints:
     steps = [step for step in self._manager.all_steps() if step <= at_most]
     if not steps:
       return None
-    args = ocp.args.StandardRestore(abstract.replace(frozen=None))
+    args = ocp.args.StandardRestore(dataclasses.replace(abstract, frozen=None))
     restored: Any = self._manager.restore(max(steps), args=args)
     return restored
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -130,7 +131,7 @@ def make_gradient(
       extras["log_score"] = _log_score(
         advantage.score, params, spec, batch, settings.temperature, policy
       )
-    rewards_PR = batch.rewards_PR - _kl_of_rewards(batch, settings)
+    rewards_PR = jnp.asarray(batch.rewards_PR) - _kl_of_rewards(batch, settings)
     return advantage(rewards_PR, jnp.any(mask_PRT, axis=-1), extras)[0]
 
   def micro_loss(params: Params, piece: tuple, normalizer: Array | None, policy: Policy):
@@ -273,8 +274,9 @@ def _kl_of_rewards(batch: TrainBatch, settings: LossSettings) -> Array | float:
   if not (settings.needs_reference and settings.kl_in_reward):
     return 0.0
   sampling = batch.proximal_logprobs_PRT if settings.proximal_denominator else None
-  sampling = batch.behaviour_logprobs_PRT if sampling is None else sampling
-  kl_PRT = objectives.kl_estimate(sampling, batch.reference_logprobs_PRT, settings.kl_estimator)
+  sampling_PRT = jnp.asarray(batch.behaviour_logprobs_PRT if sampling is None else sampling)
+  reference_PRT = _needed(batch.reference_logprobs_PRT, "reference")
+  kl_PRT = objectives.kl_estimate(sampling_PRT, reference_PRT, settings.kl_estimator)
   return settings.kl_coefficient * jnp.sum(kl_PRT, axis=-1, where=batch.response_mask_PRT)
 
 
@@ -282,21 +284,27 @@ def _regularizers(
   logprobs_PRT: Array, entropy_PRT: Array, batch: TrainBatch, settings: LossSettings
 ) -> Array | None:
   """[P, R, T]: what is added to the loss of every token, or None."""
-  anchor = lambda x_PRT: jnp.where(batch.response_mask_PRT, x_PRT, 0.0)  # padding may hold anything
-  terms = []
+  mask_PRT = batch.response_mask_PRT  # padding may hold anything
+  terms: list[Array] = []
   if settings.needs_reference and not settings.kl_in_reward:
-    reference_PRT = anchor(batch.reference_logprobs_PRT)
+    reference_PRT = jnp.where(mask_PRT, _needed(batch.reference_logprobs_PRT, "reference"), 0.0)
     kl_PRT = objectives.kl_estimate(logprobs_PRT, reference_PRT, settings.kl_estimator)
     terms.append(settings.kl_coefficient * kl_PRT)
   if settings.entropy_coefficient:
     terms.append(-settings.entropy_coefficient * entropy_PRT)
   if settings.proximal_divergence != "none":
-    proximal_PRT = anchor(batch.proximal_logprobs_PRT)
+    proximal_PRT = jnp.where(mask_PRT, _needed(batch.proximal_logprobs_PRT, "proximal"), 0.0)
     divergence_PRT = objectives.proximal_divergence(
       logprobs_PRT, proximal_PRT, settings.proximal_divergence
     )
     terms.append(divergence_PRT / settings.proximal_step_size)
-  return sum(terms) if terms else None
+  return functools.reduce(jnp.add, terms) if terms else None
+
+
+def _needed(logprobs_PRT: HostArray | None, policy: str) -> Array:
+  if logprobs_PRT is None:
+    raise ValueError(f"the loss needs the {policy} policy's log-probs, which the batch lacks")
+  return jnp.asarray(logprobs_PRT)
 
 
 def _rows(x_PRT: HostArray) -> Array:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vespo_jax import sharding
@@ -180,7 +181,7 @@ class Loop:
     row |= self.guard.check(
       minibatch, log_ratio_PRT.reshape(-1, log_ratio_PRT.shape[-1]), version
     )
-    trained = int(batch.response_mask_PRT.sum() + batch.prompt_mask_PS.sum())
+    trained = int(np.asarray(batch.response_mask_PRT).sum() + batch.prompt_mask_PS.sum())
     row |= (extra or {}) | {
       "time/publish_s": self._publish_s,
       "time/update_s": update_s,

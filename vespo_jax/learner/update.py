@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from vespo_jax.advantages import Advantage
 from vespo_jax.learner.gradient import (
   LossSettings,
   Metrics,
+  Policy,
   itself,
   log_ratios,
   make_gradient,
@@ -83,9 +85,11 @@ def make_update(
   gradient = make_gradient(spec, objective, advantage, loss)
 
   def update(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    policy = itself
+    policy: Policy = itself
     if adapters is not None:
-      policy = lambda params: lora.attach(state.frozen, params, adapters)
+      if state.frozen is None:
+        raise ValueError("adapters need a state whose `frozen` is the model they adapt")
+      policy = functools.partial(lora.attach, state.frozen, settings=adapters)
     grads, evaluated = gradient(state.params, batch, policy)
     log_ratio_PRT = log_ratios(evaluated, batch)
     log_w_PR = jnp.sum(log_ratio_PRT, axis=-1)
@@ -132,11 +136,11 @@ def compile_update(update: Update, mesh: Mesh, spec: ModelSpec, state: TrainStat
   `state` may be abstract (`jax.eval_shape`). Place a real state with `place_state`.
   """
   shardings = state_shardings(mesh, spec, state)
-  trained = shardings.replace(frozen=None)
+  trained = dataclasses.replace(shardings, frozen=None)
 
   def step(state: TrainState, frozen: Params | None, batch: TrainBatch):
-    after, metrics = update(state.replace(frozen=frozen), batch)
-    return after.replace(frozen=None), metrics
+    after, metrics = update(dataclasses.replace(state, frozen=frozen), batch)
+    return dataclasses.replace(after, frozen=None), metrics
 
   compiled = jax.jit(
     step,
@@ -146,8 +150,9 @@ def compile_update(update: Update, mesh: Mesh, spec: ModelSpec, state: TrainStat
   )
 
   def call(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
-    after, metrics = compiled(state.replace(frozen=None), state.frozen, batch)
-    return after.replace(frozen=state.frozen), metrics
+    trained = dataclasses.replace(state, frozen=None)
+    after, metrics = compiled(trained, state.frozen, batch)
+    return dataclasses.replace(after, frozen=state.frozen), metrics
 
   return call
 

@@ -126,12 +126,13 @@ class ModelSpec:
   def to_hf_config(self) -> dict[str, Any]:
     """The `config.json` that makes `transformers` build this model; ValueError if none does."""
     kinds = {(False, False): "llama", (False, True): "qwen2", (True, False): "qwen3"}
-    kind = kinds.get((self.qk_norm, self.qkv_bias))
+    kind = kinds.get((self.qk_norm, self.qkv_bias), "")
     if self.experts:
-      kind = {("mixtral", "llama"): "mixtral", ("", "qwen3"): "qwen3_moe"}.get((self.style, kind))
-    if kind is None or (kind == "mixtral" and not self.normalize_router):
+      kinds = {("mixtral", "llama"): "mixtral", ("", "qwen3"): "qwen3_moe"}
+      kind = kinds.get((self.style, kind), "")
+    if not kind or (kind == "mixtral" and not self.normalize_router):
       raise ValueError("no Hugging Face architecture has this mix of qk_norm, biases and experts")
-    config = {
+    config: dict[str, Any] = {
       "architectures": [_HF_CLASSES[kind]],
       "model_type": kind,
       "vocab_size": self.vocab_size,

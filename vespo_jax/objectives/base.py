@@ -44,6 +44,16 @@ class Terms(NamedTuple):
   losses_BT: Array | None = None
   penalty_BT: Array | None = None
 
+  def where(self, keep_BT: Array) -> Terms:
+    """The same terms, with zeros at the tokens where `keep_BT` is False."""
+    kept = lambda x_BT: jnp.where(keep_BT, x_BT, 0.0)
+    return Terms(
+      kept(self.coefficients_BT),
+      self.metrics,
+      None if self.losses_BT is None else kept(self.losses_BT),
+      None if self.penalty_BT is None else kept(self.penalty_BT),
+    )
+
 
 TermsFn = Callable[[Array, Array, Array, Extras], Terms]
 
@@ -119,8 +129,7 @@ class Objective:
     log_ratio_BT = _masked(at_least_float32(log_ratio_BT), mask_BT)
     advantages_B = _masked(at_least_float32(advantages_B), mask_BT)
     terms = self.function(log_ratio_BT, advantages_B, mask_BT, extras)
-    clean = [x if x is None else _masked(x, mask_BT) for x in (terms[0], *terms[2:])]
-    return jax.lax.stop_gradient(Terms(clean[0], terms.metrics, *clean[1:]))
+    return jax.lax.stop_gradient(terms.where(mask_BT))
 
 
 def at_least_float32(x: Array) -> Array:

@@ -54,10 +54,7 @@ def clip_cov(
     order_BT = _hash(logprobs_BT, log_ratio_BT, jnp.broadcast_to(a_B1, mask_BT.shape))
     drawn_BT = largest(jnp.where(eligible_BT, order_BT, -1.0), wanted) & eligible_BT
     terms.metrics["objective/selected_fraction"] = fraction(drawn_BT, mask_BT)
-    return terms._replace(
-      coefficients_BT=jnp.where(drawn_BT, 0.0, terms.coefficients_BT),
-      losses_BT=jnp.where(drawn_BT, 0.0, terms.losses_BT),
-    )
+    return terms.where(~drawn_BT)
 
   return Objective(
     "clip_cov", terms, aggregation="token-mean", batch_wide=True, needs=("policy_logprobs",)

@@ -13,6 +13,8 @@ from vespo_jax.objectives.base import Extras, Metrics, Objective, at_least_float
 from vespo_jax.objectives.corrections import Correction
 from vespo_jax.types import Array
 
+_LOWEST = -1e5  # of a log-prob: beyond every bound on a ratio, and finite times any of them
+
 
 @flax.struct.dataclass
 class TokenWeights:
@@ -50,10 +52,10 @@ def token_weights(
   if isinstance(correction, str):
     correction = corrections.make(correction)
   chex.assert_equal_shape([policy_logprobs, behaviour_logprobs, mask])
-  inputs = (policy_logprobs, behaviour_logprobs, proximal_logprobs, advantages)
-  policy, behaviour, proximal, advantages = jax.lax.stop_gradient(
-    tuple(x if x is None else at_least_float32(x) for x in inputs)
-  )
+  fixed = lambda x: jax.lax.stop_gradient(_above_lowest(x))
+  policy, behaviour = fixed(policy_logprobs), fixed(behaviour_logprobs)
+  advantages = jax.lax.stop_gradient(at_least_float32(advantages))
+  proximal = None if proximal_logprobs is None else fixed(proximal_logprobs)
   denominator = behaviour if proximal is None else proximal
   log_ratio = jnp.where(mask, policy - denominator, 0.0)
   extras = {"policy_logprobs": policy, "behaviour_logprobs": behaviour, **(extras or {})}
@@ -92,12 +94,17 @@ def weighted_loss(
 
   `aggregation` and `normalizer` are those of `policy_loss`.
   """
-  logprobs = jnp.where(weights.mask, at_least_float32(policy_logprobs), 0.0)
+  logprobs = jnp.where(weights.mask, _above_lowest(policy_logprobs), 0.0)
   total, own_count = aggregate(-weights.weights * logprobs, weights.mask, aggregation)
   if weights.losses is not None:  # keep the gradient, report the published value
     value, _ = aggregate(weights.losses, weights.mask, aggregation)
     total += jax.lax.stop_gradient(value - total)
   return total / (own_count if normalizer is None else normalizer)
+
+
+def _above_lowest(logprobs: Array) -> Array:
+  """Float32 or wider; an impossible token's -inf as a number that sums and products survive."""
+  return jnp.maximum(at_least_float32(logprobs), _LOWEST)
 
 
 def policy_loss(

@@ -98,10 +98,7 @@ def m2po_mask(
       ratio(log_ratio_BT), advantages_B, mask_BT, 1 - clip_low, 1 + clip_high, dual_clip
     )
     terms.metrics["objective/dropped_fraction"] = fraction(~kept_BT, mask_BT)
-    return terms._replace(
-      coefficients_BT=jnp.where(kept_BT, terms.coefficients_BT, 0.0),
-      losses_BT=jnp.where(kept_BT, terms.losses_BT, 0.0),
-    )
+    return terms.where(kept_BT)
 
   return Objective(
     "m2po_mask",

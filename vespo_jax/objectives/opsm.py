@@ -32,11 +32,8 @@ def mask_off_policy(objective: Objective, delta: float) -> Objective:
     drift_BT = extras["behaviour_logprobs"] - extras["policy_logprobs"]
     drift_B = jnp.sum(jnp.where(mask_BT, drift_BT, 0.0), axis=1) / lengths(mask_BT)
     dropped_B1 = ((advantages_B < 0) & (drift_B > delta))[:, None]
-    metrics = {"objective/opsm_fraction": fraction(dropped_B1, mask_BT)}
-    coefficients, *rest = (
-      x if x is None else jnp.where(dropped_B1, 0.0, x) for x in (inner[0], *inner[2:])
-    )
-    return Terms(coefficients, inner.metrics | metrics, *rest)
+    inner.metrics["objective/opsm_fraction"] = fraction(dropped_B1, mask_BT)
+    return inner.where(~dropped_B1)
 
   needs = ("policy_logprobs", "behaviour_logprobs")
   return dataclasses.replace(
