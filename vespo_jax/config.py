@@ -87,6 +87,9 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
     )
   if config.policy.path and not Path(config.policy.path).exists():
     raise ConfigError(f"policy.path={config.policy.path!r} does not exist")
+  if not config.policy.path:
+    _check_experts(config)
+    check_moe(config, config.policy.experts)
   if not config.policy.path and config.policy.heads % config.policy.kv_heads:
     raise ConfigError(
       f"policy.heads={config.policy.heads} must be a multiple of "
@@ -124,6 +127,15 @@ def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSet
   except ValueError as error:
     raise ConfigError(f"lora.{error}") from error
   return settings
+
+
+def check_moe(config: ConfigDict | FrozenConfigDict, experts: int) -> None:
+  """Raises ConfigError if something is asked of routers that a model without `experts` lacks."""
+  for key, off in (("balance_coefficient", 0), ("z_coefficient", 0), ("replay", "off")):
+    if not experts and config.moe[key] != off:
+      raise ConfigError(
+        f"moe.{key}={config.moe[key]!r} needs a mixture of experts, and the policy is dense"
+      )
 
 
 def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
@@ -182,6 +194,14 @@ def _check_correction(
     raise ConfigError(
       f"objective.{objective.name}.divergence='topk' needs top-K log-probs, which the sampler does "
       "not report; use 'binary'"
+    )
+
+
+def _check_experts(config: ConfigDict) -> None:
+  experts, active = config.policy.experts, config.policy.active_experts
+  if not min(experts, 1) <= active <= experts:
+    raise ConfigError(
+      f"policy.active_experts={active} must be from 1 to policy.experts={experts}, or both 0"
     )
 
 
@@ -259,6 +279,9 @@ _RULES: dict[str, _Rule] = {
   "entropy.coefficient": ("a number", lambda value: True),
   "proximal_step.divergence": _one_of(*objectives.DIVERGENCES),
   "proximal_step.step_size": _above(0),
+  "moe.balance_coefficient": _at_least(0),
+  "moe.z_coefficient": _at_least(0),
+  "moe.replay": _one_of("off", "R2", "R3"),
   "batch.prompts": _at_least(1),
   "batch.samples_per_prompt": _at_least(1),
   "batch.micro_batches": _at_least(1),
@@ -280,6 +303,8 @@ _RULES: dict[str, _Rule] = {
   "policy.kv_heads": _at_least(1),
   "policy.head_width": ("even and at least 2", lambda value: value >= 2 and value % 2 == 0),
   "policy.mlp_width": _at_least(1),
+  "policy.experts": _at_least(0),
+  "policy.active_experts": _at_least(0),
   "policy.rope_theta": _above(0),
   "policy.remat": _one_of(*models.REMAT),
   "lora.rank": _at_least(0),

@@ -56,7 +56,8 @@ def train(
     stop: asked between rollout batches; True saves the state and ends with "preempted".
 
   Raises:
-    ConfigError: if `workdir` holds a run of another config, or the mesh does not fit the devices.
+    ConfigError: if `workdir` holds a run of another config, the mesh does not fit the devices, or
+      the policy at `policy.path` lacks what the config asks of it.
     Diverged, ChildDied, TimeoutError: as `Loop.run`, after `result.json` says so.
   """
   _claim(config, workdir)
@@ -92,6 +93,8 @@ def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]
     head_width=policy.head_width,
     mlp_width=policy.mlp_width,
     rope_theta=policy.rope_theta,
+    experts=policy.experts,
+    active_experts=policy.active_experts,
   )
   return spec, models.init(spec, jax.random.key(config.seed)), tokenizer
 
@@ -152,6 +155,7 @@ def _run(
   started = time.perf_counter()
   mesh = _mesh(config)
   spec, params, tokenizer = load_policy(config)
+  config_lib.check_moe(config, spec.experts)
   sampler = _start_sampler(config, spec, stack)
   train_problems, test_problems = open_problems(config, tokenizer, stack)
   evaluator = make_evaluator(config, test_problems)
@@ -178,6 +182,7 @@ def _run(
     score=compile_score(mesh, spec, loss),
     reference=reference if loss.needs_reference else None,
     needs_proximal=loss.needs_proximal,
+    replay_proximal=loss.replay == "R2",
   )
 
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -205,7 +210,7 @@ def _run(
       sampler,
       train_problems,
       schedule,
-      sampler_settings(config, tokenizer),
+      sampler_settings(config, tokenizer, expert_ids=config.moe.replay == "R3"),
       seed=config.seed,
       updates=config.updates,
       timeout_s=config.runtime.timeout_s,
@@ -259,6 +264,9 @@ def _loss_settings(config: FrozenConfigDict) -> LossSettings:
     entropy_coefficient=config.entropy.coefficient,
     proximal_divergence=config.proximal_step.divergence,
     proximal_step_size=config.proximal_step.step_size,
+    balance_coefficient=config.moe.balance_coefficient,
+    z_coefficient=config.moe.z_coefficient,
+    replay=config.moe.replay,
   )
 
 

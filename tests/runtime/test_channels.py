@@ -1,5 +1,6 @@
 """Weights through shared memory, orders and results through a real sampler process."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 from vespo_jax import models, processes
 from vespo_jax.processes import ChildDied
 from vespo_jax.runtime import SamplerFailed, SharedWeights, messages, start_sampler
-from vespo_jax.sampler import Order, Settings
+from vespo_jax.sampler import Order, Result, Settings
+from vespo_jax.types import Rollout
 
 SPEC = models.ModelSpec(
   vocab_size=11, width=16, layers=2, heads=2, kv_heads=1, head_width=8, mlp_width=24
@@ -90,6 +92,27 @@ def test_orders_and_results_survive_the_wire():
   same_rollouts(messages.unpack_result(message, sent).rollouts, result.rollouts)
   with pytest.raises(ValueError, match="answered order 3"):
     messages.unpack_result(message, order(4))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_expert_ids_survive_the_wire_and_a_prompts_travel_once(dtype):
+  rng = np.random.default_rng(0)
+  wanted = order(settings=Settings(max_new_tokens=4, samples_per_prompt=3, expert_ids=True))
+  draw = lambda tokens: rng.integers(0, np.iinfo(dtype).max, (tokens, 3, 2)).astype(dtype)
+  rollouts = []
+  for group_id, prompt in enumerate(wanted.prompts):
+    prompt_ids = draw(len(prompt))
+    for length in (4, 1, 3):
+      ids = np.concatenate([prompt_ids, draw(length)])
+      zeros = np.zeros(length, np.float32)
+      versions, tokens = zeros.astype(np.int32), np.arange(length, dtype=np.int32)
+      made = Rollout(np.asarray(prompt, np.int32), tokens, zeros, zeros, versions, "stop")
+      rollouts.append(dataclasses.replace(made, group_id=group_id, expert_ids=ids))
+  packed = messages.pack_result(Result(0, rollouts, 0.5))
+  received = messages.unpack_result(messages.decode(messages.encode(packed)), wanted).rollouts
+  same_rollouts(received, rollouts)
+  assert all(r.expert_ids.dtype == dtype for r in received)
+  assert sum(x.shape[0] for k, x in packed.items() if k.endswith("expert_ids")) == 4 + 2 * 8
 
 
 def same_rollouts(left, right):

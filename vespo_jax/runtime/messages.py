@@ -63,6 +63,7 @@ def pack_result(result: Result) -> dict[str, Any]:
   message: dict[str, Any] = {"order_id": result.order_id, "sample_s": result.sample_s}
   for field, dtype in _PER_TOKEN.items():
     message |= _pack_ragged(field, [getattr(r, field) for r in rollouts], dtype)
+  message |= _pack_expert_ids(rollouts)
   message["finish"] = np.array([FINISH.index(r.finish) for r in rollouts], np.int8)
   message["sample_seed"] = np.array([r.sample_seed for r in rollouts], np.int64)
   return message
@@ -78,6 +79,8 @@ def unpack_result(message: dict[str, Any], order: Order) -> Result:
     )
   columns: dict[str, Any] = {field: _unpack_ragged(field, message) for field in _PER_TOKEN}
   samples = order.settings.samples_per_prompt
+  if order.settings.expert_ids:
+    columns["expert_ids"] = _unpack_expert_ids(message, samples)
   rollouts = [
     Rollout(
       prompt_ids=np.asarray(order.prompts[row // samples], np.int32),
@@ -91,7 +94,31 @@ def unpack_result(message: dict[str, Any], order: Order) -> Result:
   return Result(order.order_id, rollouts, message["sample_s"])
 
 
-def _pack_ragged(name: str, rows: Sequence[Any], dtype: type) -> dict[str, np.ndarray]:
+def _pack_expert_ids(rollouts: Sequence[Rollout]) -> dict[str, np.ndarray]:
+  """The choices for every response, and those for every prompt once: its samples share them; no
+  entry if none were reported."""
+  prompts, responses = {}, []
+  for rollout in rollouts:
+    if rollout.expert_ids is None:
+      return {}
+    start = len(rollout.prompt_ids)
+    prompts[rollout.group_id] = rollout.expert_ids[:start]
+    responses.append(rollout.expert_ids[start:])
+  return {
+    **_pack_ragged("prompt_expert_ids", list(prompts.values()), responses[0].dtype),
+    **_pack_ragged("response_expert_ids", responses, responses[0].dtype),
+  }
+
+
+def _unpack_expert_ids(message: dict[str, Any], samples: int) -> list[np.ndarray]:
+  prompts = _unpack_ragged("prompt_expert_ids", message)
+  responses = _unpack_ragged("response_expert_ids", message)
+  return [np.concatenate([prompts[row // samples], ids]) for row, ids in enumerate(responses)]
+
+
+def _pack_ragged(
+  name: str, rows: Sequence[Any], dtype: np.typing.DTypeLike
+) -> dict[str, np.ndarray]:
   rows = [np.asarray(row, dtype) for row in rows]
   return {
     name: np.concatenate(rows) if rows else np.zeros(0, dtype),
