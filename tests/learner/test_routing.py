@@ -1,13 +1,11 @@
 """Auxiliary losses, load and replayed choices of a mixture of experts, from sampler to gradient."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from example import OPTIMIZER, REWARD, add, example_batch
+from example import OPTIMIZER, REWARD, example_batch
 
 from vespo_jax import models, objectives, sampler
 from vespo_jax.learner import routing as routing_lib
@@ -84,28 +82,26 @@ def test_losses_are_the_published_ones():
   np.testing.assert_allclose(routing_lib.auxiliary_losses(even, even.load_LE, 12)[0], 2.0)  # A
 
 
-def gradient(**settings):
-  make = functools.partial(make_gradient, SPEC, objectives.make("vespo"), REWARD)
-  return jax.jit(make(LossSettings(**settings)))
-
-
 @pytest.mark.parametrize("replayed", [False, True])
 def test_losses_are_of_the_whole_minibatch_however_it_is_cut(replayed):
-  """Against the losses of one forward pass over all of it, differentiated."""
-  batch = BATCH.replace(expert_ids_PJLA=np.asarray(scored(OTHER, BATCH)[1]) if replayed else None)
+  """Against one forward pass over all of it, differentiated; without rewards nothing else is."""
+  batch = BATCH.replace(rewards_PR=0 * BATCH.rewards_PR)
+  if replayed:
+    batch = batch.replace(expert_ids_PJLA=np.asarray(scored(OTHER, BATCH)[1]))
 
   def losses(params):
-    routing = routed(params, batch)
+    routing = models.group_logprobs_routed(params, SPEC, batch)[2]
     f = jax.lax.stop_gradient(routing.load_LE) / routing.tokens[0]
     balance = 6 * jnp.sum(f * routing.importance_LE / routing.tokens[0]) / 2
     return 0.7 * balance + 0.3 * jnp.sum(routing.z_L) / routing.tokens[0] / 2
 
-  plain, _ = gradient()(PARAMS, batch)
-  extra = jax.jit(jax.grad(losses))(PARAMS)
-  assert np.abs(extra["layers"]["router"]).max() > 1e-2
+  expected = jax.jit(jax.grad(losses))(PARAMS)
+  assert np.abs(expected["layers"]["router"]).max() > 1e-2
   for pieces in (4,) if replayed else (1, 4):
-    grads, evaluated = gradient(**COEFFICIENTS, micro_batches=pieces)(PARAMS, batch)
-    chex.assert_trees_all_close(grads, add(plain, extra), atol=2e-5, rtol=1e-4)  # entries up to 2
+    settings = LossSettings(**COEFFICIENTS, micro_batches=pieces)
+    gradient = make_gradient(SPEC, objectives.make("reinforce"), REWARD, settings)
+    grads, evaluated = jax.jit(gradient)(PARAMS, batch)
+    chex.assert_trees_all_close(grads, expected, atol=2e-6, rtol=1e-4)
     np.testing.assert_allclose(evaluated.routing.tokens, real_tokens(batch).sum())
 
 
@@ -114,7 +110,9 @@ def test_metrics_are_those_of_the_load():
   replayed = np.asarray(scored(OTHER, BATCH)[1])
   settings = LossSettings(**COEFFICIENTS, micro_batches=2)
   optimizer = make_optimizer(OPTIMIZER)
-  update = make_update(SPEC, objectives.make("vespo"), REWARD, optimizer, settings, StepSettings())
+  update = make_update(
+    SPEC, objectives.make("reinforce"), REWARD, optimizer, settings, StepSettings()
+  )
   state = init_state(PARAMS, optimizer)
   after, row = jax.jit(update)(state, BATCH.replace(expert_ids_PJLA=replayed))
   own, real = np.asarray(scored(PARAMS, BATCH)[1]), real_tokens(BATCH)

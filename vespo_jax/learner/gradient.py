@@ -38,7 +38,7 @@ class LossSettings:
     proximal_divergence, proximal_step_size: the proximal step adds divergence / step size.
     balance_coefficient, z_coefficient: of the `auxiliary_losses` of a mixture of experts, which a
       dense model does not have; 0 is off.
-    replay: whose expert choices the batches hold, one of `routing.REPLAYS`.
+    replay: whose expert choices the batches hold: `off`, `R2` or `R3` (see `routing`).
   """
 
   temperature: float = 1.0

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from vespo_jax.models import Routing
 from vespo_jax.types import Array, HostArray, TrainBatch
 
-REPLAYS = ("off", "R2", "R3")
-
 
 def auxiliary_losses(routing: Routing, load_LE: Array, tokens: Array) -> tuple[Array, Array]:
   """The load-balance loss and the router z-loss of some tokens, both scalars.
