@@ -54,6 +54,14 @@ def get_config() -> ConfigDict:
   config.proximal_step.divergence = "none"  # kl or tv, to the policy at the rollout batch's start
   config.proximal_step.step_size = 1.0  # the loss gets divergence / step_size per token
 
+  # A mixture of experts (vespo_jax/learner/routing.py).
+  config.moe = ConfigDict()
+  config.moe.balance_coefficient = 0.0  # of the load-balance loss, whose even value is A; 0: off
+  config.moe.z_coefficient = 0.0  # of the router's z-loss; 0: off
+  # the experts of a token in training: off, the router's choice; R2, that of the proximal policy
+  # (one more forward pass, a copy of the weights); R3, the sampler's, which then reports it
+  config.moe.replay = "off"
+
   config.batch = ConfigDict()
   config.batch.prompts = 32  # prompts (groups) of a minibatch: one optimizer update
   config.batch.samples_per_prompt = 8  # responses to each prompt
@@ -79,6 +87,9 @@ def get_config() -> ConfigDict:
   config.runtime.timeout_s = 600.0  # seconds the learner waits for one minibatch of rollouts
   config.runtime.hang_timeout_s = 300.0  # seconds of silence after which a sampler is restarted
   config.runtime.max_failures = 10  # of samplers, in a whole run, before it stops
+  # what is done about a sampler whose log-probs or weight versions cannot be true
+  # (vespo_jax/learner/integrity.py): off, flag, or quarantine: restart it, sample its work again
+  config.runtime.integrity = "flag"
   config.runtime.gpu_memory_fraction = 0.45  # of a GPU's memory, for learner and sampler each
 
   config.sampler = ConfigDict()
@@ -115,7 +126,9 @@ def get_config() -> ConfigDict:
   config.policy.heads = 4  # query heads
   config.policy.kv_heads = 2  # key/value heads
   config.policy.head_width = 32  # H
-  config.policy.mlp_width = 384  # F
+  config.policy.mlp_width = 384  # F, of the feed-forward layer or of each expert
+  config.policy.experts = 0  # E, experts of every layer; 0: a dense model
+  config.policy.active_experts = 0  # A, those a token goes to
   config.policy.rope_theta = 10_000.0  # base of the rotary frequencies
 
   # What the backward pass keeps of each block: none, everything; layers, the outputs of its

@@ -131,6 +131,20 @@ def test_overrides_reach_the_config_whatever_their_order():
     (["--config.evaluation.problems=999"], ["evaluation.problems=999", "task.test_size=50"]),
     (["--config.policy.path=/nowhere"], ["policy.path='/nowhere'"]),
     (["--config.policy.path=", "--config.policy.kv_heads=3"], ["policy.heads=4", "kv_heads=3"]),
+    (["--config.moe.replay=R1"], ["moe.replay='R1'", "'R3'"]),
+    (["--config.policy.path=", "--config.moe.replay=R2"], ["moe.replay='R2'", "dense"]),
+    (
+      ["--config.policy.path=", "--config.moe.z_coefficient=0.1"],
+      ["moe.z_coefficient=0.1", "dense"],
+    ),
+    (
+      ["--config.policy.path=", "--config.policy.experts=4"],
+      ["policy.active_experts=0", "policy.experts=4"],
+    ),
+    (
+      ["--config.policy.path=", "--config.policy.active_experts=2"],
+      ["policy.active_experts=2", "policy.experts=0"],
+    ),
     (["--config.task.name=reasoning_gym/chain_sun"], ["task.name", "did you mean 'chain_sum'"]),
     (["--config.task.name=gsm8k"], ["task.name='gsm8k'", "reasoning_gym"]),
     (["--config.task.options.answer_format=xml"], ["answer_format='xml'", "boxed"]),
@@ -171,6 +185,9 @@ def test_what_the_loss_needs_reaches_it():
     "--config.correction.denominator=proximal",
     "--config.proximal_step.divergence=tv",
     "--config.proximal_step.step_size=0.4",
+    "--config.moe.balance_coefficient=0.01",
+    "--config.moe.z_coefficient=0.001",
+    "--config.moe.replay=R2",
   )
   assert launch._loss_settings(config) == LossSettings(
     temperature=0.7,
@@ -183,6 +200,9 @@ def test_what_the_loss_needs_reaches_it():
     entropy_coefficient=0.3,
     proximal_divergence="tv",
     proximal_step_size=0.4,
+    balance_coefficient=0.01,
+    z_coefficient=0.001,
+    replay="R2",
   )
 
 

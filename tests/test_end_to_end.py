@@ -150,6 +150,38 @@ def test_a_policy_from_random_weights(data_dir, tmp_path):
   assert models.load(tmp_path)[0].width == 32
 
 
+EXPERTS = {
+  "policy.path": "",
+  "policy.width": 32,
+  "policy.mlp_width": 32,
+  "policy.layers": 2,
+  "policy.experts": 4,
+  "policy.active_experts": 2,
+  "moe.balance_coefficient": 0.01,
+  "updates": 2,
+}
+
+
+@pytest.mark.parametrize("replay", ["R2", "R3"])
+def test_a_mixture_of_experts_trains_with_its_choices_replayed(replay, data_dir, tmp_path):
+  config = debug_config(data_dir, **EXPERTS, **{"moe.replay": replay, "sampler.dtype": "bfloat16"})
+  launch.train(config, tmp_path)
+  first, second = metrics.read(tmp_path / "metrics.jsonl")
+  for row in (first, second):
+    assert 1 <= row["moe/load_max"] <= 2 and 0 < row["moe/load_entropy"] <= 1
+  if replay == "R2":  # in the first minibatch the proximal policy is the policy itself
+    assert first["moe/replay_mismatch_fraction"] == 0
+    assert first["kl/proximal_policy"] < 1e-9 < second["kl/proximal_policy"]
+  else:  # the sampler rounds to bfloat16
+    assert 0 < first["moe/replay_mismatch_fraction"] < 0.1
+  assert models.load(tmp_path)[0].experts == 4
+
+
+def test_replay_is_refused_where_the_policy_turns_out_to_be_dense(data_dir, tmp_path):
+  with pytest.raises(config_lib.ConfigError, match="moe.replay='R3' needs a mixture"):
+    launch.train(debug_config(data_dir, **{"moe.replay": "R3"}), tmp_path)
+
+
 ANCHORED = {
   "objective.name": "m2po",  # of the whole minibatch: a pass over all micro-batches first
   "correction.denominator": "proximal",

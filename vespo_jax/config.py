@@ -90,6 +90,9 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
     )
   if config.policy.path and not Path(config.policy.path).exists():
     raise ConfigError(f"policy.path={config.policy.path!r} does not exist")
+  if not config.policy.path:
+    _check_experts(config)
+    check_moe(config, config.policy.experts)
   if not config.policy.path and config.policy.heads % config.policy.kv_heads:
     raise ConfigError(
       f"policy.heads={config.policy.heads} must be a multiple of "
@@ -129,16 +132,20 @@ def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSet
   return settings
 
 
+def replayed(value: str) -> Path | None:
+  """The run directory of a value `replay:RUN`, else None."""
+  return Path(value.removeprefix(REPLAY)) if value.startswith(REPLAY) else None
+
+
 def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
   """The configured schedule. Raises ConfigError if the one to replay cannot be read."""
   runtime, prompts = config.runtime, config.batch.prompts
   if runtime.mode == "sync":
     return Schedule.sync(config.staleness.minibatches, prompts)
-  recorded = None
-  if runtime.clock.startswith(REPLAY):
-    path = Path(runtime.clock.removeprefix(REPLAY)) / "schedule.jsonl"
+  run, recorded = replayed(runtime.clock), None
+  if run is not None:
     try:
-      recorded = read_recorded(path)
+      recorded = read_recorded(run / "schedule.jsonl")
     except (OSError, ValueError) as error:
       raise ConfigError(f"runtime.clock={runtime.clock!r}: {error}") from error
   return Schedule(
@@ -149,6 +156,15 @@ def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
     in_flight=runtime.partial_rollouts != "off",
     recorded=recorded,
   )
+
+
+def check_moe(config: ConfigDict | FrozenConfigDict, experts: int) -> None:
+  """Raises ConfigError if something is asked of routers that a model without `experts` lacks."""
+  for key, off in (("balance_coefficient", 0), ("z_coefficient", 0), ("replay", "off")):
+    if not experts and config.moe[key] != off:
+      raise ConfigError(
+        f"moe.{key}={config.moe[key]!r} needs a mixture of experts, and the policy is dense"
+      )
 
 
 def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
@@ -244,6 +260,14 @@ def _check_runtime(config: ConfigDict) -> None:
     )
 
 
+def _check_experts(config: ConfigDict) -> None:
+  experts, active = config.policy.experts, config.policy.active_experts
+  if not min(experts, 1) <= active <= experts:
+    raise ConfigError(
+      f"policy.active_experts={active} must be from 1 to policy.experts={experts}, or both 0"
+    )
+
+
 def _parse_flags(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
   """The flags of a command line, and what is left of it. Raises ConfigError."""
   values = flags.FlagValues()
@@ -323,6 +347,9 @@ _RULES: dict[str, _Rule] = {
   "entropy.coefficient": ("a number", lambda value: True),
   "proximal_step.divergence": _one_of(*objectives.DIVERGENCES),
   "proximal_step.step_size": _above(0),
+  "moe.balance_coefficient": _at_least(0),
+  "moe.z_coefficient": _at_least(0),
+  "moe.replay": _one_of("off", "R2", "R3"),
   "batch.prompts": _at_least(1),
   "batch.samples_per_prompt": _at_least(1),
   "batch.micro_batches": _at_least(1),
@@ -333,6 +360,7 @@ _RULES: dict[str, _Rule] = {
   "runtime.clock": _one_of_or_replay("wall", "logical"),
   "runtime.partial_rollouts": _one_of("off", "keep_cache", "recompute_cache"),
   "runtime.transport": _one_of(*TRANSPORTS),
+  "runtime.integrity": _one_of("off", "flag", "quarantine"),
   "runtime.timeout_s": _above(0),
   "runtime.hang_timeout_s": _above(0),
   "runtime.max_failures": _at_least(0),
@@ -357,6 +385,8 @@ _RULES: dict[str, _Rule] = {
   "policy.kv_heads": _at_least(1),
   "policy.head_width": ("even and at least 2", lambda value: value >= 2 and value % 2 == 0),
   "policy.mlp_width": _at_least(1),
+  "policy.experts": _at_least(0),
+  "policy.active_experts": _at_least(0),
   "policy.rope_theta": _above(0),
   "policy.remat": _one_of(*models.REMAT),
   "lora.rank": _at_least(0),

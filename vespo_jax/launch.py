@@ -20,9 +20,12 @@ from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.learner.anchors import Anchors, copy
 from vespo_jax.learner.checkpoint import Checkpoints, abstract_like
 from vespo_jax.learner.gradient import LossSettings
-from vespo_jax.learner.intake import Intake, Problems
+from vespo_jax.learner.guard import Guard
+from vespo_jax.learner.intake import Intake, Problems, SavedIntake
+from vespo_jax.learner.integrity import Thresholds
 from vespo_jax.learner.loop import Diverged, Loop, LoopSettings
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
+from vespo_jax.learner.saved import Origin, RolloutWriter, SavedRollouts, vocabulary_digest
 from vespo_jax.learner.update import (
   StepSettings,
   compile_score,
@@ -56,6 +59,7 @@ __all__ = [
   "train",
 ]
 
+SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
 GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
 
 
@@ -70,7 +74,8 @@ def train(
     stop: asked between rollout batches; True saves the state and ends with "preempted".
 
   Raises:
-    ConfigError: if `workdir` holds a run of another config, or the mesh does not fit the devices.
+    ConfigError: if `workdir` holds a run of another config, the mesh does not fit the devices, or
+      the policy at `policy.path` lacks what the config asks of it.
     Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
   """
   _claim(config, workdir)
@@ -106,6 +111,8 @@ def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]
     head_width=policy.head_width,
     mlp_width=policy.mlp_width,
     rope_theta=policy.rope_theta,
+    experts=policy.experts,
+    active_experts=policy.active_experts,
   )
   return spec, models.init(spec, jax.random.key(config.seed)), tokenizer
 
@@ -168,6 +175,7 @@ def _run(
   started = time.perf_counter()
   mesh = _mesh(config)
   spec, params, tokenizer = load_policy(config)
+  config_lib.check_moe(config, spec.experts)
   sampler = _start_sampler(config, spec, tokenizer, stack)
   train_problems, test_problems = open_problems(config, tokenizer, stack)
   evaluator = make_evaluator(config, test_problems)
@@ -194,6 +202,7 @@ def _run(
     score=compile_score(mesh, spec, loss),
     reference=reference if loss.needs_reference else None,
     needs_proximal=loss.needs_proximal,
+    replay_proximal=loss.replay == "R2",
   )
 
   checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -209,6 +218,24 @@ def _run(
   before = _evaluate_before(workdir, params, sampler, evaluator, progress)
 
   schedule = config_lib.make_schedule(config)
+  origin = _origin(config, tokenizer)
+  saved = RolloutWriter(workdir / SAVED, origin) if config.rollouts.save_all else None
+  if saved is not None:
+    saved.truncate(step)
+  replayed = config_lib.replayed(config.sampler.source)
+  if replayed is not None:
+    intake = SavedIntake(_open_saved(replayed, origin, config.updates))
+  else:
+    intake = Intake(
+      sampler,
+      train_problems,
+      schedule,
+      sampler_settings(config, tokenizer),
+      seed=config.seed,
+      updates=config.updates,
+      timeout_s=config.runtime.timeout_s,
+      parts=config.sampler.processes,
+    )
   loop = Loop(
     workdir=workdir,
     update=compile_update(update, mesh, spec, state),
@@ -221,7 +248,7 @@ def _run(
       sampler,
       train_problems,
       schedule,
-      sampler_settings(config, tokenizer),
+      sampler_settings(config, tokenizer, expert_ids=config.moe.replay == "R3"),
       seed=config.seed,
       updates=config.updates,
       timeout_s=config.runtime.timeout_s,
@@ -229,6 +256,8 @@ def _run(
     ),
     problems=train_problems,
     schedule=schedule,
+    guard=_guard(config, sampler, progress),
+    saved=saved,
     settings=LoopSettings(
       updates=config.updates,
       samples_per_prompt=config.batch.samples_per_prompt,
@@ -277,6 +306,9 @@ def _loss_settings(config: FrozenConfigDict) -> LossSettings:
     entropy_coefficient=config.entropy.coefficient,
     proximal_divergence=config.proximal_step.divergence,
     proximal_step_size=config.proximal_step.step_size,
+    balance_coefficient=config.moe.balance_coefficient,
+    z_coefficient=config.moe.z_coefficient,
+    replay=config.moe.replay,
   )
 
 
@@ -285,6 +317,30 @@ def _policy(adapters: LoraSettings | None) -> Callable[[TrainState], Params]:
     return lambda state: state.params
   merge = jax.jit(lora.merge, static_argnums=2)
   return lambda state: merge(state.frozen, state.params, adapters)
+
+
+def _guard(config: FrozenConfigDict, sampler: Sampler, progress: metrics.Progress) -> Guard:
+  whole = not any((config.sampler.top_k, config.sampler.top_p < 1, config.sampler.min_p))
+  replayed = config_lib.replayed(config.sampler.source) is not None
+  action = "off" if replayed else config.runtime.integrity
+  return Guard(sampler, Thresholds(calibrated=whole), action, progress.message)
+
+
+def _origin(config: FrozenConfigDict, tokenizer: Tokenizer) -> Origin:
+  return Origin(
+    vocabulary=vocabulary_digest(tokenizer),
+    task=config.task.name,
+    temperature=config.sampler.temperature,
+    prompts=config.batch.prompts,
+    samples_per_prompt=config.batch.samples_per_prompt,
+  )
+
+
+def _open_saved(run: Path, origin: Origin, updates: int) -> SavedRollouts:
+  try:
+    return SavedRollouts(run / SAVED, origin, updates)
+  except ValueError as error:
+    raise ConfigError(f"sampler.source='replay:{run}': {error}") from error
 
 
 def _pick(settings: type, section: FrozenConfigDict) -> Any:
@@ -354,8 +410,9 @@ def _start_sampler(
   config: FrozenConfigDict, spec: ModelSpec, tokenizer: Tokenizer, stack: contextlib.ExitStack
 ) -> Sampler:
   env = {GPU_MEMORY_VARIABLE: str(config.runtime.gpu_memory_fraction)}
+  sampling = config_lib.replayed(config.sampler.source) is None
   sampler = start_sampler(
-    config.runtime.transport,
+    config.runtime.transport if sampling else "threads",  # then it only evaluates
     spec,
     WorkerSettings(config.sampler.dtype),
     workers=config.sampler.processes,

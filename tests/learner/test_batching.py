@@ -58,6 +58,22 @@ def test_an_aborted_rollout_counts_in_nothing():
   np.testing.assert_allclose(metrics["reward/zero_variance_fraction"], 2 / 3, rtol=1e-6)
 
 
+def test_expert_ids_stand_where_their_tokens_do():
+  rollouts = [rollout(0, 2), rollout(0, 1), rollout(1, 3), rollout(1, 1)]
+  for r in rollouts:
+    tokens = np.concatenate([r.prompt_ids, r.response_ids])
+    pairs = np.stack([tokens, tokens + 100 * (r.group_id + 1)], axis=-1)
+    r.expert_ids = (pairs[:, None] + np.array([[0], [50]])).astype(np.uint16)
+  batch, _ = make_batch(rollouts, 2, 3)
+  ids = batch.expert_ids_PJLA
+  assert ids.dtype == np.uint16
+  tokens = np.concatenate([batch.prompt_tokens_PS, batch.response_tokens_PRT.reshape(2, 6)], axis=1)
+  real = tokens > 0
+  np.testing.assert_array_equal(ids[..., 0, 0], tokens)
+  np.testing.assert_array_equal(ids[..., 1, 0][real], tokens[real] + 50)
+  np.testing.assert_array_equal((ids[..., 1, 1] - 150)[real], (tokens + [[0], [100]])[real])
+
+
 def test_fractions():
   kinds = [("stop", "ok"), ("length", "unparsed"), ("stop", "wrong"), ("stop", "timeout")]
   _, metrics = make_batch([rollout(0, 1, finish=f, status=s) for f, s in kinds], 4, 1, 0)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.parity.cases import CASES, tokens, write_model
 from vespo_jax import models, objectives, sampler
+from vespo_jax.learner.routing import auxiliary_losses
 from vespo_jax.weights.names import table
 
 torch = pytest.importorskip("torch")
@@ -103,6 +104,25 @@ def _their_gradient(named, row):
   fused = named[f"{prefix}.experts.gate_up_proj"][expert]
   half = fused.shape[0] // 2
   return (fused[:half] if key == "expert_gate" else fused[half:]), 0
+
+
+@pytest.mark.parametrize("pair", [c for c in CASES if "moe" in c], indirect=True)
+def test_the_load_balance_loss_of_every_layer(pair):
+  """Their published function, layer by layer, with padding that counts in nothing."""
+  spec, params, theirs, _ = pair
+  from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+  ids, mask = tokens(), np.arange(24) < np.array([[24], [15]])
+  long, real = torch.tensor(ids, dtype=torch.long), torch.tensor(mask.astype(np.int64))
+  with torch.no_grad():
+    logits = theirs(long, attention_mask=real, output_router_logits=True).router_logits
+  expected = [
+    load_balancing_loss_func((layer,), spec.experts, spec.active_experts, real) for layer in logits
+  ]
+  routing = models.forward_routed(params, spec, ids, segments=mask.astype(np.int32))[2]
+  balance, _ = auxiliary_losses(routing, routing.load_LE, routing.tokens[0])
+  assert len(expected) == spec.layers
+  np.testing.assert_allclose(balance, np.mean(expected), rtol=1e-4)
 
 
 def test_greedy_generation_gives_the_same_ids(pair):

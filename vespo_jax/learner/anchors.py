@@ -20,12 +20,14 @@ class Anchors:
     score: the compiled scoring of a batch.
     reference: parameters of the reference policy, fixed for the run; None if it is not needed.
     needs_proximal: whether the proximal policy is.
+    replay_proximal: whether the policy replays the expert choices of the proximal policy.
     proximal: its parameters, those at the start of the rollout batch.
   """
 
   score: Score
   reference: Params | None
   needs_proximal: bool
+  replay_proximal: bool = False
   proximal: Params | None = None
 
   def start_rollout_batch(self, policy: Callable[[], Params]) -> None:
@@ -34,13 +36,19 @@ class Anchors:
       self.proximal = copy(policy())
 
   def complete(self, batch: TrainBatch) -> TrainBatch:
-    """The batch with the log-probs that the loss needs; one forward pass for each policy."""
-    if self.proximal is not None:
-      proximal_PRT = self.score(self.proximal, batch)
-      batch = dataclasses.replace(batch, proximal_logprobs_PRT=proximal_PRT)
+    """The batch with the log-probs that the loss needs; one forward pass for each policy.
+
+    The proximal policy replays the sampler's expert choices where the batch has them, as the policy
+    will; the reference policy always makes its own.
+    """
     if self.reference is not None:
-      reference_PRT = self.score(self.reference, batch)
-      batch = dataclasses.replace(batch, reference_logprobs_PRT=reference_PRT)
+      logprobs_PRT, _ = self.score(self.reference, dataclasses.replace(batch, expert_ids_PJLA=None))
+      batch = dataclasses.replace(batch, reference_logprobs_PRT=logprobs_PRT)
+    if self.proximal is not None:
+      logprobs_PRT, chosen_PJLA = self.score(self.proximal, batch)
+      batch = dataclasses.replace(batch, proximal_logprobs_PRT=logprobs_PRT)
+      if self.replay_proximal:
+        batch = dataclasses.replace(batch, expert_ids_PJLA=chosen_PJLA)
     return batch
 
 

@@ -22,6 +22,8 @@ def make_batch(
     response_width: T, the width responses are padded to.
     version: committed updates behind the policy that trains on them.
 
+  Expert ids become part of the batch where the rollouts have them.
+
   An aborted rollout is not trained on and counts in no statistic of its group.
 
   Returns:
@@ -62,6 +64,7 @@ def make_batch(
     behaviour_logprobs_PRT=logprobs_PRT,
     rewards_PR=np.where(valid_PR, rewards_PR, 0.0).astype(np.float32),
     fresh_mask_PRT=fresh_PRT & valid_PR[..., None],
+    expert_ids_PJLA=_expert_ids(rollouts, R, T, prompt_tokens_PS.shape[1]),
   )
   statuses = Counter(r.reward_status for r in rollouts)
   return batch, {
@@ -71,3 +74,17 @@ def make_batch(
     "response/length": float(lengths_PR.mean()),
     "response/truncated_fraction": float((finish_PR == "length").mean()),
   }
+
+
+def _expert_ids(rollouts: Sequence[Rollout], R: int, T: int, S: int) -> np.ndarray | None:
+  """[P, S + R * T, L, A]: each group's prompt, padded on the left, then its samples; padding goes
+  to expert 0, where it counts in nothing. None if they were not reported."""
+  if rollouts[0].expert_ids is None:
+    return None
+  kind = rollouts[0].expert_ids
+  ids_PJLA = np.zeros((len(rollouts) // R, S + R * T, *kind.shape[1:]), kind.dtype)
+  for row, rollout in enumerate(rollouts):
+    own, n, start = np.asarray(rollout.expert_ids), len(rollout.prompt_ids), S + row % R * T
+    ids_PJLA[row // R, S - n : S] = own[:n]
+    ids_PJLA[row // R, start : start + len(own) - n] = own[n:]
+  return ids_PJLA

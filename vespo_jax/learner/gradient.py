@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from vespo_jax import diagnostics, models, objectives
 from vespo_jax.advantages import Advantage
-from vespo_jax.models import ModelSpec
+from vespo_jax.learner import routing as routing_lib
+from vespo_jax.models import ModelSpec, Routing
 from vespo_jax.objectives import Correction, Objective, TokenWeights
 from vespo_jax.types import Array, HostArray, Params, TrainBatch
 
@@ -36,6 +37,9 @@ class LossSettings:
       token; in the loss, or taken off the reward of the sequence; 0 is off.
     entropy_coefficient: of the entropy bonus, per token; 0 is off.
     proximal_divergence, proximal_step_size: the proximal step adds divergence / step size.
+    balance_coefficient, z_coefficient: of the `auxiliary_losses` of a mixture of experts, which a
+      dense model does not have; 0 is off.
+    replay: whose expert choices the batches hold: `off`, `R2` or `R3` (see `routing`).
   """
 
   temperature: float = 1.0
@@ -50,11 +54,14 @@ class LossSettings:
   entropy_coefficient: float = 0.0
   proximal_divergence: str = "none"
   proximal_step_size: float = 1.0
+  balance_coefficient: float = 0.0
+  z_coefficient: float = 0.0
+  replay: str = "off"
 
   @property
   def needs_proximal(self) -> bool:
-    """Whether a batch must have the proximal policy's log-probs."""
-    return self.proximal_denominator or self.proximal_divergence != "none"
+    """Whether a batch must have the proximal policy's log-probs, or its expert choices."""
+    return self.proximal_denominator or self.proximal_divergence != "none" or self.replay == "R2"
 
   @property
   def needs_reference(self) -> bool:
@@ -72,6 +79,7 @@ class Evaluated:
     advantages_PR: what the rewards became.
     weights: of the whole minibatch, [P, R, T].
     metrics: of objective and correction.
+    routing: the sums of the whole minibatch, without expert ids; None of a dense model.
   """
 
   loss: Array
@@ -80,6 +88,22 @@ class Evaluated:
   advantages_PR: Array
   weights: TokenWeights
   metrics: Metrics
+  routing: Routing | None = None
+
+
+@flax.struct.dataclass
+class Whole:
+  """What a micro-batch must know of its minibatch.
+
+  Attributes:
+    normalizer: of the aggregation; None where the micro-batch is the minibatch.
+    tokens: scalar, all real tokens.
+    load_LE: the experts' load; None where the micro-batch is the minibatch, or none is balanced.
+  """
+
+  normalizer: Array | None
+  tokens: Array
+  load_LE: Array | None
 
 
 Policy = Callable[[Params], Params]  # what is trained -> the parameters of the model
@@ -97,14 +121,16 @@ def make_gradient(
   """Builds `gradient(params, batch, policy) -> (gradients, Evaluated)`, accumulated over
   micro-batches; `policy` makes the model's parameters of the ones that are differentiated.
 
-  Where the weights of a sequence depend on the whole minibatch (a batch-wide objective, a
-  correction that rejects or normalises, an advantage that needs the policy) a forward pass over all
-  of it comes first; otherwise each micro-batch is visited once.
+  Where a micro-batch's gradient depends on the whole minibatch (a batch-wide objective, a
+  correction that rejects or normalises, an advantage that needs the policy, a balance of experts
+  that are not replayed) a forward pass over all of it comes first; otherwise each micro-batch is
+  visited once.
   """
   mode = settings.aggregation or objective.aggregation
   correction = settings.correction
   depends_on_all = objective.batch_wide or correction.normalize or bool(correction.rejections)
   needs_policy = "log_w" in advantage.needs
+  balanced = bool(settings.balance_coefficient)
 
   def weights_of(logprobs_PRT: Array, advantages_PR: Array, batch: TrainBatch):
     proximal = batch.proximal_logprobs_PRT if settings.proximal_denominator else None
@@ -134,63 +160,81 @@ def make_gradient(
     rewards_PR = jnp.asarray(batch.rewards_PR) - _kl_of_rewards(batch, settings)
     return advantage(rewards_PR, jnp.any(mask_PRT, axis=-1), extras)[0]
 
-  def micro_loss(params: Params, piece: tuple, normalizer: Array | None, policy: Policy):
+  def micro_loss(params: Params, piece: tuple, whole: Whole, policy: Policy):
     batch, advantages_PR, weights = piece
-    logprobs_PRT, entropy_PRT = models.group_logprobs(
+    logprobs_PRT, entropy_PRT, routing = models.group_logprobs_routed(
       policy(params), spec, batch, settings.temperature, settings.remat
     )
     if weights is None:
       weights, _ = weights_of(logprobs_PRT, advantages_PR, batch)
     weights = jax.tree.map(_rows, weights)
-    loss = objectives.weighted_loss(weights, _rows(logprobs_PRT), mode, normalizer)
+    loss = objectives.weighted_loss(weights, _rows(logprobs_PRT), mode, whole.normalizer)
     extra_PRT = _regularizers(logprobs_PRT, entropy_PRT, batch, settings)
     if extra_PRT is not None:
       total, count = objectives.aggregate(_rows(extra_PRT), weights.mask, mode)
-      loss += total / (count if normalizer is None else normalizer)
-    return loss, jax.lax.stop_gradient((logprobs_PRT, entropy_PRT))
+      loss += total / (count if whole.normalizer is None else whole.normalizer)
+    if routing is not None:
+      load_LE = routing.load_LE if whole.load_LE is None else whole.load_LE
+      balance, z = routing_lib.auxiliary_losses(routing, load_LE, whole.tokens)
+      loss += settings.balance_coefficient * balance + settings.z_coefficient * z
+      routing = dataclasses.replace(routing, expert_ids_LMA=routing.expert_ids_LMA[:, :0])
+    return loss, jax.lax.stop_gradient((logprobs_PRT, entropy_PRT, routing))
 
   def gradient(
     params: Params, batch: TrainBatch, policy: Policy = itself
   ) -> tuple[Params, Evaluated]:
     cut = lambda x: _cut(x, settings.micro_batches)
-    logprobs_PRT = weights = normalizer = None
-    if needs_policy or (depends_on_all and settings.micro_batches > 1):
-      logprobs_PRT = score(
+    in_pieces = settings.micro_batches > 1
+    chosen_PJLA = batch.expert_ids_PJLA
+    logprobs_PRT = weights = normalizer = load_LE = None
+    chooses = balanced and chosen_PJLA is None
+    if needs_policy or (in_pieces and (depends_on_all or chooses)):
+      logprobs_PRT, chosen_PJLA = score(
         policy(params), spec, batch, settings.temperature, settings.micro_batches
       )
     advantages_PR = advantages_of(params, batch, logprobs_PRT, policy)
     if logprobs_PRT is not None:
       weights, _ = weights_of(logprobs_PRT, advantages_PR, batch)
       normalizer = objectives.count(_rows(weights.mask), mode)
-    elif settings.micro_batches > 1:
+    elif in_pieces:
       normalizer = objectives.count(_rows(batch.response_mask_PRT), mode)
+    if in_pieces and balanced and chosen_PJLA is not None:
+      load_LE = routing_lib.load(chosen_PJLA, batch, spec.experts)
+    whole = Whole(normalizer, routing_lib.token_count(batch), load_LE)
 
     def accumulate(total: Params, piece: tuple):
       value_and_grad = jax.value_and_grad(micro_loss, has_aux=True)
-      (loss, outputs), grads = value_and_grad(params, piece, normalizer, policy)
+      (loss, outputs), grads = value_and_grad(params, piece, whole, policy)
       return jax.tree.map(jnp.add, total, grads), (loss, outputs)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     pieces = jax.tree.map(cut, (batch, advantages_PR, weights))
-    grads, (losses, outputs) = jax.lax.scan(accumulate, zeros, pieces)
+    grads, (losses, (*outputs, routings)) = jax.lax.scan(accumulate, zeros, pieces)
     logprobs_PRT, entropy_PRT = jax.tree.map(_join, outputs)
     weights, metrics = weights_of(logprobs_PRT, advantages_PR, batch)
-    loss = jnp.sum(losses)
-    return grads, Evaluated(loss, logprobs_PRT, entropy_PRT, advantages_PR, weights, metrics)
+    loss, routing = jax.tree.map(lambda x: jnp.sum(x, axis=0), (losses, routings))
+    return grads, Evaluated(
+      loss, logprobs_PRT, entropy_PRT, advantages_PR, weights, metrics, routing
+    )
 
   return gradient
 
 
 def score(
   params: Params, spec: ModelSpec, batch: TrainBatch, temperature: float, micro_batches: int
-) -> Array:
-  """Log-probs of a batch's responses under `params`, float32 [P, R, T], not differentiated."""
+) -> tuple[Array, Array | None]:
+  """Log-probs of a batch's responses under `params`, float32 [P, R, T], not differentiated, and the
+  expert choices behind them, [P, J, L, A] as in `TrainBatch` (None of a dense model)."""
 
-  def one(piece: TrainBatch) -> Array:
-    return models.group_logprobs(params, spec, piece, temperature)[0]
+  def one(piece: TrainBatch) -> tuple[Array, Array | None]:
+    logprobs_PRT, _, routing = models.group_logprobs_routed(params, spec, piece, temperature)
+    if routing is None:
+      return logprobs_PRT, None
+    ids_MLA = models.pack_expert_ids(routing.expert_ids_LMA, spec.experts)
+    return logprobs_PRT, ids_MLA.reshape(len(logprobs_PRT), -1, *ids_MLA.shape[1:])
 
   pieces = jax.tree.map(lambda x: _cut(x, micro_batches), batch)
-  return jax.lax.stop_gradient(_join(jax.lax.map(one, pieces)))
+  return jax.tree.map(lambda x: jax.lax.stop_gradient(_join(x)), jax.lax.map(one, pieces))
 
 
 def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> Metrics:
@@ -209,10 +253,14 @@ def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> 
   if batch.fresh_mask_PRT is not None:
     kls |= diagnostics.mismatch_metrics(logprobs_BT - behaviour_BT, _rows(batch.fresh_mask_PRT))
   entropy_BT, tokens = _rows(evaluated.entropy_PRT), jnp.maximum(jnp.sum(mask_BT), 1)
+  experts = {}
+  if evaluated.routing is not None:
+    experts = routing_lib.routing_metrics(evaluated.routing, routing_lib.token_count(batch))
   return {
     "objective/loss": evaluated.loss,
     "entropy/mean": jnp.sum(entropy_BT, where=mask_BT) / tokens,
     **kls,
+    **experts,
     **diagnostics.off_policy_metrics(
       logprobs_BT - denominator_BT,
       _rows(evaluated.weights.coefficients),
@@ -254,7 +302,8 @@ def _log_score(
     squares = jax.tree.map(lambda g: jnp.sum(g**2), jax.grad(logprob)(params))
     return 0.5 * jnp.log(sum(jax.tree.leaves(squares)) + 1e-30)
 
-  P, R = batch.rewards_PR.shape
+  (P, R), S = batch.rewards_PR.shape, batch.prompt_tokens_PS.shape[1]
+  ids = batch.expert_ids_PJLA
   own = lambda x: jnp.reshape(x, (P * R, 1, 1, *x.shape[2:]))
   prompt = lambda x: jnp.repeat(x[:, None], R, axis=0)
   sequences = TrainBatch(
@@ -264,6 +313,7 @@ def _log_score(
     response_mask_PRT=own(batch.response_mask_PRT),
     behaviour_logprobs_PRT=own(batch.behaviour_logprobs_PRT),
     rewards_PR=own(batch.rewards_PR),
+    expert_ids_PJLA=None if ids is None else routing_lib.by_sequence(ids, S, R),
   )
   return jax.lax.map(one, sequences).reshape(P, R)
 

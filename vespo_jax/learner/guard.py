@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vespo_jax.learner.integrity import Monitor, Thresholds, Verdict, judge
 from vespo_jax.learner.intake import Minibatch
+from vespo_jax.learner.integrity import Monitor, Thresholds, Verdict, judge
 from vespo_jax.runtime import Sampler
 
 ACTIONS = ("off", "flag", "quarantine")
@@ -30,9 +30,7 @@ class Guard:
     self._sampler, self._thresholds, self._action, self._say = sampler, thresholds, action, say
     self.monitor = Monitor()
 
-  def check(
-    self, minibatch: Minibatch, log_ratio_BT: np.ndarray, version: int
-  ) -> dict[str, float]:
+  def check(self, minibatch: Minibatch, log_ratio_BT: np.ndarray, version: int) -> dict[str, float]:
     """`integrity/score`, the worst statistic in thresholds (above 1 is not believed), and
     `integrity/flagged`, the samplers that are not; nothing if the guard is off.
 

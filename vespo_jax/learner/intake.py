@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vespo_jax.learner.saved import SavedRollouts
 from vespo_jax.runtime import Sampler, Schedule
 from vespo_jax.sampler import Order, Settings
 from vespo_jax.tasks import Grader, PromptStream, Split, Task
@@ -117,9 +118,7 @@ class Intake:
     queue_depth = self._sampler.health()["pending"]
     started = time.perf_counter()
     parts = len(self._starts)
-    results = [
-      self._sampler.get(self._timeout_s, update * parts + part) for part in range(parts)
-    ]
+    results = [self._sampler.get(self._timeout_s, update * parts + part) for part in range(parts)]
     wait_s = time.perf_counter() - started
     rollouts = [rollout for result in results for rollout in result.rollouts]
     indices = np.repeat(self._indices(update), self._settings.samples_per_prompt)
@@ -150,3 +149,18 @@ class Intake:
       settings=self._settings,
       plan=schedule.plan(update, tokens, self._start),
     )
+
+
+class SavedIntake:
+  """The minibatches that another run saved, in the place of an `Intake`: nothing is sampled."""
+
+  def __init__(self, saved: SavedRollouts):
+    self._saved = saved
+
+  def order(self, version: int) -> None:
+    """Nothing is ordered."""
+
+  def get(self, update: int) -> Minibatch:
+    """The graded minibatch of `update`. Raises ValueError if its file cannot be trained on."""
+    rollouts = self._saved.read(update + 1)
+    return Minibatch(rollouts, workers=[0] * len(rollouts), sample_s=0.0)

@@ -18,7 +18,7 @@ from vespo_jax.learner.anchors import Anchors
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.learner.checkpoint import Checkpoints
 from vespo_jax.learner.guard import Guard
-from vespo_jax.learner.intake import Intake, Minibatch, Problems
+from vespo_jax.learner.intake import Intake, Minibatch, Problems, SavedIntake
 from vespo_jax.learner.records import write_failure, write_rollouts
 from vespo_jax.learner.rows import host_metrics
 from vespo_jax.learner.saved import RolloutWriter
@@ -81,7 +81,7 @@ class Loop:
   state: TrainState
   mesh: Mesh
   sampler: Sampler
-  intake: Intake
+  intake: Intake | SavedIntake
   problems: Problems
   schedule: Schedule
   guard: Guard
@@ -116,7 +116,10 @@ class Loop:
       self.intake.order(self.step)
       minibatch = self.intake.get(self.step)
       batch, row = make_batch(
-        minibatch.rollouts, self.settings.samples_per_prompt, self.settings.max_new_tokens, self.step
+        minibatch.rollouts,
+        self.settings.samples_per_prompt,
+        self.settings.max_new_tokens,
+        self.step,
       )
       device_batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
       dispatched = time.perf_counter()
@@ -178,9 +181,7 @@ class Loop:
       max_new_tokens=self.settings.max_new_tokens,
     )
     log_ratio_PRT = per_token["log_ratio"]
-    row |= self.guard.check(
-      minibatch, log_ratio_PRT.reshape(-1, log_ratio_PRT.shape[-1]), version
-    )
+    row |= self.guard.check(minibatch, log_ratio_PRT.reshape(-1, log_ratio_PRT.shape[-1]), version)
     trained = int(np.asarray(batch.response_mask_PRT).sum() + batch.prompt_mask_PS.sum())
     row |= (extra or {}) | {
       "time/publish_s": self._publish_s,

@@ -34,7 +34,7 @@ PER_SEQUENCE, PER_TOKEN = "per_sequence", "per_token"
 ESS_SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of the sample size
 
 Update = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
-Score = Callable[[Params, TrainBatch], Array]
+Score = Callable[[Params, TrainBatch], tuple[Array, Array | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +78,10 @@ def make_update(
   Metrics are float32 scalars of the whole minibatch, whatever the micro-batching: `objective/loss`
   (what was differentiated), `entropy/mean` (nats per sampled token), `grad/norm` (before clipping),
   `optimizer/update_norm`, `optimizer/ess_scale` where the step size is scaled, the objective's own,
-  KLs, and those of `diagnostics.off_policy_metrics`; and under `PER_SEQUENCE` arrays [P, R]:
-  `log_w` (policy against behaviour), `advantage` and `gradient` (sum_t |w_t|, the weights on
-  grad log pi); and under `PER_TOKEN` `log_ratio` [P, R, T], 0 where nothing was sampled.
+  KLs, those of `diagnostics.off_policy_metrics` and, of a mixture of experts, of
+  `routing.routing_metrics`; and under `PER_SEQUENCE` arrays [P, R]: `log_w` (policy against
+  behaviour), `advantage` and `gradient` (sum_t |w_t|, the weights on grad log pi); and under
+  `PER_TOKEN` `log_ratio` [P, R, T], 0 where nothing was sampled.
   """
   gradient = make_gradient(spec, objective, advantage, loss)
 
@@ -158,9 +159,10 @@ def compile_update(update: Update, mesh: Mesh, spec: ModelSpec, state: TrainStat
 
 
 def compile_score(mesh: Mesh, spec: ModelSpec, loss: LossSettings) -> Score:
-  """`jit` of `score(params, batch) -> logprobs_PRT`, for the proximal and the reference policy."""
+  """`jit` of `score(params, batch) -> (logprobs_PRT, expert_ids_PJLA)`, for the proximal and the
+  reference policy."""
 
-  def scored(params: Params, batch: TrainBatch) -> Array:
+  def scored(params: Params, batch: TrainBatch) -> tuple[Array, Array | None]:
     return score(params, spec, batch, loss.temperature, loss.micro_batches)
 
   batch = sharding.batch_sharding(mesh)

@@ -13,7 +13,7 @@ from vespo_jax.models.head import (
   group_logprobs_routed,
   token_logprobs,
 )
-from vespo_jax.models.moe import Routing
+from vespo_jax.models.moe import Routing, pack_expert_ids
 from vespo_jax.models.params import abstract, count, describe, head_table, init
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.models.transformer import REMAT, forward, forward_groups, forward_routed
@@ -54,6 +54,7 @@ __all__ = [
   "init_cache",
   "load",
   "lora",
+  "pack_expert_ids",
   "save",
   "token_logprobs",
 ]

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vespo_jax.models.moe import Routing
+from vespo_jax.models.moe import Routing, unpack_expert_ids
 from vespo_jax.models.params import head_table
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.models.transformer import forward, forward_groups
-from vespo_jax.types import Array, HostArray, Params, TrainBatch
+from vespo_jax.types import Array, Params, TrainBatch
 
 _CHUNK_LOGITS = 1 << 22  # logits alive at a time: 16 MiB of float32
 
@@ -154,14 +154,14 @@ def _group_hidden(
     batch.prompt_mask_PS,
     batch.response_tokens_PRT,
     batch.response_mask_PRT,
-    None if batch.expert_ids_PJLA is None else _layer_major(batch.expert_ids_PJLA),
+    _replayed(batch),
     remat,
   )
   targets_M = jnp.asarray(batch.response_tokens_PRT).reshape(-1)
   return hidden_PRTD.reshape(-1, hidden_PRTD.shape[-1]), targets_M, routing
 
 
-def _layer_major(expert_ids_PJLA: HostArray) -> Array:
-  """int32 [L, M, A] of choices stored by prompt."""
-  ids = jnp.asarray(expert_ids_PJLA, jnp.int32)
-  return jnp.moveaxis(ids.reshape(-1, *ids.shape[2:]), 0, 1)
+def _replayed(batch: TrainBatch) -> Array | None:
+  """int32 [L, M, A]: the batch's expert ids, if it has them."""
+  ids = batch.expert_ids_PJLA
+  return None if ids is None else unpack_expert_ids(ids.reshape(-1, *ids.shape[2:]))

@@ -1,7 +1,8 @@
 """Mixture of experts: a float32 router, and dropless experts by ragged matrix products.
 
 Sampler and trainer route by this one function. Whatever their numerics, a router near a tie may
-choose differently in the two; `expert_ids` replays choices that were made before.
+choose differently in the two; `expert_ids` replays choices that were made before. In transit they
+are compact: see `pack_expert_ids`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vespo_jax.models.spec import ModelSpec
-from vespo_jax.types import Array, Params
+from vespo_jax.types import Array, HostArray, Params
 
 
 @flax.struct.dataclass
@@ -23,6 +24,7 @@ class Routing:
     load_LE: float32, real tokens sent to each expert; detached.
     importance_LE: float32, the probabilities of each expert summed over real tokens.
     z_L: float32, the squared log-sum-exp of the router's logits summed over real tokens.
+    mismatch_L: float32, replayed choices of real tokens that the router would not have made.
     tokens: float32 scalar, the real tokens.
   """
 
@@ -30,6 +32,7 @@ class Routing:
   load_LE: Array
   importance_LE: Array
   z_L: Array
+  mismatch_L: Array
   tokens: Array
 
 
@@ -57,8 +60,9 @@ def mixture(
     x_MD.astype(jnp.float32), layer["router"].astype(jnp.float32), precision="highest"
   )
   probs_ME = jax.nn.softmax(logits_ME, axis=-1)
+  own_MA = jax.lax.top_k(jax.lax.stop_gradient(probs_ME), A)[1]
   if expert_ids_MA is None:
-    expert_ids_MA = jax.lax.top_k(jax.lax.stop_gradient(probs_ME), A)[1]
+    expert_ids_MA = own_MA
   weights_MA = jnp.take_along_axis(probs_ME, expert_ids_MA, axis=-1)
   if spec.normalize_router:
     weights_MA = weights_MA / jnp.sum(weights_MA, axis=-1, keepdims=True)
@@ -75,14 +79,26 @@ def mixture(
   y_MD = jnp.einsum("mad,ma->md", y_MAD.astype(jnp.float32), weights_MA)
 
   real_M1 = real_M[:, None]
-  chosen_ME = (
-    jnp.zeros_like(probs_ME).at[jnp.arange(probs_ME.shape[0])[:, None], expert_ids_MA].add(1)
-  )
+  chosen_ME = jnp.sum(jax.nn.one_hot(expert_ids_MA, E), axis=1)
+  agrees_MA = jnp.any(expert_ids_MA[:, :, None] == own_MA[:, None, :], axis=-1)
   routing = Routing(
     expert_ids_LMA=expert_ids_MA,
     load_LE=jax.lax.stop_gradient(jnp.sum(jnp.where(real_M1, chosen_ME, 0.0), axis=0)),
     importance_LE=jnp.sum(jnp.where(real_M1, probs_ME, 0.0), axis=0),
     z_L=jnp.sum(jnp.where(real_M, jax.nn.logsumexp(logits_ME, axis=-1) ** 2, 0.0)),
+    mismatch_L=jnp.sum(~agrees_MA & real_M1, dtype=jnp.float32),
     tokens=jnp.sum(real_M, dtype=jnp.float32),
   )
   return y_MD.astype(x_MD.dtype), routing
+
+
+def pack_expert_ids(expert_ids_LMA: Array, experts: int) -> Array:
+  """[M, L, A] in the smallest unsigned type that holds `experts`: choices as they are reported and
+  stored, token by token."""
+  dtype = jnp.uint8 if experts <= 256 else jnp.uint16
+  return jnp.moveaxis(expert_ids_LMA, 0, 1).astype(dtype)
+
+
+def unpack_expert_ids(expert_ids_MLA: HostArray) -> Array:
+  """The inverse of `pack_expert_ids`: int32 [L, M, A], as `forward` replays them."""
+  return jnp.moveaxis(jnp.asarray(expert_ids_MLA, jnp.int32), 0, 1)

@@ -139,7 +139,8 @@ class Sampler(Protocol):
     ...
 
   def get(self, timeout_s: float, order_id: int | None = None) -> Result:
-    """The result of an order, or of the oldest. Raises SamplersFailed, TimeoutError, LookupError."""
+    """The result of an order, or of the oldest. Raises SamplersFailed, TimeoutError, LookupError if
+    there is no such order."""
     ...
 
   def health(self) -> dict[str, Any]:

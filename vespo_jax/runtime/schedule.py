@@ -5,7 +5,7 @@ The minibatch of update u may be ordered from a sampler once
     u - p <= S,          p the newest *published* weight version (every K-th version is published),
 
 and is sampled with version p or newer. So its tokens are at most S updates old when update u trains
-on them, whatever happens in between: staleness is bounded at admission, and nothing need be dropped.
+on them, whatever happens in between: staleness is bounded at admission and nothing need be dropped.
 
     sync, N minibatches    S = N - 1   K = N    ordered at p = u - u % N, and trained on u % N later
     one step off           S = 1       K = 1
@@ -155,7 +155,7 @@ def read_recorded(path: Path) -> dict[int, Plan]:
     ValueError: naming the line that is not such a record, or the update whose sequences had
       different weights at the same token, so that it has no plan.
   """
-  plans: dict[int, Plan] = {}
+  plans: dict[int, Plan | None] = {}
   for number, line in enumerate(path.read_text().splitlines(), start=1):
     try:
       entry: dict[str, Any] = json.loads(line)
@@ -163,10 +163,11 @@ def read_recorded(path: Path) -> dict[int, Plan]:
       plans[entry["update"]] = None if plan is None else tuple((int(t), int(v)) for t, v in plan)
     except (ValueError, KeyError, TypeError) as error:
       raise ValueError(f"{path}, line {number}: not a recorded plan") from error
-  missing = [update for update, plan in plans.items() if plan is None]
+  known = {update: plan for update, plan in plans.items() if plan is not None}
+  missing = sorted(set(plans) - set(known))
   if missing:
     raise ValueError(
       f"{path}: the sequences of update {missing[0]} were sampled with different weights at the "
       "same token; a schedule can be replayed if every minibatch had a slot for all its sequences"
     )
-  return plans
+  return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -21,13 +22,20 @@ PROMPT_BUCKET = 16  # prompts are padded to a multiple of this, so few shapes ar
 
 @flax.struct.dataclass
 class Samples:
-  """Sampled rows, prompt-major (B = P * R), as arrays; after its end a row holds zeros."""
+  """Sampled rows, prompt-major (B = P * R), as arrays; after its end a row holds zeros.
+
+  Expert ids are as in `models.pack_expert_ids`, None where they were not asked for. Every sampled
+  token runs through the model, so the last one has its own; after the end of a row they are
+  arbitrary.
+  """
 
   tokens_BT: Array  # int32
   behaviour_logprobs_BT: Array  # float32
   plain_logprobs_BT: Array  # float32
   lengths_B: Array  # int32, the stop token included
   stopped_B: Array  # bool, False where `max_new_tokens` cut the response
+  prompt_expert_ids_PSLA: Array | None = None
+  expert_ids_BTLA: Array | None = None
 
 
 def generate(
@@ -56,8 +64,10 @@ def generate(
     One `Rollout` per sample, prompt-major, with rewards unset.
 
   Raises:
-    ValueError: if there is no prompt, or one is empty.
+    ValueError: if there is no prompt, one is empty, or a dense model is asked for expert ids.
   """
+  if settings.expert_ids and not spec.experts:
+    raise ValueError("expert ids were asked of a model without experts")
   if group_ids is None:
     group_ids = range(len(prompts))
   tokens_PS, mask_PS = pad_prompts(prompts)
@@ -67,9 +77,10 @@ def generate(
   samples = jax.device_get(samples)
   rollouts = []
   for row, (seed, n) in enumerate(zip(seeds_B.tolist(), samples.lengths_B.tolist(), strict=True)):
+    prompt = np.asarray(prompts[row // R], np.int32)
     rollouts.append(
       Rollout(
-        prompt_ids=np.asarray(prompts[row // R], np.int32),
+        prompt_ids=prompt,
         response_ids=samples.tokens_BT[row, :n],
         behaviour_logprobs=samples.behaviour_logprobs_BT[row, :n],
         plain_logprobs=samples.plain_logprobs_BT[row, :n],
@@ -77,9 +88,19 @@ def generate(
         finish="stop" if samples.stopped_B[row] else "length",
         group_id=int(group_ids[row // R]),
         sample_seed=seed,
+        expert_ids=_expert_ids(samples, row, R, len(prompt)),
       )
     )
   return rollouts
+
+
+def _expert_ids(samples: Samples, row: int, R: int, prompt_length: int) -> np.ndarray | None:
+  """[S + T, L, A] of the real tokens of a row of host arrays."""
+  prompts_PSLA, ids_BTLA = samples.prompt_expert_ids_PSLA, samples.expert_ids_BTLA
+  if prompts_PSLA is None or ids_BTLA is None:
+    return None
+  prompt = prompts_PSLA[row // R, -prompt_length:]
+  return np.concatenate([prompt, ids_BTLA[row, : samples.lengths_B[row]]])
 
 
 def pad_prompts(prompts: Sequence[TokenIds]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +140,10 @@ def sample_batch(
   table_VD = models.head_table(params)
   keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, seeds_B)
   cache = models.init_cache(spec, P, S, table_VD.dtype)
-  hidden_PSD, cache = models.forward(params, spec, tokens_PS, segments=mask_PS, cache=cache)
+  hidden_PSD, cache, routing = models.forward_routed(
+    params, spec, tokens_PS, segments=mask_PS, cache=cache
+  )
+  ids_MLA = _reported(routing, spec, settings)
   logits_BV = jnp.repeat(hidden_PSD[:, -1] @ table_VD.T, R, axis=0)
   state = _Loop(
     step=jnp.int32(0),
@@ -132,6 +156,8 @@ def sample_batch(
       plain_logprobs_BT=jnp.zeros((P * R, T), jnp.float32),
       lengths_B=jnp.zeros((P * R,), jnp.int32),
       stopped_B=jnp.zeros((P * R,), bool),
+      prompt_expert_ids_PSLA=jax.tree.map(lambda x: x.reshape(P, S, *x.shape[1:]), ids_MLA),
+      expert_ids_BTLA=jax.tree.map(lambda x: jnp.zeros((P * R, T, *x.shape[1:]), x.dtype), ids_MLA),
     ),
   )
 
@@ -145,7 +171,11 @@ def sample_batch(
     def write(out_BT: Array, column_B: Array) -> Array:
       return jax.lax.dynamic_update_slice_in_dim(out_BT, column_B[:, None], state.step, axis=1)
 
-    samples = Samples(
+    hidden_B1D, cache, routing = models.forward_routed(
+      params, spec, tokens_B[:, None], cache=state.cache
+    )
+    samples = dataclasses.replace(
+      state.samples,
       tokens_BT=write(state.samples.tokens_BT, tokens_B),
       behaviour_logprobs_BT=write(
         state.samples.behaviour_logprobs_BT, jnp.where(live_B, behaviour_B, 0.0)
@@ -153,8 +183,10 @@ def sample_batch(
       plain_logprobs_BT=write(state.samples.plain_logprobs_BT, jnp.where(live_B, plain_B, 0.0)),
       lengths_B=state.samples.lengths_B + live_B,
       stopped_B=state.samples.stopped_B | stops_B,
+      expert_ids_BTLA=jax.tree.map(
+        write, state.samples.expert_ids_BTLA, _reported(routing, spec, settings)
+      ),
     )
-    hidden_B1D, cache = models.forward(params, spec, tokens_B[:, None], cache=state.cache)
     return _Loop(
       step=state.step + 1,
       logits_BV=hidden_B1D[:, 0] @ table_VD.T,
@@ -167,6 +199,13 @@ def sample_batch(
     return (state.step < T) & ~jnp.all(state.done_B)
 
   return jax.lax.while_loop(unfinished, step, state).samples
+
+
+def _reported(routing: models.Routing | None, spec: ModelSpec, settings: Settings) -> Array | None:
+  """[M, L, A]: what was chosen for the tokens of one call, where it is asked for."""
+  if routing is None or not settings.expert_ids:
+    return None
+  return models.pack_expert_ids(routing.expert_ids_LMA, spec.experts)
 
 
 @flax.struct.dataclass

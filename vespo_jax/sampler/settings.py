@@ -16,6 +16,7 @@ class Settings:
     stop_ids: token ids that end a response.
     top_k: sample among the k likeliest tokens; 0 is off.
     top_p: sample among the likeliest tokens that hold this much probability; 1 is off.
+    expert_ids: report what the routers of a mixture of experts chose.
 
   Raises:
     ValueError: naming the field that is out of range.
@@ -27,6 +28,7 @@ class Settings:
   stop_ids: tuple[int, ...] = ()
   top_k: int = 0
   top_p: float = 1.0
+  expert_ids: bool = False
 
   def __post_init__(self):
     object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
