@@ -16,7 +16,7 @@ ROOMS = [
   {"runtime"},
   {"learner"},
   {"evaluation", "report"},
-  {"config", "launch", "train", "evaluate", "sample", "convert"},
+  {"config_rules", "config", "parts", "launch", "train", "evaluate", "sample", "convert"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
 # models.load and models.save are public names of a room above, reached when they are called

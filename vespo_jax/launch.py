@@ -59,8 +59,6 @@ __all__ = [
   "train",
 ]
 
-SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
-GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
 
 
 def train(
@@ -96,104 +94,31 @@ def summary(result: dict[str, Any], workdir: Path) -> str:
   )
 
 
-def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]:
-  """The configured policy: read from `policy.path`, or random weights of the configured sizes."""
-  policy = config.policy
-  if policy.path:
-    return models.load(policy.path)
-  tokenizer = byte_tokenizer()
-  spec = ModelSpec(
-    vocab_size=tokenizer.vocab_size,
-    width=policy.width,
-    layers=policy.layers,
-    heads=policy.heads,
-    kv_heads=policy.kv_heads,
-    head_width=policy.head_width,
-    mlp_width=policy.mlp_width,
-    rope_theta=policy.rope_theta,
-    experts=policy.experts,
-    active_experts=policy.active_experts,
-  )
-  return spec, models.init(spec, jax.random.key(config.seed)), tokenizer
-
-
-def open_problems(
-  config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.ExitStack
-) -> tuple[Problems, Problems]:
-  """The training and the held-out problems, with a grader that `stack` closes."""
-  task = config_lib.make_task(config)
-  grader = stack.enter_context(tasks.Grader(task, timeout_s=config.task.grade_timeout_s))
-  splits = tasks.open_splits(
-    task,
-    data_dir=config.task.data_dir,
-    seed=config.task.seed,
-    train_size=config.task.train_size,
-    test_size=config.task.test_size,
-  )
-  train_problems = Problems(task, splits.train, tokenizer, grader)
-  return train_problems, Problems(task, splits.test, tokenizer, grader)
-
-
-def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: Any) -> Settings:
-  """How the run samples; `changes` override fields."""
-  settings = Settings(
-    max_new_tokens=config.sampler.max_new_tokens,
-    temperature=config.sampler.temperature,
-    samples_per_prompt=config.batch.samples_per_prompt,
-    stop_ids=tokenizer.stop_ids,
-    top_k=config.sampler.top_k,
-    top_p=config.sampler.top_p,
-  )
-  return dataclasses.replace(settings, **changes)
-
-
-def make_evaluator(
-  config: FrozenConfigDict,
-  held_out: Problems,
-  *,
-  problems: int | None = None,
-  samples: int | None = None,
-) -> Evaluator:
-  """The configured evaluation on held-out problems: temperature 1, no truncation.
-
-  `problems` and `samples` override the configured numbers of problems and samples of each.
-  """
-  samples = samples or config.evaluation.samples_per_problem
-  return Evaluator(
-    held_out,
-    problems or config.evaluation.problems,
-    sampler_settings(config, held_out.tokenizer, temperature=1.0, samples_per_prompt=samples),
-    seed=config.seed,
-    timeout_s=config.runtime.timeout_s,
-    prompts_per_order=max(config.batch.prompts * config.batch.samples_per_prompt // samples, 1),
-  )
-
-
 def _run(
   config: FrozenConfigDict, workdir: Path, stop: Callable[[], bool], stack: contextlib.ExitStack
 ) -> dict[str, Any]:
   started = time.perf_counter()
-  mesh = _mesh(config)
-  spec, params, tokenizer = load_policy(config)
+  mesh = parts.make_mesh(config)
+  spec, params, tokenizer = parts.load_policy(config)
   config_lib.check_moe(config, spec.experts)
-  sampler = _start_sampler(config, spec, tokenizer, stack)
-  train_problems, test_problems = open_problems(config, tokenizer, stack)
-  evaluator = make_evaluator(config, test_problems)
-  optimizer = make_optimizer(_pick(OptimizerSettings, config.optimizer))
+  sampler = parts.open_sampler(config, spec, tokenizer, stack)
+  train_problems, test_problems = parts.open_problems(config, tokenizer, stack)
+  evaluator = parts.make_evaluator(config, test_problems)
+  optimizer = make_optimizer(parts.pick(OptimizerSettings, config.optimizer))
   adapters = config_lib.make_lora(config, spec)
   if adapters is None:
     state = init_state(params, optimizer)
   else:
     trained = lora.init(spec, jax.random.key(config.seed), adapters)
     state = init_state(trained, optimizer, frozen=params)
-  loss = _loss_settings(config)
+  loss = parts.loss_settings(config)
   update = make_update(
     spec,
     config_lib.make_objective(config),
     config_lib.make_advantage(config),
     optimizer,
     loss,
-    _pick(StepSettings, config.optimizer),
+    parts.pick(StepSettings, config.optimizer),
     adapters,
   )
   state = place_state(mesh, spec, state)
@@ -218,45 +143,22 @@ def _run(
   before = _evaluate_before(workdir, params, sampler, evaluator, progress)
 
   schedule = config_lib.make_schedule(config)
-  origin = _origin(config, tokenizer)
-  saved = RolloutWriter(workdir / SAVED, origin) if config.rollouts.save_all else None
+  origin = parts.origin(config, tokenizer)
+  saved = RolloutWriter(workdir / parts.SAVED, origin) if config.rollouts.save_all else None
   if saved is not None:
     saved.truncate(step)
-  replayed = config_lib.replayed(config.sampler.source)
-  if replayed is not None:
-    intake = SavedIntake(_open_saved(replayed, origin, config.updates))
-  else:
-    intake = Intake(
-      sampler,
-      train_problems,
-      schedule,
-      sampler_settings(config, tokenizer),
-      seed=config.seed,
-      updates=config.updates,
-      timeout_s=config.runtime.timeout_s,
-      parts=config.sampler.processes,
-    )
   loop = Loop(
     workdir=workdir,
     update=compile_update(update, mesh, spec, state),
-    policy=_policy(adapters),
+    policy=parts.model_of(adapters),
     anchors=anchors,
     state=state if restored is None else dataclasses.replace(restored, frozen=state.frozen),
     mesh=mesh,
     sampler=sampler,
-    intake=Intake(
-      sampler,
-      train_problems,
-      schedule,
-      sampler_settings(config, tokenizer, expert_ids=config.moe.replay == "R3"),
-      seed=config.seed,
-      updates=config.updates,
-      timeout_s=config.runtime.timeout_s,
-      parts=config.sampler.processes,
-    ),
+    intake=parts.make_intake(config, sampler, train_problems, schedule, origin),
     problems=train_problems,
     schedule=schedule,
-    guard=_guard(config, sampler, progress),
+    guard=parts.make_guard(config, sampler, progress.message),
     saved=saved,
     settings=LoopSettings(
       updates=config.updates,
@@ -290,62 +192,6 @@ def _run(
     _write_json(workdir / "result.json", result)
   report.write(workdir)
   return result
-
-
-def _loss_settings(config: FrozenConfigDict) -> LossSettings:
-  return LossSettings(
-    temperature=config.sampler.temperature,
-    aggregation=config.objective.aggregation or None,
-    micro_batches=config.batch.micro_batches,
-    remat=config.policy.remat,
-    proximal_denominator=config.correction.denominator != "behaviour",
-    correction=config_lib.make_correction(config),
-    kl_coefficient=config.kl.coefficient,
-    kl_estimator=config.kl.estimator,
-    kl_in_reward=config.kl.placement == "reward",
-    entropy_coefficient=config.entropy.coefficient,
-    proximal_divergence=config.proximal_step.divergence,
-    proximal_step_size=config.proximal_step.step_size,
-    balance_coefficient=config.moe.balance_coefficient,
-    z_coefficient=config.moe.z_coefficient,
-    replay=config.moe.replay,
-  )
-
-
-def _policy(adapters: LoraSettings | None) -> Callable[[TrainState], Params]:
-  if adapters is None:
-    return lambda state: state.params
-  merge = jax.jit(lora.merge, static_argnums=2)
-  return lambda state: merge(state.frozen, state.params, adapters)
-
-
-def _guard(config: FrozenConfigDict, sampler: Sampler, progress: metrics.Progress) -> Guard:
-  whole = not any((config.sampler.top_k, config.sampler.top_p < 1, config.sampler.min_p))
-  replayed = config_lib.replayed(config.sampler.source) is not None
-  action = "off" if replayed else config.runtime.integrity
-  return Guard(sampler, Thresholds(calibrated=whole), action, progress.message)
-
-
-def _origin(config: FrozenConfigDict, tokenizer: Tokenizer) -> Origin:
-  return Origin(
-    vocabulary=vocabulary_digest(tokenizer),
-    task=config.task.name,
-    temperature=config.sampler.temperature,
-    prompts=config.batch.prompts,
-    samples_per_prompt=config.batch.samples_per_prompt,
-  )
-
-
-def _open_saved(run: Path, origin: Origin, updates: int) -> SavedRollouts:
-  try:
-    return SavedRollouts(run / SAVED, origin, updates)
-  except ValueError as error:
-    raise ConfigError(f"sampler.source='replay:{run}': {error}") from error
-
-
-def _pick(settings: type, section: FrozenConfigDict) -> Any:
-  """`settings` made of the keys of a config section that are its fields."""
-  return settings(**{field.name: section[field.name] for field in dataclasses.fields(settings)})
 
 
 def _elapsed_s(workdir: Path, started: float) -> float:
@@ -389,42 +235,6 @@ def _finished(config: FrozenConfigDict, workdir: Path) -> dict[str, Any] | None:
   result = json.loads(path.read_text()) if path.is_file() else {}
   done = result.get("stop_reason") == "finished" and result["updates"] == config.updates
   return result if done else None
-
-
-def _mesh(config: FrozenConfigDict) -> jax.sharding.Mesh:
-  try:
-    mesh = sharding.make_mesh(config.mesh.to_dict())
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-  devices = mesh.shape["data"] * mesh.shape["fsdp"]
-  piece = config.batch.prompts // config.batch.micro_batches
-  if piece % devices:
-    raise ConfigError(
-      f"a micro-batch of {piece} prompts (batch.prompts / batch.micro_batches) does not divide "
-      f"over mesh.data x mesh.fsdp = {devices} devices"
-    )
-  return mesh
-
-
-def _start_sampler(
-  config: FrozenConfigDict, spec: ModelSpec, tokenizer: Tokenizer, stack: contextlib.ExitStack
-) -> Sampler:
-  env = {GPU_MEMORY_VARIABLE: str(config.runtime.gpu_memory_fraction)}
-  sampling = config_lib.replayed(config.sampler.source) is None
-  sampler = start_sampler(
-    config.runtime.transport if sampling else "threads",  # then it only evaluates
-    spec,
-    WorkerSettings(config.sampler.dtype),
-    workers=config.sampler.processes,
-    weight_slots=config_lib.make_schedule(config).versions_kept,
-    failures=FailureSettings(
-      max_failures=config.runtime.max_failures, hang_timeout_s=config.runtime.hang_timeout_s
-    ),
-    tokenizer=tokenizer.backend.to_str() if config.sampler.stop_strings else "",
-    env=env,
-  )
-  stack.callback(sampler.close)
-  return sampler
 
 
 def _evaluate_before(

@@ -1,4 +1,4 @@
-"""What the host adds to an update's metrics: staleness, who moved the policy, where the time went."""
+"""What the host adds to an update's metrics: staleness, gradient shares, where the time went."""
 
 from __future__ import annotations
 
