@@ -47,8 +47,13 @@ class Rollout:
     group_id: the position of the prompt in the run's prompt stream; the samples of one prompt
       share it.
     sample_seed: what is folded into the run's sampling key for this sequence.
+    expert_ids: uint8 or uint16 [S + T, L, A], what the sampler's routers chose for every token of
+      prompt and response, where they were asked to say so; the samples of one prompt share the
+      choices for it. Those for the last token influence no log-prob.
     task, example_id: which problem this answers.
     reward, reward_status: set by the verifier; `reward_status` is one of `REWARD_STATUS`.
+    topk_ids, topk_logprobs: int32 and float32 [T, K], the likeliest tokens at each position under
+      the distribution of `behaviour_logprobs`, where they were asked for.
   """
 
   prompt_ids: np.ndarray
@@ -59,10 +64,13 @@ class Rollout:
   finish: str
   group_id: int = 0
   sample_seed: int = 0
+  expert_ids: np.ndarray | None = None
   task: str = ""
   example_id: int = 0
   reward: float = 0.0
   reward_status: str = ""
+  topk_ids: np.ndarray | None = None
+  topk_logprobs: np.ndarray | None = None
 
 
 @flax.struct.dataclass
