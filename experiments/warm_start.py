@@ -23,7 +23,7 @@ import tqdm
 from ml_collections import FrozenConfigDict
 
 from configs import quickstart
-from vespo_jax import advantages, launch, models, objectives
+from vespo_jax import advantages, models, objectives, parts
 from vespo_jax import config as config_lib
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.intake import Problems
@@ -72,8 +72,8 @@ def supervised_batch(
 
 def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack) -> None:
   """Trains, evaluates as the quickstart does, and writes bfloat16 weights to `directory`."""
-  spec, params, tokenizer = launch.load_policy(config)
-  problems, test_problems = launch.open_problems(config, tokenizer, stack)
+  spec, params, tokenizer = parts.load_policy(config)
+  problems, test_problems = parts.open_problems(config, tokenizer, stack)
   optimizer = make_optimizer(
     OptimizerSettings(learning_rate=LEARNING_RATE, warmup_updates=WARMUP_STEPS)
   )
@@ -100,7 +100,7 @@ def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack
   sampler = start_sampler("threads", spec)
   stack.callback(sampler.close)
   sampler.publish(0, stored)
-  print(f"held-out accuracy: {launch.make_evaluator(config, test_problems).run(sampler, 0)}")
+  print(f"held-out accuracy: {parts.make_evaluator(config, test_problems).run(sampler, 0)}")
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vespo_jax import config as config_lib
-from vespo_jax import launch, objectives, train
+from vespo_jax import launch, objectives, parts, train
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.runtime.schedule import Schedule, record
@@ -189,7 +189,7 @@ def test_what_the_loss_needs_reaches_it():
     "--config.moe.z_coefficient=0.001",
     "--config.moe.replay=R2",
   )
-  assert launch._loss_settings(config) == LossSettings(
+  assert parts.loss_settings(config) == LossSettings(
     temperature=0.7,
     aggregation="token-sum",
     micro_batches=4,

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from vespo_jax import launch
+from vespo_jax import parts
 from vespo_jax.evaluation import Evaluation, summarise
 from vespo_jax.learner.intake import EVALUATION_STREAM, TRAIN_STREAM
 from vespo_jax.sampler import Result
@@ -61,16 +61,20 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
     batch=types.SimpleNamespace(prompts=2, samples_per_prompt=2),
     evaluation=types.SimpleNamespace(problems=3, samples_per_problem=2),
     runtime=types.SimpleNamespace(timeout_s=1.0),
-    sampler=types.SimpleNamespace(max_new_tokens=5, temperature=0.6),
+    sampler=types.SimpleNamespace(
+      max_new_tokens=5, temperature=0.6, top_k=3, top_p=0.9, min_p=0.1, stop_strings=()
+    ),
   )
   sampler = types.SimpleNamespace(put=orders.append, get=get)
-  result = launch.make_evaluator(config, problems).run(sampler, 4)
+  result = parts.make_evaluator(config, problems).run(sampler, 4)
   assert (result.accuracy, result.problems, result.samples_per_problem) == (1 / 3, 3, 2)
   assert [list(order.prompts) for order in orders] == [[[0], [1]], [[2]]]
   assert [group for order in orders for group in order.group_ids] == [0, 1, 2]
   assert graded == [0, 0, 1, 1, 2, 2]
   for order in orders:
     assert (order.weight_version, order.seed, order.stream) == (4, 3, EVALUATION_STREAM)
+    assert order.plan == ((0, 4),) and order.order_id < 0
     settings = order.settings
+    assert (settings.top_k, settings.top_p, settings.min_p) == (0, 1.0, 0.0)
     assert (settings.temperature, settings.samples_per_prompt, settings.stop_ids) == (1.0, 2, (9,))
   assert EVALUATION_STREAM != TRAIN_STREAM

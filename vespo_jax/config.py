@@ -22,7 +22,6 @@ from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
 
 
-
 class ConfigError(ValueError):
   """A bad command line or config; its text is the one message the user needs."""
 
@@ -227,7 +226,7 @@ def _check_runtime(config: ConfigDict) -> None:
   runtime, sampler, N = config.runtime, config.sampler, config.staleness.minibatches
   if runtime.mode == "async" and N != 1:
     raise ConfigError(
-      f"runtime.mode='async' has no rollout batches to cut into staleness.minibatches={N}: set that "
+      f"runtime.mode='async' has no rollout batches to cut into staleness.minibatches={N}: set it "
       "to 1, and bound the staleness by runtime.max_staleness"
     )
   if runtime.mode == "sync":

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from vespo_jax import config as config_lib
-from vespo_jax import launch, models
+from vespo_jax import models, parts
 from vespo_jax.runtime import WorkerSettings, start_sampler
 
 
@@ -35,11 +35,11 @@ def main(argv: list[str]) -> int:
     print(f"error: {error}", file=sys.stderr)
     return 2
   with contextlib.ExitStack() as stack:
-    _, test_problems = launch.open_problems(config, tokenizer, stack)
+    _, test_problems = parts.open_problems(config, tokenizer, stack)
     sampler = start_sampler("threads", spec, WorkerSettings(config.sampler.dtype))
     stack.callback(sampler.close)
     sampler.publish(0, params)
-    evaluator = launch.make_evaluator(config, test_problems, problems=problems, samples=samples)
+    evaluator = parts.make_evaluator(config, test_problems, problems=problems, samples=samples)
     evaluation = evaluator.run(sampler, 0)
   print(json.dumps(evaluation.to_dict()) if arguments.json else f"held-out accuracy: {evaluation}")
   return 0

@@ -14,18 +14,14 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import metrics, models, report, sharding, tasks, weights
+from vespo_jax import metrics, models, parts, report, weights
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.learner.anchors import Anchors, copy
 from vespo_jax.learner.checkpoint import Checkpoints, abstract_like
-from vespo_jax.learner.gradient import LossSettings
-from vespo_jax.learner.guard import Guard
-from vespo_jax.learner.intake import Intake, Problems, SavedIntake
-from vespo_jax.learner.integrity import Thresholds
 from vespo_jax.learner.loop import Diverged, Loop, LoopSettings
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
-from vespo_jax.learner.saved import Origin, RolloutWriter, SavedRollouts, vocabulary_digest
+from vespo_jax.learner.saved import RolloutWriter
 from vespo_jax.learner.update import (
   StepSettings,
   compile_score,
@@ -35,30 +31,12 @@ from vespo_jax.learner.update import (
   place_state,
   state_shardings,
 )
-from vespo_jax.models import ModelSpec, lora
-from vespo_jax.models.lora import LoraSettings
+from vespo_jax.models import lora
 from vespo_jax.processes import ChildDied
-from vespo_jax.runtime import (
-  FailureSettings,
-  Sampler,
-  SamplersFailed,
-  WorkerSettings,
-  start_sampler,
-)
-from vespo_jax.sampler import Settings
-from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
-from vespo_jax.types import Params, TrainState
+from vespo_jax.runtime import Sampler, SamplersFailed
+from vespo_jax.types import Params
 
-__all__ = [
-  "ChildDied",
-  "Diverged",
-  "SamplersFailed",
-  "load_policy",
-  "make_evaluator",
-  "open_problems",
-  "train",
-]
-
+__all__ = ["ChildDied", "Diverged", "SamplersFailed", "train"]
 
 
 def train(
@@ -76,12 +54,17 @@ def train(
       the policy at `policy.path` lacks what the config asks of it.
     Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
   """
-  _claim(config, workdir)
+  fresh = _claim(config, workdir)
   finished = _finished(config, workdir)
   if finished is not None:
     return finished
-  with contextlib.ExitStack() as stack:
-    return _run(config, workdir, stop, stack)
+  try:
+    with contextlib.ExitStack() as stack:
+      return _run(config, workdir, stop, stack)
+  except ConfigError:
+    if fresh:  # nothing has run under this config: the corrected one may have the directory
+      (workdir / "config.json").unlink()
+    raise
 
 
 def summary(result: dict[str, Any], workdir: Path) -> str:
@@ -212,12 +195,13 @@ def _evaluate_during(
   }
 
 
-def _claim(config: FrozenConfigDict, workdir: Path) -> None:
-  """Writes the config into a new run directory, or checks that it is this run's."""
+def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
+  """Writes the config into a run directory, if it is new or this run's; returns whether it is new."""
   path = workdir / "config.json"
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
+    fresh = not path.is_file()
+    if not fresh:
       stored, mine = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
       differing = [key for key in config_lib.differences(stored, mine) if key != "updates"]
       if differing:
@@ -228,6 +212,7 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> None:
     config_lib.write(config, path)
   except OSError as error:
     raise ConfigError(f"--workdir={workdir} cannot be written: {error}") from error
+  return fresh
 
 
 def _finished(config: FrozenConfigDict, workdir: Path) -> dict[str, Any] | None:

@@ -49,24 +49,28 @@ def test_cached_decoding_equals_the_full_forward(model):
     hidden, cache = forward(params, spec, ids[:, t : t + 1], cache=cache)
     pieces.append(hidden)
   np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full, atol=2e-5, rtol=1e-4)
-  assert int(cache.length) == T
-  np.testing.assert_array_equal(cache.positions_B, T)
+  np.testing.assert_array_equal(cache.lengths_B, T)
 
 
-def test_forked_cache_equals_the_full_forward(model):
-  """Prompts of different lengths, padded on the left, shared by two continuations each."""
+def test_cached_rows_are_each_as_long_as_they_are(model):
+  """Prompts padded on the right, each put into two rows of a wider cache, then continued there."""
   spec, params = model
-  prompts, lengths = tokens((2, 5)), [5, 3]
-  mask = jnp.asarray(np.arange(5)[::-1] < np.array(lengths)[:, None])
+  prompts, lengths = tokens((2, 5)), np.array([5, 3])
+  mask = jnp.asarray(np.arange(5) < lengths[:, None])
   continuations = tokens((4, 3), seed=1)
-  _, cache = forward(params, spec, prompts, segments=mask, cache=models.init_cache(spec, 2, 5))
-  cache = models.fork(cache, spec, 2, 4)
-  hidden, cache = forward(params, spec, continuations[:, :2], cache=cache)
-  last, _ = forward(params, spec, continuations[:, 2:], cache=cache)
+  _, source = forward(params, spec, prompts, segments=mask, cache=models.init_cache(spec, 2, 5))
+  wide = jax.tree.map(lambda x: x + 7, models.init_cache(spec, 5, 9))  # rows hold something else
+  from_rows, to_rows = np.array([0, 0, 1, 1, 1]), np.array([3, 0, 1, 2, 4])
+  cache = models.copy_rows(wide, source, from_rows, to_rows, 4)
+  np.testing.assert_array_equal(cache.lengths_B, [5, 3, 3, 5, 7])
+  np.testing.assert_array_equal(cache.keys_LBKHS[:, 4], wide.keys_LBKHS[:, 4])
+  rows = jnp.concatenate([continuations, tokens((1, 3))])[jnp.array([1, 2, 3, 0, 4])]
+  hidden, cache = forward(params, spec, rows[:, :2], cache=cache)
+  last, _ = forward(params, spec, rows[:, 2:], cache=cache)
   hidden = jnp.concatenate([hidden, last], axis=1)
-  for row in range(4):
-    prompt = prompts[row // 2, 5 - lengths[row // 2] :]
-    alone, _ = forward(params, spec, jnp.concatenate([prompt, continuations[row]])[None])
+  for row, prompt in zip(to_rows[:4], from_rows[:4], strict=True):
+    whole = jnp.concatenate([prompts[prompt, : lengths[prompt]], rows[row]])
+    alone, _ = forward(params, spec, whole[None])
     np.testing.assert_allclose(hidden[row], alone[0, -3:], atol=2e-5, rtol=1e-4)
 
 

@@ -1,6 +1,5 @@
 """Generation against exact probabilities and against the learner's own log-probs."""
 
-import importlib
 import itertools
 
 import chex
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from vespo_jax import models, sampler
+from vespo_jax.sampler import decode as device
 from vespo_jax.types import TrainBatch
 
 SPEC = models.ModelSpec(
@@ -121,19 +121,6 @@ def test_a_rollout_does_not_depend_on_its_batch(params):
     assert one.sample_seed == other.sample_seed
 
 
-def test_seeds_and_streams_have_responses_of_their_own(params):
-  worker = sampler.Worker(SPEC, "float32")
-  worker.set_weights(0, params)
-  responses = []
-  for seed, stream in ((0, 0), (1, 0), (0, 1), (0, 0)):
-    how = settings(samples_per_prompt=8, stop_ids=())
-    order = sampler.Order(0, 0, seed, stream, PROMPTS[:1], [0], how)
-    responses.append(str([r.response_ids.tolist() for r in worker.run(order).rollouts]))
-  assert responses[0] == responses[3] and len(set(responses)) == 3
-  with pytest.raises(RuntimeError, match="needs weight version 2, the sampler holds 0"):
-    worker.run(sampler.Order(0, 2, 0, 0, PROMPTS[:1], [0], how))
-
-
 def test_samples_of_a_prompt_differ(params):
   rollouts = sampler.generate(
     params, SPEC, PROMPTS[:1], jax.random.key(5), settings(samples_per_prompt=20, stop_ids=())
@@ -152,7 +139,10 @@ def test_greedy_takes_the_likeliest_token(params):
   np.testing.assert_array_equal(rollout.response_ids, likeliest[start - 1 : -1])
 
 
-@pytest.mark.parametrize("limits", [{"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}])
+@pytest.mark.parametrize(
+  "limits",
+  [{"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}, {"min_p": 0.3}, {"min_p": 1.0}],
+)
 def test_truncated_sampling_reports_the_truncated_distribution(params, limits):
   rollouts = sampler.generate(
     params,
@@ -167,6 +157,8 @@ def test_truncated_sampling_reports_the_truncated_distribution(params, limits):
   probs = plain[kept] / plain[kept].sum()
   if "top_p" in limits:
     kept = kept[: np.searchsorted(np.cumsum(probs), limits["top_p"]) + 1]
+  kept = kept[plain[kept] >= limits.get("min_p", 0) * plain.max()]
+  assert 0 < len(kept) < 5
   seen = {int(r.response_ids[0]) for r in rollouts}
   assert seen <= set(kept.tolist())
   for rollout in rollouts:
@@ -185,14 +177,15 @@ def test_bfloat16_weights_sample_with_their_own_logprobs(params):
 
 
 def test_one_trace_for_prompts_of_a_bucket(params, monkeypatch):
-  module = importlib.import_module("vespo_jax.sampler.generate")
-  once = chex.assert_max_traces(module.sample_batch.__wrapped__, n=1)
-  counted = jax.jit(once, static_argnames=("spec", "settings"))
-  monkeypatch.setattr(module, "sample_batch", counted)
-  for length in (3, 9, 16):
+  for name in ("decode", "prefill", "place"):
+    program = getattr(device, name)
+    once = chex.assert_max_traces(program.__wrapped__, n=1)
+    static = {"decode": ("spec", "settings", "steps"), "prefill": ("spec", "expert_ids")}
+    monkeypatch.setattr(device, name, jax.jit(once, static_argnames=static.get(name)))
+  for length in (3, 9, 11):
     sampler.generate(params, SPEC, [[1] * length], jax.random.key(9), settings())
   with pytest.raises(AssertionError, match="traced"):
-    sampler.generate(params, SPEC, [[1] * 17], jax.random.key(9), settings())
+    sampler.generate(params, SPEC, [[1] * 18], jax.random.key(9), settings())
 
 
 def test_bad_prompts_and_settings():
@@ -200,6 +193,11 @@ def test_bad_prompts_and_settings():
     sampler.pad_prompts([])
   with pytest.raises(ValueError, match="at least one token"):
     sampler.pad_prompts([[1], []])
-  for field, value in (("top_p", 0.0), ("temperature", -1.0), ("max_new_tokens", 0)):
+  for field, value in (
+    ("top_p", 0.0),
+    ("temperature", -1.0),
+    ("max_new_tokens", 0),
+    ("min_p", 1.5),
+  ):
     with pytest.raises(ValueError, match=field):
       settings(**{field: value})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vespo_jax.models import lora
-from vespo_jax.models.cache import KVCache, fork, init_cache
+from vespo_jax.models.cache import KVCache, copy_rows, init_cache
 from vespo_jax.models.head import (
   chunked_logprobs,
   group_logit_norms,
@@ -40,9 +40,9 @@ __all__ = [
   "Routing",
   "abstract",
   "chunked_logprobs",
+  "copy_rows",
   "count",
   "describe",
-  "fork",
   "forward",
   "forward_groups",
   "forward_routed",

@@ -1,10 +1,11 @@
-"""The key/value cache of generation: an own block per row, and the shared prompt block."""
+"""The key/value cache of generation: rows that are each as long as they are."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from vespo_jax.models.spec import ModelSpec
@@ -12,32 +13,18 @@ from vespo_jax.types import Array
 
 
 @flax.struct.dataclass
-class Prefix:
-  """The finished prompt blocks: keys_LPKHS, values_LPKSH, mask_PS (bool, True at real tokens)."""
-
-  keys_LPKHS: Array
-  values_LPKSH: Array
-  mask_PS: Array
-
-
-@flax.struct.dataclass
 class KVCache:
   """What `forward` reads and extends.
 
   Attributes:
-    keys_LBKHS, values_LBKSH: the own blocks; slots from `length` on are unused.
-    mask_BS: bool, True at slots that hold a real token.
-    positions_B: int32, the rotary position the next token of each row gets by default.
-    length: int32 scalar, the next slot to write, the same for all rows.
-    prefix: prompt blocks shared by B / P consecutive rows each, or None.
+    keys_LBKHS, values_LBKSH: the tokens of row b are in its slots 0, 1, .. without a gap; slots
+      from its length on hold nothing of use.
+    lengths_B: int32, the tokens of each row: slot and rotary position of its next one.
   """
 
   keys_LBKHS: Array
   values_LBKSH: Array
-  mask_BS: Array
-  positions_B: Array
-  length: Array
-  prefix: Prefix | None = None
+  lengths_B: Array
 
 
 def init_cache(spec: ModelSpec, batch: int, slots: int, dtype: jnp.dtype = jnp.float32) -> KVCache:
@@ -46,24 +33,31 @@ def init_cache(spec: ModelSpec, batch: int, slots: int, dtype: jnp.dtype = jnp.f
   return KVCache(
     keys_LBKHS=jnp.zeros((L, batch, K, H, slots), dtype),
     values_LBKSH=jnp.zeros((L, batch, K, slots, H), dtype),
-    mask_BS=jnp.zeros((batch, slots), bool),
-    positions_B=jnp.zeros((batch,), jnp.int32),
-    length=jnp.int32(0),
+    lengths_B=jnp.zeros((batch,), jnp.int32),
   )
 
 
-def fork(cache: KVCache, spec: ModelSpec, samples: int, slots: int) -> KVCache:
-  """A cache for `samples` continuations of each row, which share the row's tokens as a prefix.
+def copy_rows(
+  cache: KVCache, source: KVCache, source_rows_I: Array, rows_I: Array, count: Array
+) -> KVCache:
+  """The cache with row `rows_I[i]` holding what row `source_rows_I[i]` of `source` does, i < count.
 
-  Nothing is copied but positions: the own blocks of `cache` (which must have no prefix of its own)
-  become the prefix, and each of the B * samples rows gets `slots` empty slots.
+  `count` is a scalar array, so that one program copies any number of rows; under `jit` with `cache`
+  donated nothing else moves. Rows of the source must be no longer than the cache has slots.
   """
-  if cache.prefix is not None:
-    raise ValueError("a cache that already has a prefix cannot be forked")
-  rows = cache.positions_B.shape[0] * samples
-  empty = init_cache(spec, rows, slots, cache.keys_LBKHS.dtype)
-  return dataclasses.replace(
-    empty,
-    positions_B=jnp.repeat(cache.positions_B, samples),
-    prefix=Prefix(cache.keys_LBKHS, cache.values_LBKSH, cache.mask_BS),
-  )
+  slots = min(cache.keys_LBKHS.shape[-1], source.keys_LBKHS.shape[-1])
+  source_keys, source_values = source.keys_LBKHS[..., :slots], source.values_LBKSH[..., :slots, :]
+
+  def copy(i: Array, cache: KVCache) -> KVCache:
+    def put(into: Array, rows: Array) -> Array:
+      row = jax.lax.dynamic_slice_in_dim(rows, source_rows_I[i], 1, axis=1)
+      return jax.lax.dynamic_update_slice(into, row, (0, rows_I[i], 0, 0, 0))
+
+    return dataclasses.replace(
+      cache,
+      keys_LBKHS=put(cache.keys_LBKHS, source_keys),
+      values_LBKSH=put(cache.values_LBKSH, source_values),
+      lengths_B=cache.lengths_B.at[rows_I[i]].set(source.lengths_B[source_rows_I[i]]),
+    )
+
+  return jax.lax.fori_loop(0, count, copy, cache)

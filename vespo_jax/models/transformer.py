@@ -58,12 +58,12 @@ def forward_routed(
     params: as described by `models.params.describe(spec)`; their type is the compute type.
     tokens_BT: int32 ids.
     positions: [B, T] int32 rotary positions; None counts the real tokens of each segment from 0
-      (with a cache: on from where the row stands).
+      (with a cache: on from the row's length).
     segments: [B, T] int32; 0 is padding, and a token attends only to earlier tokens of its own
       segment, so several sequences can be packed in a row. None: one segment, no padding. With a
-      cache, a row is one segment and non-zero means real.
-    cache: None to attend within `tokens_BT`; else the tokens are appended to it. There must be
-      room: slots beyond the cache's end are not checked here.
+      cache, a row is one segment, non-zero means real, and padding follows the real tokens.
+    cache: None to attend within `tokens_BT`; else the real tokens are appended to it, each row at
+      its own length. There must be room: what goes beyond the cache's end is lost.
     expert_ids_LMA: int32 router choices to replay, M = B * T; None lets the routers choose.
 
   Returns:
@@ -75,7 +75,7 @@ def forward_routed(
   segments = jnp.ones((B, T), jnp.int32) if segments is None else jnp.asarray(segments)
   chex.assert_equal_shape([tokens_BT, segments])
   if positions is None:
-    start_B = cache.positions_B if cache is not None else jnp.zeros((B,), jnp.int32)
+    start_B = cache.lengths_B if cache is not None else jnp.zeros((B,), jnp.int32)
     positions = start_B[:, None] + positions_in_segments(segments)
   positions = jnp.asarray(positions)
   chex.assert_equal_shape([tokens_BT, positions])
@@ -241,60 +241,46 @@ def _cached_layers(
   cache: KVCache,
   expert_ids_LMA: Array | None,
 ) -> tuple[Array, KVCache, Routing | None]:
-  """All blocks, with the tokens' keys and values written into the cache in place.
+  """All blocks; the tokens attend to the cached ones and causally to each other.
 
-  The stacked cache is the carry of the loop, so that under `jit` each layer writes its T new slots
-  and nothing is copied.
+  Their keys and values are written at the end, all layers at once: under `jit` with the cache in a
+  loop's carry, or donated, that is in place.
   """
   B, T = segments_BT.shape
-  mask_BS = jax.lax.dynamic_update_slice(cache.mask_BS, segments_BT != 0, (0, cache.length))
-  slots_S = jnp.arange(mask_BS.shape[1])
-  causal_TS = slots_S[None, :] <= (cache.length + jnp.arange(T))[:, None]
-  own_mask_BTS = mask_BS[:, None, :] & causal_TS
-  real_M = (segments_BT != 0).reshape(-1)
+  real_BT = segments_BT != 0
+  causal_BTT = jnp.tri(T, dtype=bool) & real_BT[:, None, :]
+  cached_BS = jnp.arange(cache.keys_LBKHS.shape[-1]) < cache.lengths_B[:, None]
 
-  def body(carry: tuple[Array, Array, Array], inputs: tuple[Params, Array, Array | None]):
-    hidden_MD, keys_LBKHS, values_LBKSH = carry
+  def body(hidden_MD: Array, inputs: tuple[Params, Array, Array | None]):
     layer, l, expert_ids_MA = inputs
-    written = []  # the extended caches leave `attend` this way
+    new = []  # this layer's keys and values leave `attend` this way
 
     def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array) -> Array:
       queries, keys, values = (_rows(x, B) for x in (queries_MNH, keys_MKH, values_MKH))
-      new = attention.block(keys, values, own_mask_BTS)
-      zero = jnp.int32(0)
-      all_keys = jax.lax.dynamic_update_slice(
-        keys_LBKHS, new.keys_BKHS[None], (l, zero, zero, zero, cache.length)
-      )
-      all_values = jax.lax.dynamic_update_slice(
-        values_LBKSH, new.values_BKSH[None], (l, zero, zero, cache.length, zero)
-      )
-      written.extend([all_keys, all_values])
-      own = attention.Block(all_keys[l], all_values[l], own_mask_BTS)
-      prefix = None
-      if cache.prefix is not None:
-        prefix = attention.Block(
-          cache.prefix.keys_LPKHS[l],
-          cache.prefix.values_LPKSH[l],
-          cache.prefix.mask_PS[:, None, :],
-        )
-      return attention.attend(queries, own, prefix).reshape(B * T, -1)
+      new.extend([keys, values])
+      cached = attention.Block(cache.keys_LBKHS[l], cache.values_LBKSH[l], cached_BS[:, None])
+      own = attention.block(keys, values, causal_BTT)
+      return attention.attend(queries, own, cached).reshape(B * T, -1)
 
-    hidden_MD, routing = _block(layer, spec, hidden_MD, angles, attend, real_M, expert_ids_MA)
-    return (hidden_MD, *written), routing
+    hidden_MD, routing = _block(
+      layer, spec, hidden_MD, angles, attend, real_BT.reshape(-1), expert_ids_MA
+    )
+    return hidden_MD, (*new, routing)
 
-  (hidden_MD, keys_LBKHS, values_LBKSH), routing = jax.lax.scan(
-    body,
-    (hidden_MD, cache.keys_LBKHS, cache.values_LBKSH),
-    (params["layers"], jnp.arange(spec.layers), expert_ids_LMA),
+  hidden_MD, (keys_LBTKH, values_LBTKH, routing) = jax.lax.scan(
+    body, hidden_MD, (params["layers"], jnp.arange(spec.layers), expert_ids_LMA)
   )
-  new_positions_B = cache.positions_B + jnp.sum(segments_BT != 0, axis=1, dtype=jnp.int32)
-  extended = dataclasses.replace(
-    cache,
-    keys_LBKHS=keys_LBKHS,
-    values_LBKSH=values_LBKSH,
-    mask_BS=mask_BS,
-    positions_B=new_positions_B,
-    length=cache.length + T,
+  rows_B1 = jnp.arange(B)[:, None]
+  slots_BT = cache.lengths_B[:, None] + jnp.arange(T)
+
+  def put(into: Array, at: tuple, new_LBTKH: Array) -> Array:
+    return into.at[at].set(jnp.moveaxis(new_LBTKH, 0, 2), mode="drop", unique_indices=True)
+
+  every = slice(None)
+  extended = KVCache(
+    keys_LBKHS=put(cache.keys_LBKHS, (every, rows_B1, every, every, slots_BT), keys_LBTKH),
+    values_LBKSH=put(cache.values_LBKSH, (every, rows_B1, every, slots_BT), values_LBTKH),
+    lengths_B=cache.lengths_B + jnp.sum(real_BT, axis=1, dtype=jnp.int32),
   )
   return hidden_MD, extended, routing
 

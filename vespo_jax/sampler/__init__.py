@@ -1,18 +1,28 @@
-"""Sampling from the policy: settings, the jitted generation loop, and the records it makes."""
+"""Sampling from the policy: settings, the engine, whole batches, and the worker on top of it."""
 
-from vespo_jax.sampler.generate import Samples, generate, pad_prompts, sample_batch
+from vespo_jax.sampler.engine import Engine
+from vespo_jax.sampler.generate import generate, pad_prompts
+from vespo_jax.sampler.orders import (
+  DTYPES,
+  PARTIAL_ROLLOUTS,
+  Order,
+  Result,
+  WeightChannel,
+  WorkerSettings,
+)
 from vespo_jax.sampler.settings import Settings
-from vespo_jax.sampler.worker import Order, Result, WeightChannel, Worker, WorkerSettings
+from vespo_jax.sampler.worker import Worker
 
 __all__ = [
+  "DTYPES",
+  "PARTIAL_ROLLOUTS",
+  "Engine",
   "Order",
   "Result",
-  "Samples",
   "Settings",
   "WeightChannel",
   "Worker",
   "WorkerSettings",
   "generate",
   "pad_prompts",
-  "sample_batch",
 ]

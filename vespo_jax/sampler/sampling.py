@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Array
 
+IMPOSSIBLE = -1e4  # the log-prob reported of a token that cannot be sampled: finite, so it travels
 
-def truncate(logits_BV: Array, top_k: int, top_p: float) -> Array:
-  """Logits with the tokens outside top-k and the top-p nucleus set to -inf.
+
+@flax.struct.dataclass
+class Draw:
+  """One token of each row.
+
+  Attributes:
+    tokens_B: int32.
+    behaviour_logprobs_B: float32, under the tempered and truncated distribution that was sampled.
+    plain_logprobs_B: float32, log-softmax at temperature 1.
+    topk_ids_BK, topk_logprobs_BK: int32 and float32, the likeliest tokens of the distribution that
+      was sampled, likeliest first; None where they were not asked for.
+  """
+
+  tokens_B: Array
+  behaviour_logprobs_B: Array
+  plain_logprobs_B: Array
+  topk_ids_BK: Array | None = None
+  topk_logprobs_BK: Array | None = None
+
+
+def truncate(logits_BV: Array, top_k: int, top_p: float, min_p: float = 0.0) -> Array:
+  """Logits with the tokens outside top-k, the top-p nucleus and min-p set to -inf, in this order.
 
   Ties at the k-th logit are all kept; the nucleus is the smallest set of likeliest tokens whose
-  probability reaches `top_p`, after top-k. Source: Holtzman et al., arXiv 1904.09751.
+  probability reaches `top_p`, after top-k; min-p keeps tokens at least `min_p` times as likely as
+  the likeliest. Sources: Holtzman et al., arXiv 1904.09751; Nguyen et al., arXiv 2407.01082.
   """
   if top_k and top_k < logits_BV.shape[-1]:
     kth_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
@@ -24,26 +49,35 @@ def truncate(logits_BV: Array, top_k: int, top_p: float) -> Array:
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # probability of strictly likelier tokens
     lowest_B1 = jnp.min(jnp.where(before_BV < top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True)
     logits_BV = jnp.where(logits_BV >= lowest_B1, logits_BV, -jnp.inf)
+  if min_p > 0.0:
+    lowest_B1 = jnp.max(logits_BV, axis=-1, keepdims=True) + jnp.log(min_p)
+    logits_BV = jnp.where(logits_BV >= lowest_B1, logits_BV, -jnp.inf)
   return logits_BV
 
 
-def next_token(logits_BV: Array, keys_B: Array, settings: Settings) -> tuple[Array, Array, Array]:
-  """Draws one token per row, each row with its own key.
-
-  Returns:
-    tokens_B int32; behaviour_logprobs_B, under the tempered and truncated distribution that was
-    sampled (0 when greedy); plain_logprobs_B, log-softmax at temperature 1. Both float32.
-  """
+def next_token(logits_BV: Array, keys_B: Array, settings: Settings) -> Draw:
+  """Draws one token per row, each row with its own key; greedy is a distribution of one token."""
   logits_BV = logits_BV.astype(jnp.float32)
   plain_BV = jax.nn.log_softmax(logits_BV, axis=-1)
   if settings.temperature == 0:
     tokens_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    behaviour_BV = jnp.zeros_like(plain_BV)
+    only_BV = jax.nn.one_hot(tokens_B, logits_BV.shape[-1], dtype=bool)
+    behaviour_BV = jnp.where(only_BV, 0.0, -jnp.inf)
   else:
-    tempered_BV = truncate(logits_BV / settings.temperature, settings.top_k, settings.top_p)
+    tempered_BV = truncate(
+      logits_BV / settings.temperature, settings.top_k, settings.top_p, settings.min_p
+    )
     tokens_B = jax.vmap(jax.random.categorical)(keys_B, tempered_BV).astype(jnp.int32)
     behaviour_BV = jax.nn.log_softmax(tempered_BV, axis=-1)
   behaviour_B, plain_B = (
     jnp.take_along_axis(x, tokens_B[:, None], axis=-1)[:, 0] for x in (behaviour_BV, plain_BV)
   )
-  return tokens_B, behaviour_B, plain_B
+  draw = Draw(tokens_B, behaviour_B, plain_B)
+  if settings.topk_logprobs:
+    logprobs_BK, ids_BK = jax.lax.top_k(behaviour_BV, settings.topk_logprobs)
+    draw = dataclasses.replace(
+      draw,
+      topk_ids_BK=ids_BK.astype(jnp.int32),
+      topk_logprobs_BK=jnp.maximum(logprobs_BK, IMPOSSIBLE),
+    )
+  return draw

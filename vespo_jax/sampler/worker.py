@@ -1,106 +1,46 @@
-"""The state of one sampler: its queue of orders, its weights. It knows no transport."""
+"""The state of one sampler: its orders, its weights and its engine. It knows no transport."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import jax
-import jax.numpy as jnp
 
 from vespo_jax.models import ModelSpec
-from vespo_jax.sampler.generate import generate
-from vespo_jax.sampler.settings import Settings
-from vespo_jax.types import Params, Plan, Rollout, TokenIds
+from vespo_jax.sampler.engine import PROMPT_BUCKET, Engine, check_prompts
+from vespo_jax.sampler.orders import Order, Result, WeightChannel, WorkerSettings
+from vespo_jax.sampler.sequence import Decode, Sampling
+from vespo_jax.sampler.weights import prepare
+from vespo_jax.types import Params
 
-WEIGHTS_TIMEOUT_S = 60.0  # an order is sent after its weights are published, so this is generous
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-  """One call of generation, as plain values.
-
-  Attributes:
-    order_id: counts the learner's orders; results come back in this order.
-    weight_version: the least version of the weights that may sample it.
-    seed, stream: the key of the call is `fold_in(key(seed), stream)`; training and evaluation draw
-      from different streams.
-    prompts: token ids of each prompt.
-    group_ids: one per prompt.
-    settings: how to sample.
-    plan: (from token, version) pairs, ascending, from token 0: exactly these weights sample it.
-      Empty: the newest there are.
-  """
-
-  order_id: int
-  weight_version: int
-  seed: int
-  stream: int
-  prompts: Sequence[TokenIds]
-  group_ids: Sequence[int]
-  settings: Settings
-  plan: Plan = ()
+POLL_S = 0.2  # longest a tick waits for weights
 
 
-@dataclasses.dataclass
-class Result:
-  """What an order produced.
+@dataclasses.dataclass(eq=False)
+class _Flight:
+  """An order that has begun."""
 
-  Attributes:
-    order_id: of the order.
-    rollouts: prompt-major; their weight versions say what really sampled each token.
-    sample_s: seconds from the first work on it to its end.
-    wait_s: seconds the worker had nothing to do before it began this order.
-    weights_s: seconds spent on receiving weights for it.
-    worker: index of the worker, set by the pool.
-  """
-
-  order_id: int
-  rollouts: list[Rollout]
-  sample_s: float
-  wait_s: float = 0.0
-  weights_s: float = 0.0
-  worker: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkerSettings:
-  """How a worker computes; plain values that travel as JSON.
-
-  Attributes:
-    dtype: "float32" or "bfloat16"; what the weights are cast to on arrival.
-  """
-
-  dtype: str = "float32"
-
-
-class WeightChannel(Protocol):
-  """Where a worker finds weights by version."""
-
-  def newest(self) -> int:
-    """The newest version there is, cheaply; -1 before the first."""
-    ...
-
-  def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
-    """Weights and their version: `version` itself, or the newest once that is not older.
-
-    What is returned is whole, verified and the caller's own. Raises TimeoutError if it does not
-    come; LookupError if it cannot, since `version` itself is wanted and no longer kept.
-    """
-    ...
+  order: Order
+  sequences: list[Sampling]
+  began: float
+  wait_s: float
+  weights_s: float
 
 
 class Worker:
-  """Samples orders one after another. One thread calls it.
+  """Samples orders; one thread calls it.
+
+  Orders with the same settings share the engine as long as the same weights may sample them; any
+  other order begins when nothing is in flight. What an order becomes depends on the order and the
+  weights alone.
 
   Args:
     spec: of the policy.
     settings: how to compute.
     weights: where to find weights.
-    decode: token ids -> text.
+    decode: token ids -> text; only stop strings need it.
   """
 
   def __init__(
@@ -108,46 +48,168 @@ class Worker:
     spec: ModelSpec,
     settings: WorkerSettings,
     weights: WeightChannel,
-    decode: Callable[[Sequence[int]], str] | None = None,
+    decode: Decode | None = None,
   ):
-    self._spec, self._dtype, self._weights = spec, jnp.dtype(settings.dtype), weights
-    self._orders: collections.deque[Order] = collections.deque()
-    self._params: Params = {}
-    self._version = -1
+    self._spec, self._settings, self._weights, self._decode = spec, settings, weights, decode
+    self._queue: collections.deque[Order] = collections.deque()
+    self._flights: list[_Flight] = []
+    self._engine: Engine | None = None
+    self._slots, self._longest_prompt = settings.slots, 0
+    self._version, self._params = -1, {}
+    self._stage = 0  # of the plan in flight
     self._idle_since = time.perf_counter()
-
-  def accept(self, order: Order) -> None:
-    """Queues an order."""
-    self._orders.append(order)
+    self._wait_s = self._weights_s = 0.0  # what the next order to begin will report
+    self._asked_since: float | None = None  # when weights that have not come were first asked for
 
   @property
   def idle(self) -> bool:
-    """Whether nothing is queued."""
-    return not self._orders
+    """Whether nothing is queued or in flight."""
+    return not self._queue and not self._flights
+
+  def accept(self, order: Order) -> None:
+    """Queues an order. Raises ValueError if it can never be sampled here."""
+    check_prompts(order.prompts)
+    if len(order.plan) > 1 and self._settings.partial_rollouts == "off":
+      raise ValueError(f"order {order.order_id} changes weights in flight; partial_rollouts is off")
+    if self.idle:
+      self._wait_s = time.perf_counter() - self._idle_since
+    self._queue.append(order)
+
+  @property
+  def _running(self) -> Engine:
+    assert self._engine is not None, "nothing is in flight"
+    return self._engine
 
   def tick(self) -> list[Result]:
-    """Samples the oldest order whole. Raises TimeoutError if its weights do not come."""
-    if not self._orders:
+    """One bounded piece of work: fetch weights, begin orders, decode a chunk; returns what ended.
+
+    Raises TimeoutError if an order's weights do not come within `timeout_s`, ValueError for an
+    order that cannot be sampled.
+    """
+    if self.idle:
       return []
-    order = self._orders.popleft()
-    began = time.perf_counter()
-    exact = bool(order.plan)
-    wanted = order.plan[0][1] if exact else max(order.weight_version, self._weights.newest())
-    if wanted != self._version:
-      version, params = self._weights.read(wanted, WEIGHTS_TIMEOUT_S, exact)
-      self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self._dtype), params)
-      self._version = version
-    weights_s = time.perf_counter() - began
-    key = jax.random.fold_in(jax.random.key(order.seed), order.stream)
-    rollouts = generate(
-      self._params,
-      self._spec,
-      order.prompts,
-      key,
-      order.settings,
-      group_ids=order.group_ids,
-      weight_version=self._version,
+    if self._flights:
+      ready = self._change_weights_in_flight()
+    else:
+      ready = self._open(self._queue[0])
+    if not ready:
+      return []
+    while self._queue and self._may_join(self._queue[0]):
+      self._begin(self._queue.popleft())
+    self._running.advance(self._limit())
+    return self._ended()
+
+  def _open(self, order: Order) -> bool:
+    """Weights and an engine for the first order in flight; False if its weights are not there."""
+    if order.plan:
+      version = order.plan[0][1]
+      missing = version != self._version
+    else:
+      version = max(order.weight_version, self._weights.newest())
+      missing = version > self._version
+    if missing and not self._fetch(version, exact=bool(order.plan)):
+      return False
+    self._stage = 0
+    sequences = len(order.prompts) * order.settings.samples_per_prompt
+    longest = max(map(len, order.prompts))
+    self._longest_prompt = max(self._longest_prompt, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET)
+    self._slots = self._slots or sequences
+    # rows wait for each other where a plan changes the weights, so all of them need a slot
+    slots = max(self._slots, sequences) if len(order.plan) > 1 else self._slots
+    engine = self._engine
+    if engine is None or engine.settings != order.settings or not self._fits(order, slots):
+      self._engine = engine = Engine(
+        self._spec,
+        order.settings,
+        slots=slots,
+        longest_prompt=self._longest_prompt,
+        steps=self._settings.chunk,
+        decode=self._decode,
+      )
+    engine.adopt(self._version, self._params)
+    self._begin(self._queue.popleft())
+    return True
+
+  def _fits(self, order: Order, slots: int) -> bool:
+    return (
+      self._running.slots == slots and max(map(len, order.prompts)) <= self._running.longest_prompt
     )
-    ended = time.perf_counter()
-    wait_s, self._idle_since = began - self._idle_since, ended
-    return [Result(order.order_id, rollouts, ended - began, wait_s, weights_s)]
+
+  def _may_join(self, order: Order) -> bool:
+    """Whether an order may begin beside those in flight, and there is a slot for it."""
+    first = self._flights[0].order
+    alike = order.settings == first.settings and order.plan == first.plan
+    if not alike or self._running.idle_slots <= 0 or not self._fits(order, self._running.slots):
+      return False
+    if order.plan:
+      return len(order.plan) == 1
+    if order.weight_version > self._version:
+      return False
+    return self._settings.partial_rollouts != "off" or self._weights.newest() <= self._version
+
+  def _begin(self, order: Order) -> None:
+    key = jax.random.fold_in(jax.random.key(order.seed), order.stream)
+    sequences = self._running.submit(key, order.prompts, order.group_ids)
+    began = time.perf_counter()
+    self._flights.append(_Flight(order, sequences, began, self._wait_s, self._weights_s))
+    self._wait_s = self._weights_s = 0.0
+
+  def _limit(self) -> int | None:
+    """The token at which the plan in flight changes the weights next."""
+    later = self._flights[0].order.plan[self._stage + 1 :]
+    return later[0][0] if later else None
+
+  def _change_weights_in_flight(self) -> bool:
+    """Adopts what the plan or, without one, the channel says; False if it is not there yet."""
+    recompute = self._settings.partial_rollouts == "recompute_cache"
+    plan, limit = self._flights[0].order.plan, self._limit()
+    if plan:
+      if limit is None or not self._running.stalled(limit):
+        return True
+      version = plan[self._stage + 1][1]
+      if version != self._version and not self._fetch(version, exact=True):
+        return False
+      self._stage += 1
+    elif self._settings.partial_rollouts == "off" or self._weights.newest() <= self._version:
+      return True
+    elif not self._fetch(self._version + 1, exact=False):
+      return True
+    self._running.adopt(self._version, self._params, recompute=recompute)
+    return True
+
+  def _fetch(self, version: int, exact: bool) -> bool:
+    """Reads weights; False if they are not there. Raises TimeoutError after `timeout_s` of that."""
+    started = time.perf_counter()
+    try:
+      self._version, params = self._weights.read(version, POLL_S, exact)
+    except TimeoutError:
+      self._asked_since = self._asked_since or started
+      if time.perf_counter() - self._asked_since > self._settings.timeout_s:
+        raise
+      return False
+    finally:
+      spent = time.perf_counter() - started
+      self._weights_s += 0.0 if self._flights else spent
+      for flight in self._flights:
+        flight.weights_s += spent
+    self._asked_since = None
+    how = self._settings
+    self._params: Params = prepare(params, self._version, how.dtype, how.weight_noise)
+    return True
+
+  def _ended(self) -> list[Result]:
+    now = time.perf_counter()
+    done = [f for f in self._flights if all(s.finish for s in f.sequences)]
+    self._flights = [f for f in self._flights if f not in done]
+    if self.idle:
+      self._idle_since = now
+    return [
+      Result(
+        f.order.order_id,
+        [sequence.rollout() for sequence in f.sequences],
+        now - f.began,
+        f.wait_s,
+        f.weights_s,
+      )
+      for f in done
+    ]

@@ -1,0 +1,246 @@
+"""Continuous batching: a fixed number of row slots that sequences enter and leave as they end."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vespo_jax import models
+from vespo_jax.models import KVCache, ModelSpec
+from vespo_jax.sampler import decode as device
+from vespo_jax.sampler.sequence import Decode, Sampled, Sampling, stop_cut
+from vespo_jax.sampler.settings import Settings
+from vespo_jax.types import Array, Params, TokenIds
+
+PROMPT_BUCKET = 16  # prompts are padded to such multiples, so few shapes are ever compiled
+PREFILL_TOKENS = 128  # prompts are computed so many (padded) tokens at a time, or one by one
+IDLE_FRACTION = 8  # with sequences waiting, decoding goes on until 1 / 8 of the slots are idle
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+  """Sequences that begin with the same tokens, and the cache row that holds those once computed."""
+
+  members: list[Sampling]
+  source: KVCache | None = None
+  row: int = 0
+
+  @property
+  def tokens(self) -> np.ndarray:
+    return self.members[0].tokens
+
+
+class Engine:
+  """Samples sequences in `slots` rows, each with its own place in the cache.
+
+  What a sequence becomes depends on its prompt, its key and the weights alone: not on the slot it
+  gets, on when it enters, or on what else is sampled. Give it weights with `adopt` before it works.
+
+  Args:
+    spec: of the policy.
+    settings: how to sample; all sequences share them.
+    slots: rows decoded together.
+    longest_prompt: tokens of the longest prompt it will be given.
+    steps: most decode steps of one `advance`.
+    decode: token ids -> text; only stop strings need it.
+
+  Raises:
+    ValueError: if there are stop strings and no `decode`.
+  """
+
+  def __init__(
+    self,
+    spec: ModelSpec,
+    settings: Settings,
+    *,
+    slots: int,
+    longest_prompt: int,
+    steps: int,
+    decode: Decode | None = None,
+  ):
+    self.settings, self.slots, self.longest_prompt = settings, slots, longest_prompt
+    self.steps_done = 0  # decode steps since the start
+    self._spec, self._steps = spec, steps
+    self._cut = stop_cut(decode, settings.stop_strings)
+    self._waiting: collections.deque[_Waiting] = collections.deque()
+    self._rows: list[Sampling | None] = [None] * slots
+    self._version, self._params = -1, {}
+    self._cache: KVCache | None = None
+
+  @property
+  def busy(self) -> bool:
+    """Whether a sequence is running or waiting."""
+    return bool(self._waiting) or self.running > 0
+
+  @property
+  def running(self) -> int:
+    """Sequences in slots."""
+    return sum(row is not None for row in self._rows)
+
+  @property
+  def idle_slots(self) -> int:
+    """Slots that no sequence is in or waits for; below 0 if more wait than there are."""
+    return self.slots - self.running - sum(len(group.members) for group in self._waiting)
+
+  def stalled(self, limit: int) -> bool:
+    """Whether every sequence runs and has `limit` tokens."""
+    rows = [row for row in self._rows if row is not None]
+    return not self._waiting and all(len(row.response) >= limit for row in rows)
+
+  def adopt(self, version: int, params: Params, *, recompute: bool = False) -> None:
+    """Samples with these weights from the next token on.
+
+    Running sequences keep the keys and values of their tokens; with `recompute` those are computed
+    again by the new weights, as if prompt and response so far were the prompt.
+    """
+    self._version, self._params = version, params
+    if self._cache is None:
+      slots = _multiple(self.longest_prompt + self.settings.max_new_tokens - 1)
+      dtype = models.head_table(params).dtype
+      self._cache = models.init_cache(self._spec, self.slots, slots, dtype)
+    for group in self._waiting:
+      group.source = None  # computed by the old weights
+    if recompute:
+      running = [_Waiting([row]) for row in self._rows if row is not None]
+      self._waiting.extendleft(reversed(running))
+      self._rows = [None] * self.slots
+
+  def submit(
+    self, key: Array, prompts: Sequence[TokenIds], group_ids: Sequence[int]
+  ) -> list[Sampling]:
+    """Queues `settings.samples_per_prompt` sequences for each prompt; returns them, prompt-major.
+
+    The key of a sequence is `fold_in(key, group_id * samples_per_prompt + sample)`. Raises
+    ValueError if there is no prompt, or one is empty or longer than the engine was made for.
+    """
+    check_prompts(prompts)
+    if max(map(len, prompts)) > self.longest_prompt:
+      raise ValueError(f"a prompt is longer than {self.longest_prompt} tokens")
+    R, key_data = self.settings.samples_per_prompt, np.asarray(jax.random.key_data(key))
+    sequences = []
+    for prompt, group_id in zip(prompts, group_ids, strict=True):
+      tokens, first = np.asarray(prompt, np.int32), int(group_id) * R
+      members = [Sampling(tokens, int(group_id), first + i, key_data) for i in range(R)]
+      self._waiting.append(_Waiting(members))
+      sequences.extend(members)
+    return sequences
+
+  def advance(self, limit: int | None = None) -> list[Sampling]:
+    """Lets waiting sequences enter, decodes up to `steps` tokens; returns what ended.
+
+    With a `limit`, no response grows beyond so many tokens: its row waits.
+    """
+    longest = self.settings.max_new_tokens
+    limit = longest if limit is None else min(limit, longest)
+    self._enter()
+    if self.stalled(limit):
+      return []
+    idle = self.slots - self.running
+    enough = max(1, self.slots // IDLE_FRACTION - idle) if self._waiting else self.slots + 1
+    self._cache, chunk = device.decode(
+      self._params,
+      self._spec,
+      self.settings.compiled(),
+      self._steps,
+      self._cache,
+      self._device_rows(),
+      np.int32(limit),
+      np.int32(enough),
+    )
+    return self._harvest(jax.device_get(chunk))
+
+  def _enter(self) -> None:
+    """Gives the free slots to the sequences that have waited longest."""
+    free = collections.deque(i for i, row in enumerate(self._rows) if row is None)
+    while free and self._waiting:
+      if self._waiting[0].source is None:
+        self._prefill()
+      source, from_rows, to_rows = self._waiting[0].source, [], []
+      while free and self._waiting and self._waiting[0].source is source:
+        group = self._waiting[0]
+        self._rows[free[0]] = group.members.pop(0)
+        from_rows.append(group.row)
+        to_rows.append(free.popleft())
+        if not group.members:
+          self._waiting.popleft()
+      rest = [0] * (self.slots - len(to_rows))
+      self._cache = device.place(
+        self._cache,
+        source,
+        np.array(from_rows + rest, np.int32),
+        np.array(to_rows + rest, np.int32),
+        np.int32(len(to_rows)),
+      )
+
+  def _prefill(self) -> None:
+    """Computes the first group's tokens but the last, with those of others of its size."""
+    width = bucket(len(self._waiting[0].tokens) - 1)
+    batch = max(1, PREFILL_TOKENS // width)
+    groups = [
+      group
+      for group in self._waiting
+      if group.source is None and bucket(len(group.tokens) - 1) == width
+    ][:batch]
+    tokens_PS, lengths_P = np.zeros((batch, width), np.int32), np.zeros(batch, np.int32)
+    for row, group in enumerate(groups):
+      lengths_P[row] = len(group.tokens) - 1
+      tokens_PS[row, : lengths_P[row]] = group.tokens[:-1]
+    ask = self.settings.expert_ids
+    cache, ids_PSLA = device.prefill(self._params, self._spec, tokens_PS, lengths_P, ask)
+    ids_PSLA = np.asarray(ids_PSLA) if ask else None
+    for row, group in enumerate(groups):
+      group.source, group.row = cache, row
+      for member in group.members:
+        if ids_PSLA is not None and not member.response:
+          member.prompt_expert_ids = ids_PSLA[row, : lengths_P[row]]
+
+  def _device_rows(self) -> device.Rows:
+    B = self.slots
+    width = next(len(row.key_data) for row in self._rows if row is not None)
+    tokens_B, lengths_B, counts_B = (np.zeros(B, np.int32) for _ in range(3))
+    keys_BX, seeds_B = np.zeros((B, width), np.uint32), np.zeros(B, np.uint32)
+    for b, row in enumerate(self._rows):
+      if row is not None:
+        counts_B[b] = len(row.response)
+        tokens_B[b] = row.response[-1] if row.response else row.prompt[-1]
+        lengths_B[b] = len(row.prompt) + counts_B[b] - 1
+        keys_BX[b], seeds_B[b] = row.key_data, row.seed % 2**32
+    live_B = np.array([row is not None for row in self._rows])
+    arrays = (tokens_B, lengths_B, counts_B, keys_BX, seeds_B, live_B)
+    return device.Rows(*map(jnp.asarray, arrays))
+
+  def _harvest(self, chunk: device.Chunk) -> list[Sampling]:
+    """Gives every row what it sampled; frees and returns those that ended."""
+    self.steps_done += int(chunk.steps)
+    ended, ids = [], chunk.expert_ids_CBLA
+    for b, row in enumerate(self._rows):
+      n = int(chunk.sampled_B[b])
+      if row is None or n == 0:
+        continue
+      mine = jax.tree.map(lambda x, n=n, b=b: x[:n, b], chunk.draws)
+      part = Sampled(self._version, mine, None if ids is None else ids[: n + 1, b])
+      row.extend(part, bool(chunk.stopped_B[b]), self.settings.max_new_tokens, self._cut)
+      if row.finish:
+        ended.append(row)
+        self._rows[b] = None
+    return ended
+
+
+def bucket(tokens: int) -> int:
+  """The width that so many tokens are computed at: 16, 32, 64, .. and at most twice as many."""
+  return PROMPT_BUCKET << max(0, (tokens - 1) // PROMPT_BUCKET).bit_length()
+
+
+def check_prompts(prompts: Sequence[TokenIds]) -> None:
+  """Raises ValueError if there is no prompt, or one is empty."""
+  if not prompts or not all(len(prompt) for prompt in prompts):
+    raise ValueError("every call needs at least one prompt, and every prompt at least one token")
+
+
+def _multiple(tokens: int) -> int:
+  return -(-tokens // PROMPT_BUCKET) * PROMPT_BUCKET
