@@ -1,0 +1,208 @@
+"""Every rollout of a run on disk, one Parquet file per update, so that any objective can be trained
+on exactly the same data without a sampler.
+
+A row is a rollout and a column one of its fields: the columns are read off `Rollout` itself. An
+array is a list of its elements; what comes after its token axis stands in the column's metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vespo_jax.tokenizers import Tokenizer
+from vespo_jax.types import Rollout
+
+FORMAT = 1
+_KEY = b"vespo_jax.rollouts"
+_SCALARS = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}  # by annotation
+_FIELDS = {field.name: field for field in dataclasses.fields(Rollout)}
+_TEXTS = [name for name, field in _FIELDS.items() if field.type == "str"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """What makes the rollouts of one run fit another one.
+
+  Attributes:
+    vocabulary: digest of the token ids and their texts, from `vocabulary_digest`.
+    task: its name.
+    temperature: of the softmax that was sampled, which is the policy that is trained.
+    prompts, samples_per_prompt: of a minibatch.
+  """
+
+  vocabulary: str
+  task: str
+  temperature: float
+  prompts: int
+  samples_per_prompt: int
+
+
+def vocabulary_digest(tokenizer: Tokenizer) -> str:
+  """SHA-256 of what every token id means."""
+  vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+  return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
+
+
+class RolloutWriter:
+  """Writes the minibatches of a run, each as a whole file or not at all.
+
+  Args:
+    directory: made if missing.
+    origin: what is written with every minibatch.
+  """
+
+  def __init__(self, directory: Path, origin: Origin):
+    self._directory, self._origin = directory, origin
+    directory.mkdir(parents=True, exist_ok=True)
+
+  def write(self, update: int, rollouts: Sequence[Rollout]) -> Path:
+    """Writes the graded minibatch of an update over an earlier one; returns its file.
+
+    Args:
+      update: the number of committed updates once this minibatch was trained on, from 1.
+      rollouts: prompt-major.
+
+    Raises ValueError if they are not whole groups, or arrays of one field differ in their type or
+    in the axes after tokens.
+    """
+    P, R = self._origin.prompts, self._origin.samples_per_prompt
+    groups = [rollout.group_id for rollout in rollouts]
+    if len(groups) != P * R or groups != [group for group in groups[::R] for _ in range(R)]:
+      raise ValueError(f"the minibatch of update {update} is not {P} groups of {R} rollouts")
+    columns, fields = [], []
+    for name in _FIELDS:
+      values = [getattr(rollout, name) for rollout in rollouts]
+      if any(value is not None for value in values):
+        column, field = _column(name, values)
+        columns.append(column)
+        fields.append(field)
+    about = _about(update, self._origin) | {"digest": _digest(rollouts)}
+    table = pa.table(columns, schema=pa.schema(fields, {_KEY: json.dumps(about)}))
+    path = _file(self._directory, update)
+    half = path.with_suffix(".tmp")
+    # a dictionary of numbers would merge 0.0 with -0.0, and one NaN with another
+    pq.write_table(table, half, compression="zstd", use_dictionary=_TEXTS)
+    os.replace(half, path)
+    return path
+
+  def truncate(self, update: int) -> None:
+    """Removes the minibatches of later updates, and half a file that a crash has left."""
+    for path in self._directory.glob("*.parquet"):
+      if int(path.stem) > update:
+        path.unlink()
+    for half in self._directory.glob("*.tmp"):
+      half.unlink()
+
+
+class SavedRollouts:
+  """The minibatches that another run has written.
+
+  Args:
+    directory: where its `RolloutWriter` wrote.
+    expected: what they must come from.
+    updates: how many minibatches, from the first, there must be.
+
+  Raises:
+    ValueError: naming the directory or file and what is wrong: a minibatch that is missing, or a
+      first one that `read` refuses.
+  """
+
+  def __init__(self, directory: Path, expected: Origin, updates: int):
+    self._directory, self._expected = directory, expected
+    missing = [u for u in range(1, updates + 1) if not _file(directory, u).is_file()]
+    if missing:
+      raise ValueError(
+        f"{directory} lacks {len(missing)} of {updates} minibatches: that of update {missing[0]} "
+        f"would be in {_file(directory, missing[0]).name}"
+      )
+    self.read(1)
+
+  def read(self, update: int) -> list[Rollout]:
+    """The minibatch of an update as it was sampled and graded, equal to the bit.
+
+    Raises:
+      ValueError: naming the file and what is wrong: missing, truncated or corrupt, of another
+        format, vocabulary, task, temperature or size, or not whole groups.
+    """
+    path = _file(self._directory, update)
+    try:
+      table = pq.read_table(pa.py_buffer(path.read_bytes()), use_threads=False)
+      about = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+      for key, wanted in _about(update, self._expected).items():
+        if about.get(key) != wanted:
+          raise ValueError(f"its {key} is {about.get(key)!r}, this run's is {wanted!r}")
+      rollouts = _rollouts(table)
+      if _digest(rollouts) != about.get("digest"):
+        raise ValueError("its rollouts are not those that were written")
+    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
+      raise ValueError(f"{path} cannot be trained on: {error}") from error
+    return rollouts
+
+
+def _about(update: int, origin: Origin) -> dict[str, Any]:
+  return {"format": FORMAT, "update": update, **dataclasses.asdict(origin)}
+
+
+def _digest(rollouts: Sequence[Rollout]) -> str:
+  """SHA-256 of every field's name, type, shape and bits."""
+  digest = hashlib.sha256()
+  for rollout in rollouts:
+    for name, field in _FIELDS.items():
+      value = getattr(rollout, name)
+      if value is not None:
+        bits = _bits(value, _SCALARS.get(field.type))
+        digest.update(f"{name} {bits.dtype} {bits.shape}".encode() + bits.tobytes())
+  return digest.hexdigest()
+
+
+def _bits(value: Any, scalar: pa.DataType | None) -> np.ndarray:
+  if scalar == pa.string():
+    return np.frombuffer(str(value).encode(), np.uint8)
+  return np.asarray(value, scalar and scalar.to_pandas_dtype())
+
+
+def _file(directory: Path, update: int) -> Path:
+  return directory / f"{update:06d}.parquet"
+
+
+def _column(name: str, values: Sequence[Any]) -> tuple[pa.Array, pa.Field]:
+  """The values of one field, of which not all are None."""
+  if scalar := _SCALARS.get(_FIELDS[name].type):
+    return pa.array(values, scalar), pa.field(name, scalar, nullable=False)
+  arrays = [np.asarray(value) for value in values if value is not None]
+  dtype, inner = arrays[0].dtype, arrays[0].shape[1:]
+  if any((array.dtype, array.shape[1:]) != (dtype, inner) for array in arrays):
+    raise ValueError(f"{name} differs in type or in the axes after tokens from rollout to rollout")
+  sizes = [0 if value is None else np.size(value) for value in values]
+  column = pa.ListArray.from_arrays(
+    pa.array(np.cumsum([0, *sizes]), pa.int32()),
+    pa.array(np.concatenate([array.reshape(-1) for array in arrays])),
+    mask=pa.array([value is None for value in values]),
+  )
+  return column, pa.field(name, column.type, metadata={"inner_shape": json.dumps(inner)})
+
+
+def _rollouts(table: pa.Table) -> list[Rollout]:
+  columns = {field.name: _values(table[field.name], field) for field in table.schema}
+  rows = zip(*columns.values(), strict=True)
+  return [Rollout(**dict(zip(columns, row, strict=True))) for row in rows]
+
+
+def _values(column: pa.ChunkedArray, field: pa.Field) -> list[Any]:
+  if not pa.types.is_list(field.type):
+    return column.to_pylist()
+  inner = json.loads(field.metadata[b"inner_shape"])
+  lists = [row.values if row.is_valid else None for row in column]
+  return [
+    None if x is None else x.to_numpy(zero_copy_only=False).reshape(-1, *inner) for x in lists
+  ]
