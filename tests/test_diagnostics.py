@@ -1,5 +1,7 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vespo_jax import diagnostics
 
@@ -39,6 +41,46 @@ def test_off_policy_metrics_by_hand():
   }
   for key, value in expected.items():
     np.testing.assert_allclose(metrics[key], value, rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("tokens", [1, 19, 20, 21, 100, 640])
+def test_mismatch_against_numpy(tokens):
+  rng = np.random.default_rng(tokens)
+  log_ratio = rng.normal(0, 0.4, (20, 32)).astype(np.float32)
+  mask = rng.permutation(640).reshape(20, 32) < tokens
+  log_ratio[~mask] = np.where(rng.random(640 - tokens) < 0.5, np.nan, 99.0)
+  seen = np.abs(log_ratio[mask])
+  ratio = np.exp(log_ratio[mask])
+  expected = {
+    "mismatch/tokens": tokens,
+    "mismatch/abs_log_ratio_mean": seen.mean(),
+    "mismatch/abs_log_ratio_p95": np.quantile(seen, 0.95, method="inverted_cdf"),
+    "mismatch/abs_log_ratio_max": seen.max(),
+    "mismatch/outside_0.8_1.25": np.mean((ratio < 0.8) | (ratio > 1.25)),
+    "mismatch/outside_0.5_2": np.mean((ratio < 0.5) | (ratio > 2)),
+  }
+  metrics = jax.jit(diagnostics.mismatch_metrics)(log_ratio, mask)
+  assert metrics.keys() == expected.keys()
+  for key, value in expected.items():
+    np.testing.assert_allclose(metrics[key], value, rtol=1e-5, err_msg=key)
+
+
+def test_mismatch_of_no_token_at_all_is_zero():
+  metrics = diagnostics.mismatch_metrics(jnp.full((2, 3), jnp.nan), jnp.zeros((2, 3), bool))
+  assert set(map(float, metrics.values())) == {0.0}
+
+
+def test_the_three_conventions_of_staleness_by_hand():
+  versions = [np.array(v, np.int32) for v in ([4, 4], [4, 5, 6], [6], [], [2, 6])]
+  metrics = diagnostics.staleness_metrics(versions, version=8, published=6)
+  assert metrics == {
+    "staleness/minibatch_index": 2.0,
+    "staleness/mean": (4 + 4 + 4 + 3 + 2 + 2 + 6 + 2) / 8,
+    "staleness/max": 6.0,
+    "staleness/stale_fraction": 0.25,  # only the first ended under weights older than published
+  }
+  nothing = diagnostics.staleness_metrics([np.zeros(0, np.int32)], version=3, published=3)
+  assert set(nothing.values()) == {0.0}
 
 
 def test_kls_by_hand():

@@ -6,6 +6,8 @@ update of a policy of 4M parameters takes 3.7 s.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,10 +69,6 @@ def off_policy_metrics(
   log_sum_phi = jax.nn.logsumexp(log_phi_B)
   log_sum_phi_w = jax.nn.logsumexp(log_phi_B + jnp.clip(log_w_B, -20.0, 20.0))
   log_n = jnp.log(jnp.maximum(jnp.sum(valid_B), 1))
-  ratios = {}
-  for band_low, band_high in RATIO_BANDS:
-    outside_BT = (log_ratio_BT < jnp.log(band_low)) | (log_ratio_BT > jnp.log(band_high))
-    ratios[f"ratio/outside_{band_low:g}_{band_high:g}"] = _mean(outside_BT, mask_BT)
   return {
     "weight/log_w_mean": mean,
     "weight/log_w_std": jnp.sqrt(_mean((log_w_B - mean) ** 2, valid_B)),
@@ -83,7 +81,34 @@ def off_policy_metrics(
     "objective/coefficient_mean": _mean(coefficients_BT, mask_BT),
     "objective/coefficient_mean_pos": _mean(coefficients_BT, positive_BT),
     "objective/coefficient_mean_neg": _mean(coefficients_BT, negative_BT),
-    **ratios,
+    **_outside("ratio", log_ratio_BT, mask_BT),
+  }
+
+
+def mismatch_metrics(log_ratio_BT: Array, mask_BT: Array) -> dict[str, Array]:
+  """Engine mismatch: how the trainer's log-probs differ from the sampler's under equal weights.
+
+  Sizes and tails, because signed differences average out (huggingface/trl issue 6789).
+
+  Args:
+    log_ratio_BT: log-prob recomputed by the trainer - that reported by the sampler, float32, before
+      the update.
+    mask_BT: bool, the tokens sampled by exactly the weights that recompute them: of lag 0.
+
+  Returns:
+    float32 scalars: `mismatch/tokens`, how many were compared, and of them, 0 where there are none,
+    `mismatch/abs_log_ratio_{mean,p95,max}` in nats (p95 by nearest rank: 95% are at most that) and
+    `mismatch/outside_{0.8_1.25,0.5_2}`, the fraction of ratios outside each band.
+  """
+  sizes_BT = jnp.where(mask_BT, jnp.abs(log_ratio_BT), 0.0)
+  tokens = jnp.sum(mask_BT, dtype=jnp.int32)
+  ascending_M = jnp.sort(sizes_BT.reshape(-1))  # what is masked sorts first
+  return {
+    "mismatch/tokens": tokens.astype(jnp.float32),
+    "mismatch/abs_log_ratio_mean": _mean(sizes_BT, mask_BT),
+    "mismatch/abs_log_ratio_p95": ascending_M[-1 - tokens // 20],
+    "mismatch/abs_log_ratio_max": ascending_M[-1],
+    **_outside("mismatch", log_ratio_BT, mask_BT),
   }
 
 
@@ -94,6 +119,36 @@ def kl_metrics(name: str, sampled_BT: Array, other_BT: Array, mask_BT: Array) ->
   """
   kls = {k: _mean(kl_estimate(sampled_BT, other_BT, k), mask_BT) for k in ("k3", "k1", "k2")}
   return {f"kl/{name}" if k == "k3" else f"kl/{name}_{k}": value for k, value in kls.items()}
+
+
+def staleness_metrics(
+  weight_versions: Sequence[np.ndarray], version: int, published: int
+) -> dict[str, float]:
+  """How stale a minibatch is, in the three conventions of the field.
+
+  Args:
+    weight_versions: of the tokens of every sample, one array each; empty ones count in none.
+    version: committed updates behind the policy that trains on them, before this update.
+    published: the newest version that samplers had been given by then.
+
+  Returns:
+    `staleness/minibatch_index`, the updates made since the last publication: the index of the
+      minibatch in its rollout batch (arXiv 2602.10693, where it is the lag of every token);
+    `staleness/mean` and `staleness/max`, the version lag of tokens: committed updates between the
+      weights that sampled a token and those trained on it (AReaL, arXiv 2505.24298);
+    `staleness/stale_fraction`, the share of samples that no longer were sampled by the published
+      weights when they ended: verl's fully asynchronous trainer counts those as stale and lets
+      `staleness_threshold` bound their share; updates since the publication make nothing stale.
+  """
+  sampled = [versions for versions in weight_versions if len(versions)]
+  lags = version - np.concatenate([np.zeros(0, np.int64), *sampled])
+  ended = np.array([versions[-1] for versions in sampled])
+  return {
+    "staleness/minibatch_index": float(version - published),
+    "staleness/mean": float(lags.mean()) if len(lags) else 0.0,
+    "staleness/max": float(lags.max(initial=0)),
+    "staleness/stale_fraction": float((ended < published).mean()) if len(ended) else 0.0,
+  }
 
 
 def log_w_histogram(log_w: np.ndarray) -> list[int]:
@@ -132,6 +187,15 @@ def gradient_shares(
   return {
     f"gradient_share/{k}": float(gradient[where].sum()) / total for k, where in shares.items()
   }
+
+
+def _outside(area: str, log_ratio_BT: Array, mask_BT: Array) -> dict[str, Array]:
+  """`AREA/outside_LOW_HIGH`: the fraction of token ratios outside each of `RATIO_BANDS`."""
+  fractions = {}
+  for low, high in RATIO_BANDS:
+    outside_BT = (log_ratio_BT < jnp.log(low)) | (log_ratio_BT > jnp.log(high))
+    fractions[f"{area}/outside_{low:g}_{high:g}"] = _mean(outside_BT, mask_BT)
+  return fractions
 
 
 def _mean(values: Array, where: Array) -> Array:

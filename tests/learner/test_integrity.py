@@ -160,17 +160,21 @@ def test_lies_about_logprobs_need_no_history(lie):
     assert verdict.status != "ok"
 
 
-def test_a_small_lie_is_seen_in_the_average_and_repeating_it_quarantines():
-  world, monitor, statuses = World(seed=1, updates=60), Monitor(), []
-  for update in range(2, 60):
-    rollouts, policy_BT = scaled(0.995)(world, update)
-    ratios_BT = log_ratios(rollouts, policy_BT)
-    monitor, verdict = judge(monitor, Thresholds(), 0, rollouts, ratios_BT, update)
-    statuses.append(verdict.status)
-  assert statuses[0] == "ok"  # one result is not enough
-  first = statuses.index("flagged")
-  assert statuses[first : first + 3] == ["flagged", "flagged", "quarantined"]
-  assert monitor.workers["0"].strikes < 3
+def test_half_a_percent_is_seen_in_the_average_and_three_in_a_row_quarantine():
+  world = World(seed=1, updates=60)
+  statuses = {1.0: [], 0.995: []}
+  for factor, seen in statuses.items():
+    monitor = Monitor()
+    for update in range(2, 60):
+      rollouts, policy_BT = scaled(factor)(world, update)
+      ratios_BT = log_ratios(rollouts, policy_BT)
+      monitor, verdict = judge(monitor, Thresholds(), 0, rollouts, ratios_BT, update)
+      seen.append(verdict.status)
+  assert set(statuses[1.0]) == {"ok"}
+  assert statuses[0.995][0] == "ok"  # one result is not enough
+  assert statuses[0.995].count("ok") < 10
+  in_a_row = "".join(status[0] for status in statuses[0.995])
+  assert "ffq" in in_a_row and "fff" not in in_a_row and "qq" not in in_a_row
 
 
 def test_a_liar_from_the_start_among_four_is_the_only_one_flagged():

@@ -47,6 +47,34 @@ def test_short_runs_and_gaps_are_drawn(small_run, updates):
   assert all(ink(file) > 5e-5 for file in drawn.values())
 
 
+def painted(file, colour):
+  """How many of an image's pixels have a colour, given as "#rrggbb"."""
+  wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+  return int(np.all(np.abs(image.imread(file)[..., :3] - wanted) < 0.02, axis=-1).sum())
+
+
+@pytest.mark.parametrize("updates", [4, 40])
+def test_the_timeline_shows_shares_of_time(small_run, updates):
+  """The learner waits 3 s of every 4 on average, whatever update its waiting falls on."""
+  rows = [
+    {"step": s, "time/update_s": 1.0, "time/wait_s": 3.0 if updates < 12 else 24.0 * (s % 8 == 0)}
+    for s in range(1, updates + 1)
+  ]
+  rewrite(small_run, rows)
+  alone = drawing.draw(rundir.load(small_run))["timeline"]
+  waiting, busy = painted(alone, curves.PALE), painted(alone, curves.ORANGE)
+  assert painted(alone, curves.BLUE) == 0  # nothing is known of the samplers
+  assert 2.7 < waiting / busy < 3.3
+  idle = {"time/sample_s": 2.0, "time/sampler_wait_s": 1.0, "runtime/queue_depth": 3}
+  rewrite(small_run, [row | idle for row in rows])
+  both = drawing.draw(rundir.load(small_run))["timeline"]
+  waiting, sampling = painted(both, curves.PALE), painted(both, curves.BLUE)
+  busy = painted(both, curves.ORANGE)
+  assert 1.8 < sampling / (waiting - 3 * busy) < 2.2
+  rewrite(small_run, [{"step": 1, "time/update_s": 1.0}])
+  assert "timeline" not in drawing.draw(rundir.load(small_run))  # a share of what?
+
+
 def test_one_evaluation_alone_is_drawn(small_run):
   evaluation = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "problems": 9, "samples_per_problem": 2}
   result = {"stop_reason": "diverged", "evaluation_before": None, "evaluation_after": evaluation}

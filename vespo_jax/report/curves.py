@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#2f6bd8", "#d9712b", "#23936a", "#8558c9", "#6b7280"
+PALE = "#d5d9df"  # of areas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Panel:
     percent: whether values are fractions to be labelled in percent.
     decades: whether a logarithmic axis is used when positive values span more than a decade.
     points: whether values are sparse measurements, drawn as points joined by a line.
+    shares: whether each update's values are stacked as shares of their sum, first line lowest. It
+      takes two of the lines to say anything.
   """
 
   ylabel: str
@@ -37,6 +40,7 @@ class Panel:
   percent: bool = False
   decades: bool = False
   points: bool = False
+  shares: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +100,39 @@ FIGURES = (
         "updates",
         (Line("staleness/max", "max", ORANGE), Line("staleness/mean", "mean")),
         limits=(0, None),
+      ),
+      Panel(
+        "stale samples",
+        (Line("staleness/stale_fraction", "not of the published weights", PURPLE),),
+        limits=(0, 1),
+        percent=True,
+      ),
+    ),
+  ),
+  Figure(
+    "mismatch",
+    "Off-policy and stability",
+    "Engine mismatch",
+    "|log trainer - log sampler| of tokens that both computed with the same weights, and the share "
+    "of their ratios outside each band.",
+    (
+      Panel(
+        "nats per token",
+        (
+          Line("mismatch/abs_log_ratio_max", "max", ORANGE),
+          Line("mismatch/abs_log_ratio_p95", "95%", PURPLE),
+          Line("mismatch/abs_log_ratio_mean", "mean"),
+        ),
+        decades=True,
+      ),
+      Panel(
+        "outside",
+        (
+          Line("mismatch/outside_0.8_1.25", "0.8 to 1.25"),
+          Line("mismatch/outside_0.5_2", "0.5 to 2", ORANGE),
+        ),
+        limits=(0, None),
+        percent=True,
       ),
     ),
   ),
@@ -255,6 +292,32 @@ FIGURES = (
         ),
         limits=(0, None),
       ),
+    ),
+  ),
+  Figure(
+    "timeline",
+    "Responses and speed",
+    "Who waited for whom",
+    "Shares of the time of the learner and of the samplers, over the updates around each, and the "
+    "orders that samplers had not finished.",
+    (
+      Panel(
+        "learner",
+        (
+          Line("time/update_s", "updating", ORANGE),
+          Line("time/publish_s", "publishing weights", PURPLE),
+          Line("time/wait_s", "waiting", PALE),
+        ),
+        percent=True,
+        shares=True,
+      ),
+      Panel(
+        "samplers",
+        (Line("time/sample_s", "sampling"), Line("time/sampler_wait_s", "waiting", PALE)),
+        percent=True,
+        shares=True,
+      ),
+      Panel("orders", (Line("runtime/queue_depth", "queue depth", GREY),), limits=(0, None)),
     ),
   ),
   Figure(

@@ -60,7 +60,7 @@ def draw(run: Run) -> dict[str, Path]:
     if accuracies := evaluations(run.result):
       canvases["accuracy"] = _draw_accuracies(accuracies)
     for figure in curves.FIGURES:
-      panels = [p for p in figure.panels if any(line.key in columns for line in p.lines)]
+      panels = [p for p in figure.panels if len(_measured(p, columns)) > p.shares]
       if figure.histogram and any(figure.histogram in row for row in run.rows):
         canvases[figure.name] = _draw_histogram(figure, run.rows)
       if panels:
@@ -104,11 +104,12 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 def _draw_figure(
   title: str, panels: list[curves.Panel], columns: Mapping[str, np.ndarray], cycle: int
 ) -> Canvas:
-  canvas = Canvas(figsize=SIZE_IN)
-  ratios = [2.0, 1.2][: len(panels)]
+  more = max(len(panels) - 2, 0)
+  canvas = Canvas(figsize=(SIZE_IN[0], SIZE_IN[1] + more))
+  ratios = ([2.0] * (1 + more) + [1.2])[: len(panels)]
   stack = canvas.subplots(len(panels), squeeze=False, sharex=True, height_ratios=ratios)[:, 0]
   for axes, panel in zip(stack, panels, strict=True):
-    _draw_panel(axes, panel, columns, cycle)
+    (_draw_shares if panel.shares else _draw_panel)(axes, panel, columns, cycle)
   canvas.align_ylabels(stack)
   stack[0].set_title(title, pad=20 if stack[0].get_legend() else 8)
   first, last = columns["step"][0], columns["step"][-1]
@@ -122,7 +123,7 @@ def _draw_figure(
 def _draw_panel(
   axes: Axes, panel: curves.Panel, columns: Mapping[str, np.ndarray], cycle: int
 ) -> None:
-  lines = [line for line in panel.lines if line.key in columns]
+  lines = _measured(panel, columns)
   everything = np.concatenate([columns[line.key] for line in lines])
   logarithmic = panel.decades and _spans_decades(everything)
   steps = columns["step"]
@@ -159,7 +160,40 @@ def _draw_panel(
   axes.set_ylim(*panel.limits)
   axes.set_ylabel(panel.ylabel)
   if len(lines) > 1:
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=len(lines), borderpad=0.1)
+    _add_legend(axes)
+
+
+def _draw_shares(
+  axes: Axes, panel: curves.Panel, columns: Mapping[str, np.ndarray], cycle: int
+) -> None:
+  lines, steps = _measured(panel, columns), columns["step"]
+  parts = [np.nan_to_num(columns[line.key]) for line in lines]
+  if len(steps) >= FEW:
+    parts = [smooth(part, cycle, max(len(part) / 100, 1.0)) for part in parts]
+  total = np.sum(parts, axis=0)
+  shares = np.divide(parts, total, out=np.zeros_like(parts), where=total > 0)
+  style = {"colors": [line.colour for line in lines], "labels": [line.label for line in lines]}
+  if len(steps) >= FEW:
+    axes.stackplot(steps, shares, linewidth=0, **style)
+  else:
+    for share, bottom, colour, label in zip(
+      shares, np.cumsum(shares, axis=0) - shares, *style.values(), strict=True
+    ):
+      axes.bar(steps, share, 0.9, bottom, color=colour, label=label)
+  axes.set_axisbelow(True)
+  axes.set_ylim(0, 1)
+  axes.yaxis.set_major_formatter(PERCENT)
+  axes.set_ylabel(panel.ylabel)
+  _add_legend(axes)
+
+
+def _add_legend(axes: Axes) -> None:
+  columns = len(axes.get_legend_handles_labels()[1])
+  axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=columns, borderpad=0.1)
+
+
+def _measured(panel: curves.Panel, columns: Mapping[str, np.ndarray]) -> list[curves.Line]:
+  return [line for line in panel.lines if line.key in columns]
 
 
 def _draw_histogram(figure: curves.Figure, rows: list[dict[str, Any]]) -> Canvas:
