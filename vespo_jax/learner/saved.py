@@ -24,7 +24,8 @@ from vespo_jax.types import Rollout
 
 FORMAT = 1
 _KEY = b"vespo_jax.rollouts"
-_SCALARS = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}  # by annotation
+# by annotation
+_SCALARS: dict[Any, pa.DataType] = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
 _FIELDS = {field.name: field for field in dataclasses.fields(Rollout)}
 _TEXTS = [name for name, field in _FIELDS.items() if field.type == "str"]
 
@@ -132,7 +133,7 @@ class SavedRollouts:
 
     Raises:
       ValueError: naming the file and what is wrong: missing, truncated or corrupt, of another
-        format, vocabulary, task, temperature or size, or not whole groups.
+        format, vocabulary, task, temperature or group size.
     """
     path = _file(self._directory, update)
     try:
