@@ -1,6 +1,6 @@
 """What a minibatch says about its own off-policyness, cheap enough to be always on.
 
-For a minibatch of 256 sequences of 64 tokens all of it takes 0.3 ms on two CPU cores, where the
+For a minibatch of 256 sequences of 64 tokens it takes a few ms on two CPU cores, where the
 update of a policy of 4M parameters takes 3.7 s.
 """
 

@@ -182,11 +182,11 @@ def test_a_liar_from_the_start_among_four_is_the_only_one_flagged():
   world, monitor, flagged = World(seed=2, updates=updates), Monitor(), []
   for update in range(32, updates):
     worker = update % 4
-    rollouts, policy_BT = world.result(update, lag=24 if worker == 3 else 2, claimed=2)
+    rollouts, policy_BT = world.result(update, lag=24 if worker == 0 else 2, claimed=2)
     ratios_BT = log_ratios(rollouts, policy_BT)
     monitor, verdict = judge(monitor, Thresholds(), worker, rollouts, ratios_BT, update)
     flagged += [worker] * (verdict.status != "ok")
-  assert set(flagged) == {3} and len(flagged) > 0.8 * (updates - 32) / 4
+  assert set(flagged) == {0} and len(flagged) > 0.8 * (updates - 32) / 4
 
 
 def test_when_the_policy_jumps_nobody_is_quarantined():

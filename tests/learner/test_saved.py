@@ -13,15 +13,15 @@ from vespo_jax.types import FINISH, REWARD_STATUS, Rollout
 
 ORIGIN = Origin("vocabulary", "a task", temperature=0.7, prompts=3, samples_per_prompt=4)
 KEY = b"vespo_jax.rollouts"
-ODD = np.array([0x80000000, 0x7FC00001, 0xFFC00000, 0x7F800000, 1], np.uint32).view(np.float32)
+ODD = np.array([0x80000000, 0x7FC00001, 0xFFC00000, 0x7F800000, 1, 0], np.uint32).view(np.float32)
 
 
 def minibatch(update=1, **more):
-  """Random rollouts, empty ones and odd floats (-0.0, two NaNs, inf, a denormal) among them."""
+  """Random rollouts, with empty ones, signed zeros, two NaNs, inf and a denormal among them."""
   rng = np.random.default_rng(update)
   rollouts = []
   for row in range(ORIGIN.prompts * ORIGIN.samples_per_prompt):
-    n = int(rng.integers(0, 9)) if row else 5
+    n = int(rng.integers(0, 9)) if row else 6
     ids = lambda n: rng.integers(0, 2**31 - 1, n, dtype=np.int32)
     floats = lambda n: rng.normal(-1, 1, n).astype(np.float32)
     rollouts.append(
@@ -36,7 +36,7 @@ def minibatch(update=1, **more):
         sample_seed=2**32 - 1 - row,
         task="déjà vu",
         example_id=row,
-        reward=[0.1, -0.0, 1 / 3, float("nan")][row % 4],
+        reward=[0.0, -0.0, 1 / 3, float("nan")][row % 4],
         reward_status=REWARD_STATUS[row % 5],
         **{name: make(n) for name, make in more.items()},
       )
@@ -64,6 +64,7 @@ def test_every_field_comes_back_to_the_bit(tmp_path):
   written = {update: minibatch(update) for update in (1, 2, 3)}
   for update, rollouts in written.items():
     writer.write(update, rollouts)
+  assert {file.name for file in tmp_path.iterdir()} == {f"00000{u}.parquet" for u in written}
   saved = SavedRollouts(tmp_path, ORIGIN, updates=3)
   for update, rollouts in written.items():
     assert_same(saved.read(update), rollouts)

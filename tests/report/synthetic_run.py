@@ -107,7 +107,7 @@ def _row(step: int, updates: int, rng: np.random.Generator) -> dict:
     "time/wait_s": abs(rng.normal(0, 0.01)) + (2.6 if lag == 0 else 0.0),
     "time/publish_s": 0.3 + abs(rng.normal(0, 0.02)) if lag == 0 else 0.0,
     "time/sampler_wait_s": 1.9 + 2 * done + abs(rng.normal(0, 0.4)) if lag == 0 else 0.0,
-    "runtime/queue_depth": float(MINIBATCHES - lag),
+    "time/queue_depth": float(MINIBATCHES - lag),
     "throughput/sampled_tokens_per_s": 64 * MINIBATCHES * length / 3.1 * rng.normal(1, 0.03),
     "throughput/trained_tokens_per_s": 64 * length / update_s,
   }

@@ -65,7 +65,8 @@ def test_the_timeline_shows_shares_of_time(small_run, updates):
   waiting, busy = painted(alone, curves.PALE), painted(alone, curves.ORANGE)
   assert painted(alone, curves.BLUE) == 0  # nothing is known of the samplers
   assert 2.7 < waiting / busy < 3.3
-  idle = {"time/sample_s": 2.0, "time/sampler_wait_s": 1.0, "runtime/queue_depth": 3}
+  assert waiting + busy > 0.4 * image.imread(alone)[..., 0].size  # the shares add up to all of it
+  idle = {"time/sample_s": 2.0, "time/sampler_wait_s": 1.0, "time/queue_depth": 3}
   rewrite(small_run, [row | idle for row in rows])
   both = drawing.draw(rundir.load(small_run))["timeline"]
   waiting, sampling = painted(both, curves.PALE), painted(both, curves.BLUE)

@@ -168,6 +168,8 @@ class Loop:
     fetched = jax.device_get(pending.device_metrics)
     columns, per_token = fetched.pop(PER_SEQUENCE), fetched.pop(PER_TOKEN)
     row = pending.row | {key: value.item() for key, value in fetched.items()}
+    if not row.get("mismatch/tokens"):  # nothing was sampled by the weights that were updated
+      row = {key: value for key, value in row.items() if not key.startswith("mismatch/")}
     ready = time.perf_counter()
     update_s = ready - max(pending.dispatched, self._last_ready)
     self._last_ready = ready

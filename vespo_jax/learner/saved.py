@@ -27,7 +27,6 @@ _KEY = b"vespo_jax.rollouts"
 # by annotation
 _SCALARS: dict[Any, pa.DataType] = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
 _FIELDS = {field.name: field for field in dataclasses.fields(Rollout)}
-_TEXTS = [name for name, field in _FIELDS.items() if field.type == "str"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +90,7 @@ class RolloutWriter:
     table = pa.table(columns, schema=pa.schema(fields, {_KEY: json.dumps(about)}))
     path = _file(self._directory, update)
     half = path.with_suffix(".tmp")
-    # a dictionary of numbers would merge 0.0 with -0.0, and one NaN with another
-    pq.write_table(table, half, compression="zstd", use_dictionary=_TEXTS)
+    pq.write_table(table, half, compression="zstd")
     os.replace(half, path)
     return path
 

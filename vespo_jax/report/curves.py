@@ -317,7 +317,7 @@ FIGURES = (
         percent=True,
         shares=True,
       ),
-      Panel("orders", (Line("runtime/queue_depth", "queue depth", GREY),), limits=(0, None)),
+      Panel("orders", (Line("time/queue_depth", "queue depth", GREY),), limits=(0, None)),
     ),
   ),
   Figure(
