@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from flax import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +68,18 @@ def test_no_bytes_break_the_reader(data):
       check_result(message, order(), newest=0, vocab_size=SPEC.vocab_size)
   except Fault as fault:
     assert fault.kind in ("malformed", "non_finite", "stale", "died")
+
+
+def test_a_message_that_contradicts_itself_is_refused():
+  message = serialization.msgpack_restore(VALID)
+  for lengths, reason in (([3, 3, 3, 3, 3, 4], "18 values and lengths"), ([-3] + [3] * 7, "18")):
+    data = serialization.msgpack_serialize(message | {"plain_logprobs_lengths": np.array(lengths)})
+    with pytest.raises(Fault, match=f"plain_logprobs has {reason}") as caught:
+      messages.decode_reply(data)
+    assert caught.value.kind == "malformed"
+  for change in ({"response_ids": message["response_ids"] * 1.0}, {"finish": np.full(6, -1)}):
+    with pytest.raises(Fault, match="cannot be read"):
+      messages.decode_reply(serialization.msgpack_serialize(message | change))
 
 
 def first(result):

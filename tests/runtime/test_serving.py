@@ -19,13 +19,14 @@ class Ticking:
 
   def __init__(self, ticks, tick):
     self.orders, self.ticks, self.tick_of = [], ticks, tick
-    self.left = 0
+    self.left = self.looked = 0
 
   def accept(self, order):
     self.orders.append(order)
 
   @property
   def idle(self):
+    self.looked += 1
     return not self.orders
 
   def tick(self):
@@ -82,6 +83,7 @@ def test_an_idle_worker_beats_and_takes_every_order_before_it_goes_on(monkeypatc
   assert seen == [3, 2, 1]
   assert [m.order_id for m in heard if isinstance(m, Result)] == [0, 1, 2]
   assert sum(isinstance(m, Heartbeat) for m in heard) == 5
+  assert worker.looked < 50  # it slept in between
   orders.put(None)
   thread.join(10)
 
