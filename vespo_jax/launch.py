@@ -196,7 +196,7 @@ def _evaluate_during(
 
 
 def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
-  """Writes the config into a run directory, if it is new or this run's; returns whether it is new."""
+  """Writes the config into a run directory, new or this run's; returns whether it is new."""
   path = workdir / "config.json"
   try:
     workdir.mkdir(parents=True, exist_ok=True)
