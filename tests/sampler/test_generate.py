@@ -122,16 +122,19 @@ def test_a_rollout_does_not_depend_on_its_batch(params):
 
 
 def test_seeds_and_streams_have_responses_of_their_own(params):
-  worker = sampler.Worker(SPEC, "float32")
-  worker.set_weights(0, params)
+  class Weights:
+    newest = staticmethod(lambda: 0)
+    read = staticmethod(lambda version, timeout_s, exact: (version, params))
+
+  worker = sampler.Worker(SPEC, sampler.WorkerSettings(), Weights())
   responses = []
   for seed, stream in ((0, 0), (1, 0), (0, 1), (0, 0)):
     how = settings(samples_per_prompt=8, stop_ids=())
-    order = sampler.Order(0, 0, seed, stream, PROMPTS[:1], [0], how)
-    responses.append(str([r.response_ids.tolist() for r in worker.run(order).rollouts]))
+    worker.accept(sampler.Order(0, 0, seed, stream, PROMPTS[:1], [0], how))
+    (result,) = worker.tick()
+    responses.append(str([rollout.response_ids.tolist() for rollout in result.rollouts]))
+  assert worker.idle and worker.tick() == []
   assert responses[0] == responses[3] and len(set(responses)) == 3
-  with pytest.raises(RuntimeError, match="needs weight version 2, the sampler holds 0"):
-    worker.run(sampler.Order(0, 2, 0, 0, PROMPTS[:1], [0], how))
 
 
 def test_samples_of_a_prompt_differ(params):
