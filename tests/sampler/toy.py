@@ -18,7 +18,7 @@ _token_logprobs = jax.jit(models.token_logprobs, static_argnums=1)
 def weights(seed, spec=SPEC):
   """Parameters whose distributions are far from uniform, and from those of other seeds."""
   params = models.init(spec, jax.random.key(seed))
-  return jax.tree.map(lambda x: x * 12 if x.ndim > 1 else x, params)
+  return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
 
 
 def settings(**kwargs):
