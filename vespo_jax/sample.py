@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
   parser.add_argument("--top_k", type=int, default=0, help="0 is off")
   parser.add_argument("--top_p", type=float, default=1.0, help="1 is off")
+  parser.add_argument("--min_p", type=float, default=0.0, help="0 is off")
+  parser.add_argument("--stop", action="append", default=[], help="text that ends an answer")
   parser.add_argument("--max_new_tokens", type=int, default=64)
   parser.add_argument("--seed", type=int, default=0)
   arguments = parser.parse_args(argv[1:])
@@ -37,12 +39,15 @@ def main(argv: list[str]) -> int:
       stop_ids=tokenizer.stop_ids,
       top_k=arguments.top_k,
       top_p=arguments.top_p,
+      min_p=arguments.min_p,
+      stop_strings=tuple(arguments.stop),
     )
     prompt = tokenizer.encode_prompt(arguments.prompt, raw=arguments.raw)
   except (ValueError, FileNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  for rollout in generate(params, spec, [prompt], jax.random.key(arguments.seed), settings):
+  key = jax.random.key(arguments.seed)
+  for rollout in generate(params, spec, [prompt], key, settings, decode=tokenizer.decode):
     text = tokenizer.decode(rollout.response_ids)
     shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)  # no escapes
     print(f"{shown}   (log-prob {rollout.plain_logprobs.sum():.2f}, {rollout.finish})")

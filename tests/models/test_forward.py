@@ -60,7 +60,7 @@ def test_cached_rows_are_each_as_long_as_they_are(model):
   continuations = tokens((4, 3), seed=1)
   _, source = forward(params, spec, prompts, segments=mask, cache=models.init_cache(spec, 2, 5))
   wide = jax.tree.map(lambda x: x + 7, models.init_cache(spec, 5, 9))  # rows hold something else
-  from_rows, to_rows = np.array([0, 0, 1, 1, 1]), np.array([3, 0, 1, 2, 4])
+  from_rows, to_rows = jnp.array([0, 0, 1, 1, 1]), jnp.array([3, 0, 1, 2, 4])
   cache = models.copy_rows(wide, source, from_rows, to_rows, 4)
   np.testing.assert_array_equal(cache.lengths_B, [5, 3, 3, 5, 7])
   np.testing.assert_array_equal(cache.keys_LBKHS[:, 4], wide.keys_LBKHS[:, 4])

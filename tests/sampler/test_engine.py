@@ -153,6 +153,30 @@ def logprobs_with_the_old_cache(rollout, tokens=3):
   return np.take_along_axis(np.asarray(logprobs), row[0, seen + 1 :, None], axis=-1)[:, 0]
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_waits_is_sampled_by_the_new_weights(recompute):
+  """Though its prompt was computed by the old ones, for a sample of its group that had a slot."""
+  made = engine(slots=5, steps=2)
+  sequences = made.submit(KEY, PROMPTS, range(6))
+  made.advance()
+  made.adopt(7, NEW, recompute=recompute)
+  while made.busy:
+    made.advance()
+  counts = {0: 0, 7: 0}
+  for rollout in (sequence.rollout() for sequence in sequences):
+    counts[int(rollout.weight_versions[0])] += 1
+    for version, params in ((0, OLD), (7, NEW)):
+      tokens = rollout.weight_versions == version
+      if version == 0 or recompute or tokens.all():
+        np.testing.assert_allclose(
+          rollout.behaviour_logprobs[tokens],
+          learner_logprobs(params, rollout)[tokens],
+          atol=1e-5,
+          rtol=1e-5,
+        )
+  assert counts == {0: 5, 7: 19}
+
+
 def test_rows_wait_at_a_limit(reference):
   """Stopping everywhere on the way changes nothing."""
   made = engine(slots=24, steps=2)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.sampler.toy import weights
 from vespo_jax import models, sampler
 from vespo_jax.sampler import decode as device
 from vespo_jax.types import TrainBatch
@@ -19,8 +20,7 @@ SPEC = models.ModelSpec(
 
 @pytest.fixture(scope="module")
 def params():
-  params = models.init(SPEC, jax.random.key(0))
-  return jax.tree.map(lambda x: x * 20 if x.ndim > 1 else x, params)  # far from uniform
+  return weights(0, SPEC)
 
 
 def settings(**kwargs):
