@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
   config.sampler = ConfigDict()
   config.sampler.source = "process"  # or replay:RUN, the rollouts another run saved, no sampling
   config.sampler.processes = 1  # sampler processes; they share every minibatch
-  config.sampler.slots = 0  # sequences decoded at a time by each; 0: all of an order
+  config.sampler.slots = 0  # sequences each decodes at a time; 0: its share of a minibatch
   config.sampler.max_new_tokens = 16  # tokens of a response, the end token included
   config.sampler.stop_strings = ()  # texts that end a response, beside the model's end tokens
   config.sampler.temperature = 1.0  # of the softmax; the learner's log-probs use the same

@@ -118,13 +118,14 @@ def open_sampler(
 ) -> Sampler:
   """The samplers, which `stack` ends."""
   env = {GPU_MEMORY_VARIABLE: str(config.runtime.gpu_memory_fraction)}
+  share = -(-config.batch.prompts // config.sampler.processes)  # of a minibatch's prompts
   sampling = config_lib.replayed(config.sampler.source) is None
   sampler = start_sampler(
     config.runtime.transport if sampling else "threads",  # then it only evaluates
     spec,
     WorkerSettings(
       dtype=config.sampler.dtype,
-      slots=config.sampler.slots,
+      slots=config.sampler.slots or share * config.batch.samples_per_prompt,
       partial_rollouts=config.runtime.partial_rollouts,
       weight_noise=config.sampler.weight_noise,
       timeout_s=config.runtime.timeout_s,
