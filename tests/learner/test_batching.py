@@ -64,7 +64,7 @@ def test_expert_ids_stand_where_their_tokens_do():
     tokens = np.concatenate([r.prompt_ids, r.response_ids])
     pairs = np.stack([tokens, tokens + 100 * (r.group_id + 1)], axis=-1)
     r.expert_ids = (pairs[:, None] + np.array([[0], [50]])).astype(np.uint16)
-  batch, _ = make_batch(rollouts, 2, 3)
+  batch, _ = make_batch(rollouts, 2, 3, version=0)
   ids = batch.expert_ids_PJLA
   assert ids.dtype == np.uint16
   tokens = np.concatenate([batch.prompt_tokens_PS, batch.response_tokens_PRT.reshape(2, 6)], axis=1)

@@ -184,13 +184,13 @@ def test_r3_holds_the_samplers_choices():
   for r in sampled:
     assert r.expert_ids.dtype == np.uint8
     assert r.expert_ids.shape == (len(r.prompt_ids) + len(r.response_ids), 2, 2)
-  batch, _ = make_batch(sampled, 4, 12)
+  batch, _ = make_batch(sampled, 4, 12, 0)
   real = real_tokens(batch)
   own = np.asarray(scored(PARAMS, batch.replace(expert_ids_PJLA=None))[1])
   np.testing.assert_array_equal(batch.expert_ids_PJLA[real], own[real])
 
   half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
-  batch, _ = make_batch(rollouts(half), 4, 12)
+  batch, _ = make_batch(rollouts(half), 4, 12, 0)
   real, theirs = real_tokens(batch), batch.expert_ids_PJLA
   own = np.asarray(scored(PARAMS, batch.replace(expert_ids_PJLA=None))[1])
   flipped = np.sort(own[real]) != np.sort(theirs[real])

@@ -50,7 +50,7 @@ class Engine:
     decode: token ids -> text; only stop strings need it.
 
   Raises:
-    ValueError: if there are stop strings and no `decode`.
+    ValueError: if there are stop strings and no `decode`, or expert ids are asked of a dense model.
   """
 
   def __init__(
@@ -63,6 +63,8 @@ class Engine:
     steps: int,
     decode: Decode | None = None,
   ):
+    if settings.expert_ids and not spec.experts:
+      raise ValueError("expert ids were asked of a model without experts")
     self.settings, self.slots, self.longest_prompt = settings, slots, longest_prompt
     self.steps_done = 0  # decode steps since the start
     self._spec, self._steps = spec, steps
