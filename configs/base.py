@@ -71,7 +71,8 @@ def get_config() -> ConfigDict:
   config.sampler = ConfigDict()
   config.sampler.max_new_tokens = 16  # tokens of a response, the end token included
   config.sampler.temperature = 1.0  # of the softmax; the learner's log-probs use the same
-  config.sampler.dtype = "float32"  # float32 or bfloat16; its mismatch to the learner is measured
+  # float32, bfloat16 or int8 (the weights alone); its mismatch to the learner is measured
+  config.sampler.dtype = "float32"
 
   config.task = ConfigDict()
   config.task.name = "reasoning_gym/chain_sum"  # FAMILY/DATASET

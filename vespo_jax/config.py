@@ -17,10 +17,9 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from vespo_jax import advantages, models, objectives, tasks
-from vespo_jax.models import ModelSpec, lora
+from vespo_jax.models import ModelSpec, lora, quantize
 from vespo_jax.models.lora import LoraSettings
 
-DTYPES = ("float32", "bfloat16")
 TRANSPORTS = ("local", "threads")
 
 
@@ -269,7 +268,7 @@ _RULES: dict[str, _Rule] = {
   "runtime.gpu_memory_fraction": _fraction(open_top=False),
   "sampler.max_new_tokens": _at_least(1),
   "sampler.temperature": _above(0),
-  "sampler.dtype": _one_of(*DTYPES),
+  "sampler.dtype": _one_of(*quantize.DTYPES),
   "task.train_size": _at_least(1),
   "task.test_size": _at_least(1),
   "task.seed": _at_least(0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vespo_jax.models import lora
+from vespo_jax.models import lora, quantize
 from vespo_jax.models.cache import KVCache, fork, init_cache
 from vespo_jax.models.head import (
   chunked_logprobs,
@@ -54,6 +54,7 @@ __all__ = [
   "init_cache",
   "load",
   "lora",
+  "quantize",
   "save",
   "token_logprobs",
 ]

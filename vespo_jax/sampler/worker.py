@@ -7,9 +7,8 @@ import time
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
-from vespo_jax.models import ModelSpec
+from vespo_jax.models import ModelSpec, quantize
 from vespo_jax.sampler.generate import generate
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Params, Rollout, TokenIds
@@ -52,17 +51,17 @@ class Worker:
 
   Args:
     spec: of the policy.
-    dtype: "float32" or "bfloat16"; what the weights are cast to on arrival.
+    dtype: one of `quantize.DTYPES`; what the weights are cast to on arrival.
   """
 
   def __init__(self, spec: ModelSpec, dtype: str):
-    self._spec, self._dtype = spec, jnp.dtype(dtype)
+    self._spec, self._dtype = spec, dtype
     self._params: Params = {}
     self.weight_version = -1
 
   def set_weights(self, version: int, params: Params) -> None:
     """Takes over a whole set of weights; the caller must not change the arrays afterwards."""
-    self._params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self._dtype), params)
+    self._params = quantize.cast(params, self._dtype)
     self.weight_version = version
 
   def run(self, order: Order) -> Result:
