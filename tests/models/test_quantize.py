@@ -67,9 +67,7 @@ def test_a_quantised_sampler_reports_what_it_sampled_from():
   spec = models.ModelSpec(
     vocab_size=11, width=32, layers=2, heads=2, kv_heads=1, head_width=16, mlp_width=48
   )
-  params = jax.tree.map(
-    lambda x: x * 20 if x.ndim > 1 else x, models.init(spec, jax.random.key(0))
-  )
+  params = jax.tree.map(lambda x: x * 20 if x.ndim > 1 else x, models.init(spec, jax.random.key(0)))
   worker = sampler.Worker(spec, "int8")
   worker.set_weights(0, params)
   settings = sampler.Settings(max_new_tokens=8, samples_per_prompt=16, stop_ids=(0,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Callable
 
@@ -49,10 +50,8 @@ _NUMBER = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 
 
 def _number(response: str) -> str | None:
-  last = None
-  for last in _NUMBER.finditer(response):
-    pass
-  return None if last is None else last[0]
+  last = collections.deque(_NUMBER.finditer(response), maxlen=1)
+  return last[0][0] if last else None
 
 
 FORMATS: dict[str, tuple[Callable[[str], str | None], str]] = {
@@ -68,7 +67,8 @@ def extract(response: str, answer_format: str) -> str | None:
   """The answer in a response, or None where there is none.
 
   `answer_format`: "text", the whole response; "tag", the last <answer>...</answer>; "boxed", the
-  last balanced \\boxed{...}; "last_line", the last line that is not empty; "number", the last number in the text.
+  last balanced \\boxed{...}; "last_line", the last line that is not empty; "number", the last
+  number in the text.
   """
   return FORMATS[answer_format][0](response)
 
