@@ -10,9 +10,9 @@ rewarded if the last number of its at most 12 tokens is the product. There are 1
 60 are trained on, the other 40 are held out (9 * 5 may be in one part and 5 * 9 in the other).
 Sampled at temperature 1 it first explains, misreads or rambles; it learns to say `9 * 5 = 45`. It
 does not learn to stop there: what follows the twelfth token is neither seen nor rewarded.
-Adapters of rank 16 on every linear layer are trained. Everything is float32: to sample, bfloat16 is
-slower and int8 no faster on
-x86 cores that have AVX2 alone.
+Adapters of rank 16 on every linear layer are trained. Everything is float32: on x86 cores that have
+AVX2 alone, sampling in bfloat16 is slower (76 tokens per second of CPU time against 114) and int8
+weights are no faster (111).
 
 Reproduces no figure of the paper. Hardware: two CPU cores. Wall time: 23 minutes measured on cores
 shared with other work, for 11 minutes of CPU time until the last update (one update: 8 s of CPU
