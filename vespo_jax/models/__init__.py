@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vespo_jax.models import lora
+from vespo_jax.models import lora, quantize
 from vespo_jax.models.cache import KVCache, copy_rows, init_cache
 from vespo_jax.models.head import (
   chunked_logprobs,
@@ -55,6 +55,7 @@ __all__ = [
   "load",
   "lora",
   "pack_expert_ids",
+  "quantize",
   "save",
   "token_logprobs",
 ]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vespo_jax.models.lora import Adapted
+from vespo_jax.models.quantize import Quantized
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.types import Array, Params
 
@@ -52,10 +53,12 @@ def rotate(x_MNH: Array, angles: tuple[Array, Array]) -> Array:
   return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_MNH.dtype)
 
 
-def linear(x: Array, kernel: Array | Adapted, bias: Array | None = None) -> Array:
-  """x @ kernel (+ bias), the kernel stored [in, out], plain or with a low-rank update."""
+def linear(x: Array, kernel: Array | Adapted | Quantized, bias: Array | None = None) -> Array:
+  """x @ kernel (+ bias), the kernel stored [in, out]: plain, with a low-rank update, or int8."""
   if isinstance(kernel, Adapted):
     y = x @ kernel.base + (x @ kernel.a) @ kernel.b * kernel.scale
+  elif isinstance(kernel, Quantized):  # a scale per output: it can wait until after the product
+    y = (x @ kernel.values.astype(x.dtype)) * kernel.scale
   else:
     y = x @ kernel
   return y if bias is None else y + bias

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vespo_jax.models.quantize import dequantize
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.types import Array, HostArray, Params
 
@@ -71,9 +72,10 @@ def mixture(
   order_I = jnp.argsort(flat_I, stable=True)
   sizes_E = jnp.bincount(flat_I, length=E).astype(jnp.int32)
   x_ID = x_MD[order_I // A]
-  gate_IF = jax.lax.ragged_dot(x_ID, layer["expert_gate"], sizes_E)
-  up_IF = jax.lax.ragged_dot(x_ID, layer["expert_up"], sizes_E)
-  y_ID = jax.lax.ragged_dot(jax.nn.silu(gate_IF) * up_IF, layer["expert_down"], sizes_E)
+  gate_IF = jax.lax.ragged_dot(x_ID, dequantize(layer["expert_gate"]), sizes_E)
+  up_IF = jax.lax.ragged_dot(x_ID, dequantize(layer["expert_up"]), sizes_E)
+  mixed_IF = jax.nn.silu(gate_IF) * up_IF
+  y_ID = jax.lax.ragged_dot(mixed_IF, dequantize(layer["expert_down"]), sizes_E)
   back_I = jnp.zeros_like(order_I).at[order_I].set(jnp.arange(order_I.size))
   y_MAD = y_ID[back_I].reshape(-1, A, x_MD.shape[-1])
   y_MD = jnp.einsum("mad,ma->md", y_MAD.astype(jnp.float32), weights_MA)

@@ -3,7 +3,6 @@
 from vespo_jax.sampler.engine import Engine
 from vespo_jax.sampler.generate import generate, pad_prompts
 from vespo_jax.sampler.orders import (
-  DTYPES,
   PARTIAL_ROLLOUTS,
   Order,
   Result,
@@ -14,7 +13,6 @@ from vespo_jax.sampler.settings import Settings
 from vespo_jax.sampler.worker import Worker
 
 __all__ = [
-  "DTYPES",
   "PARTIAL_ROLLOUTS",
   "Engine",
   "Order",

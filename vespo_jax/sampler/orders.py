@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
+from vespo_jax.models import quantize
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Params, Plan, Rollout, TokenIds
 
-DTYPES = ("float32", "bfloat16")
 PARTIAL_ROLLOUTS = ("off", "keep_cache", "recompute_cache")
 
 
@@ -72,7 +72,7 @@ class WorkerSettings:
   """How a worker computes; plain values that travel as JSON.
 
   Attributes:
-    dtype: one of `DTYPES`; what the weights are cast to on arrival.
+    dtype: one of `quantize.DTYPES`; what the weights are cast to on arrival.
     slots: sequences sampled together; 0: as many as the first order has.
     partial_rollouts: what becomes of running sequences when newer weights come: `off`, orders that
       have begun are finished by the weights that began them; `keep_cache`, they go on under the new
@@ -94,7 +94,7 @@ class WorkerSettings:
 
   def __post_init__(self):
     for field, good in (
-      ("dtype", self.dtype in DTYPES),
+      ("dtype", self.dtype in quantize.DTYPES),
       ("slots", self.slots >= 0),
       ("partial_rollouts", self.partial_rollouts in PARTIAL_ROLLOUTS),
       ("weight_noise", self.weight_noise >= 0),
@@ -115,6 +115,7 @@ class WeightChannel(Protocol):
   def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
     """Weights and their version: `version` itself, or the newest once that is not older.
 
-    What is returned is whole, verified and the caller's own. Raises TimeoutError.
+    What is returned is whole, verified and the caller's own. Raises TimeoutError if it does not
+    come; LookupError if it cannot, since `version` itself is wanted and no longer kept.
     """
     ...

@@ -7,19 +7,21 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from vespo_jax.models import quantize
 from vespo_jax.types import Array, Params
 
 _NOISE_SEED = 0x6E6F6973
 
 
 def prepare(params: Params, version: int, dtype: str, noise: float) -> Params:
-  """The weights that sample: `params` with noise of relative size `noise`, then in type `dtype`.
+  """The weights that sample: `params` with noise of relative size `noise`, then as `quantize.cast`
+  has them in type `dtype`.
 
   Without noise, float32 weights are returned as they are, not one bit different.
   """
   if noise:
     params = perturb(params, version, noise)
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(dtype)), params)
+  return quantize.cast(params, dtype)
 
 
 @functools.partial(jax.jit, static_argnames="noise")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Callable
 
@@ -45,11 +46,20 @@ def _last_line(response: str) -> str | None:
   return lines[-1].strip() or None
 
 
+_NUMBER = re.compile(r"-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
+
+
+def _number(response: str) -> str | None:
+  last = collections.deque(_NUMBER.finditer(response), maxlen=1)
+  return last[0][0] if last else None
+
+
 FORMATS: dict[str, tuple[Callable[[str], str | None], str]] = {
   "text": (_text, ""),
   "tag": (_tag, " Put your final answer between <answer> and </answer>."),
   "boxed": (_boxed, " Put your final answer within \\boxed{}."),
   "last_line": (_last_line, " Put your final answer alone on the last line."),
+  "number": (_number, ""),
 }
 
 
@@ -57,7 +67,8 @@ def extract(response: str, answer_format: str) -> str | None:
   """The answer in a response, or None where there is none.
 
   `answer_format`: "text", the whole response; "tag", the last <answer>...</answer>; "boxed", the
-  last balanced \\boxed{...}; "last_line", the last line that is not empty.
+  last balanced \\boxed{...}; "last_line", the last line that is not empty; "number", the last
+  number in the text.
   """
   return FORMATS[answer_format][0](response)
 
