@@ -90,7 +90,13 @@ def get_config() -> ConfigDict:
   # what is done about a sampler whose log-probs or weight versions cannot be true
   # (vespo_jax/learner/integrity.py): off, flag, or quarantine: restart it, sample its work again
   config.runtime.integrity = "flag"
-  config.runtime.gpu_memory_fraction = 0.45  # of a GPU's memory, for learner and sampler each
+  config.runtime.ray = ConfigDict()  # with transport=ray (requirements-ray.txt)
+  config.runtime.ray.address = ""  # of the cluster; "": that of the environment, or a new one here
+  config.runtime.ray.num_cpus = 1.0  # of each sampler
+  config.runtime.ray.num_gpus = 0.0  # of each sampler
+  config.runtime.ray.resources = ConfigDict()  # custom resources of each, by name; set in the file
+  config.runtime.profile_updates = 0  # updates traced by jax.profiler, into profile/; 0: none
+  config.runtime.gpu_memory_fraction = 0.45  # of a GPU's memory, for the learner, and the samplers
 
   config.sampler = ConfigDict()
   config.sampler.source = "process"  # or replay:RUN, the rollouts another run saved, no sampling

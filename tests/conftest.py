@@ -7,6 +7,9 @@ import hypothesis
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # before jax is imported
+# Compiling is what tests wait for, so programs are compiled without LLVM's optimisations. What must
+# hold of optimised programs runs in processes of its own (`optimised` below).
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 hypothesis.settings.register_profile("untimed", deadline=None)

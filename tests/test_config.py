@@ -96,6 +96,7 @@ def test_overrides_reach_the_config_whatever_their_order():
     (["--config.sampler.top_p=0.9"], ["sampler.top_p=0.9", "sampler.allow_truncation"]),
     (["--config.sampler.top_p=1.5"], ["sampler.top_p=1.5", "at most 1"]),
     (["--config.sampler.processes=5"], ["sampler.processes=5", "batch.prompts=4"]),
+    (["--config.runtime.profile_updates=-1"], ["runtime.profile_updates=-1", "at least 0"]),
     (["--config.sampler.source=disk"], ["sampler.source='disk'", "'process'", "replay:RUN"]),
     (["--config.runtime.transport=tcp"], ["runtime.transport='tcp'", "'local'"]),
     (["--config.objective.aggregation=mean"], ["objective.aggregation='mean'", "token-mean"]),

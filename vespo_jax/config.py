@@ -6,6 +6,7 @@ Nothing here starts an accelerator backend.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -224,6 +225,11 @@ def _check_correction(
 
 def _check_runtime(config: ConfigDict) -> None:
   runtime, sampler, N = config.runtime, config.sampler, config.staleness.minibatches
+  if runtime.transport == "ray" and importlib.util.find_spec("ray") is None:
+    raise ConfigError(
+      "runtime.transport='ray' needs ray, which is not installed: pip install -r "
+      "requirements-ray.txt"
+    )
   if runtime.mode == "async" and N != 1:
     raise ConfigError(
       f"runtime.mode='async' has no rollout batches to cut into staleness.minibatches={N}: set it "

@@ -150,6 +150,7 @@ def _run(
       checkpoint_every=config.checkpoint.every,
       evaluation_every=config.evaluation.every,
       save_groups=config.rollouts.save_groups,
+      profile_updates=config.runtime.profile_updates,
     ),
     checkpoints=checkpoints,
     metrics=writer,

@@ -21,7 +21,14 @@ from vespo_jax.learner.integrity import Thresholds
 from vespo_jax.learner.saved import Origin, SavedRollouts, vocabulary_digest
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
-from vespo_jax.runtime import FailureSettings, Sampler, Schedule, WorkerSettings, start_sampler
+from vespo_jax.runtime import (
+  FailureSettings,
+  RaySettings,
+  Sampler,
+  Schedule,
+  WorkerSettings,
+  start_sampler,
+)
 from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 from vespo_jax.types import Params, TrainState
@@ -117,7 +124,8 @@ def open_sampler(
   config: FrozenConfigDict, spec: ModelSpec, tokenizer: Tokenizer, stack: contextlib.ExitStack
 ) -> Sampler:
   """The samplers, which `stack` ends."""
-  env = {GPU_MEMORY_VARIABLE: str(config.runtime.gpu_memory_fraction)}
+  each = config.runtime.gpu_memory_fraction / config.sampler.processes  # they share one part
+  env = {GPU_MEMORY_VARIABLE: str(each)}
   share = -(-config.batch.prompts // config.sampler.processes)  # of a minibatch's prompts
   sampling = config_lib.replayed(config.sampler.source) is None
   sampler = start_sampler(
@@ -137,6 +145,7 @@ def open_sampler(
     ),
     tokenizer=tokenizer.backend.to_str() if config.sampler.stop_strings else "",
     env=env,
+    ray=RaySettings(**config.runtime.ray.to_dict()),
   )
   stack.callback(sampler.close)
   return sampler

@@ -9,6 +9,7 @@ from vespo_jax import models, sampler
 from vespo_jax.models import quantize
 from vespo_jax.models.layers import linear
 from vespo_jax.models.quantize import Quantized
+from vespo_jax.sampler.weights import prepare
 
 IDS = np.random.default_rng(0).integers(0, 61, (2, 7)).astype(np.int32)
 is_quantized = lambda leaf: isinstance(leaf, Quantized)
@@ -68,11 +69,9 @@ def test_a_quantised_sampler_reports_what_it_sampled_from():
     vocab_size=11, width=32, layers=2, heads=2, kv_heads=1, head_width=16, mlp_width=48
   )
   params = jax.tree.map(lambda x: x * 20 if x.ndim > 1 else x, models.init(spec, jax.random.key(0)))
-  worker = sampler.Worker(spec, "int8")
-  worker.set_weights(0, params)
   settings = sampler.Settings(max_new_tokens=8, samples_per_prompt=16, stop_ids=(0,))
-  order = sampler.Order(0, 0, 0, 0, [[1, 2, 3]], [0], settings)
-  rollouts = worker.run(order).rollouts
+  weights = prepare(params, version=0, dtype="int8", noise=0.0)
+  rollouts = sampler.generate(weights, spec, [[1, 2, 3]], jax.random.key(0), settings)
   tokens, reported = np.zeros((16, 11), np.int32), np.full((16, 11), np.nan)
   for i, rollout in enumerate(rollouts):
     end = 3 + len(rollout.response_ids)

@@ -43,6 +43,7 @@ class LoopSettings:
   checkpoint_every: int
   evaluation_every: int
   save_groups: int
+  profile_updates: int
 
 
 @dataclasses.dataclass
@@ -95,9 +96,9 @@ class Loop:
   elapsed_before_s: float = 0.0
 
   def __post_init__(self):
-    self.step = int(self.state.step)
+    self.step = self._first = int(self.state.step)
     self._published = -1
-    self._publish_s = 0.0
+    self._publish_s, self._tracing = 0.0, False
     self._pending: Pending | None = None
     self._started = self._last_ready = time.perf_counter()
 
@@ -113,6 +114,7 @@ class Loop:
         if self._at_publication():
           return "preempted"
         self.anchors.start_rollout_batch(lambda: self.policy(self.state))
+      self._profile()
       self.intake.order(self.step)
       minibatch = self.intake.get(self.step)
       batch, row = make_batch(
@@ -130,6 +132,7 @@ class Loop:
       row |= {"step": self.step, "weight_version": self.step}
       self._pending = Pending(row, device_metrics, minibatch, batch, dispatched)
     self._finish_pending()
+    self._profile()
     if self.schedule.publishes(self.step):
       self.checkpoints.save(self.state, self.step)
     self._publish()
@@ -138,6 +141,16 @@ class Loop:
   def elapsed_s(self) -> float:
     """Seconds of this run so far, those before a resume included."""
     return self.elapsed_before_s + time.perf_counter() - self._started
+
+  def _profile(self) -> None:
+    """Traces the wanted updates, from the second of this process on: the first compiles."""
+    made, wanted = self.step - self._first, self.settings.profile_updates
+    if wanted and made == 1:
+      jax.profiler.start_trace(str(self.workdir / "profile"))
+      self._tracing = True
+    if self._tracing and (made > wanted or self.step == self.settings.updates):
+      jax.profiler.stop_trace()
+      self._tracing = False
 
   def _at_publication(self) -> bool:
     """Evaluation, checkpoint, publication; returns whether to stop."""

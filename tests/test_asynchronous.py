@@ -1,0 +1,115 @@
+"""Whole runs off the learner's clock: equal where theory says so, deterministic where promised."""
+
+import json
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.test_end_to_end import debug_config, rows
+from vespo_jax import launch, metrics, models, parts
+from vespo_jax.config import ConfigError
+from vespo_jax.learner.saved import SavedRollouts
+from vespo_jax.tokenizers import byte_tokenizer
+
+SMALL = {"evaluation.problems": 4, "evaluation.samples_per_problem": 1, "checkpoint.every": 0}
+ASYNC = {"runtime.mode": "async", "staleness.minibatches": 1}
+BEHIND = {**ASYNC, "runtime.max_staleness": 2, "runtime.clock": "logical"}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("data"))
+
+
+def run(workdir, data_dir, **changes):
+  config = debug_config(data_dir, **{**SMALL, "updates": 5, **changes})
+  return config, launch.train(config, workdir)
+
+
+def plans(workdir):
+  return [
+    json.loads(line)["plan"] for line in (workdir / "schedule.jsonl").read_text().splitlines()
+  ]
+
+
+def same_run(left, right, drop=()):
+  """Metrics, timings aside, and every parameter, to the bit."""
+  kept = [
+    [
+      {k: v for k, v in json.loads(row).items() if not k.startswith(drop or "\0")}
+      for row in rows(d)
+    ]
+    for d in (left, right)
+  ]
+  assert kept[0] == kept[1]
+  for one, other in zip(*(jax.tree.leaves(models.load(d)[1]) for d in (left, right)), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def logical(data_dir, tmp_path_factory):
+  """Two updates behind on the logical clock, two samplers, every rollout saved."""
+  workdir = tmp_path_factory.mktemp("logical") / "run"
+  changes = {**BEHIND, "sampler.processes": 2, "rollouts.save_all": True}
+  return workdir, run(workdir, data_dir, **changes)[0]
+
+
+def test_async_without_staleness_is_sync_of_one_minibatch(data_dir, tmp_path):
+  run(tmp_path / "sync", data_dir, **{"staleness.minibatches": 1})
+  run(tmp_path / "async", data_dir, **ASYNC, **{"runtime.max_staleness": 0})
+  same_run(tmp_path / "sync", tmp_path / "async")
+  assert all(row["staleness/max"] == 0 for row in metrics.read(tmp_path / "async/metrics.jsonl"))
+
+
+def test_the_logical_clock_is_deterministic_whoever_is_slow(logical, tmp_path):
+  workdir, config = logical
+  assert plans(workdir) == [[[0, version]] for version in (0, 0, 0, 1, 2)]
+  stored = metrics.read(workdir / "metrics.jsonl")
+  assert [row["staleness/mean"] for row in stored] == [0, 1, 2, 2, 2]
+  assert max(abs(row["weight/log_w_min"]) for row in stored) > 1e-3
+  slow = lambda: time.sleep(0.3) is not None  # False, after a while
+  assert launch.train(config, tmp_path / "again", slow)["sampler_failures"] == []
+  same_run(workdir, tmp_path / "again")
+
+
+def test_saved_rollouts_train_the_same_policy_without_a_sampler(logical, data_dir, tmp_path):
+  workdir, _ = logical
+  source = {"sampler.source": f"replay:{workdir}", "rollouts.save_all": False}
+  run(tmp_path / "replay", data_dir, **BEHIND, **source)
+  same_run(workdir, tmp_path / "replay", drop=("integrity/",))
+  other = {**source, "objective.name": "grpo"}
+  run(tmp_path / "other", data_dir, **BEHIND, **other)
+  rewards = [
+    [row["reward/mean"] for row in metrics.read(d / "metrics.jsonl")]
+    for d in (workdir, tmp_path / "other")
+  ]
+  assert rewards[0] == rewards[1]  # another objective, the same data
+  assert rows(workdir)[1:] != rows(tmp_path / "other")[1:]
+  with pytest.raises(ConfigError, match="sampler.source.*lacks 1 of 6 minibatches"):
+    run(tmp_path / "more", data_dir, **BEHIND, **source, updates=6)
+  run(tmp_path / "more", data_dir, **BEHIND, **source, updates=2)  # the directory is still free
+
+
+def test_a_recorded_wall_clock_is_replayed(data_dir, tmp_path):
+  wall = {**ASYNC, "runtime.max_staleness": 2}
+  run(tmp_path / "wall", data_dir, **wall)
+  clock = {"runtime.clock": f"replay:{tmp_path / 'wall'}"}
+  run(tmp_path / "replayed", data_dir, **wall, **clock)
+  assert plans(tmp_path / "wall") == plans(tmp_path / "replayed")
+  same_run(tmp_path / "wall", tmp_path / "replayed")
+
+
+@pytest.mark.parametrize("partial", ["keep_cache", "recompute_cache"])
+def test_responses_go_on_under_newer_weights(partial, data_dir, tmp_path):
+  changes = {"runtime.max_staleness": 3, "runtime.partial_rollouts": partial}
+  config, _ = run(tmp_path, data_dir, **{**BEHIND, **changes}, **{"rollouts.save_all": True})
+  assert plans(tmp_path)[4] == [[0, 1], [4, 2], [8, 3]]
+  origin = parts.origin(config, byte_tokenizer())
+  saved = SavedRollouts(tmp_path / parts.SAVED, origin, 5).read(5)
+  versions = {tuple(rollout.weight_versions.tolist()) for rollout in saved}
+  assert (1,) * 4 + (2,) * 4 + (3,) * 4 in versions
+  row = metrics.read(tmp_path / "metrics.jsonl")[4]
+  assert row["staleness/max"] == 3 and 1 < row["staleness/mean"] < 3
+  assert row["integrity/flagged"] == 0
