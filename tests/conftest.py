@@ -7,8 +7,8 @@ import hypothesis
 
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # before jax is imported
-# Compiling is what tests wait for, so programs are compiled without LLVM's optimisations. What must
-# hold of optimised programs runs in processes of its own (`optimised` below).
+# Compiling is what tests wait for, so programs are compiled without LLVM's optimisations. Every run
+# outside pytest is of optimised ones; `XLA_FLAGS= make test` tests those.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 

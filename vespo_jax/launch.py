@@ -19,6 +19,7 @@ from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.learner.anchors import Anchors, copy
 from vespo_jax.learner.checkpoint import Checkpoints, abstract_like
+from vespo_jax.learner.integrity import Monitor
 from vespo_jax.learner.loop import Diverged, Loop, LoopSettings
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
 from vespo_jax.learner.saved import RolloutWriter
@@ -117,7 +118,11 @@ def _run(
   stack.callback(checkpoints.close)
   abstract = abstract_like(state, state_shardings(mesh, spec, state))
   restored = checkpoints.restore(abstract, at_most=config.updates)
-  step = 0 if restored is None else int(restored.step)
+  monitor = Monitor()
+  if restored is not None:
+    state = dataclasses.replace(restored[0], frozen=state.frozen)
+    monitor = Monitor.from_dict(restored[1])
+  step = int(state.step)
   progress = stack.enter_context(metrics.Progress(config.updates, start=step))
   writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
   writer.truncate(step)
@@ -135,13 +140,13 @@ def _run(
     update=compile_update(update, mesh, spec, state),
     policy=parts.model_of(adapters),
     anchors=anchors,
-    state=state if restored is None else dataclasses.replace(restored, frozen=state.frozen),
+    state=state,
     mesh=mesh,
     sampler=sampler,
     intake=parts.make_intake(config, sampler, train_problems, schedule, origin),
     problems=train_problems,
     schedule=schedule,
-    guard=parts.make_guard(config, sampler, progress.message),
+    guard=parts.make_guard(config, sampler, monitor, progress.message),
     saved=saved,
     settings=LoopSettings(
       updates=config.updates,

@@ -17,7 +17,7 @@ from vespo_jax.evaluation import Evaluator
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.guard import Guard
 from vespo_jax.learner.intake import Intake, Problems, SavedIntake
-from vespo_jax.learner.integrity import Thresholds
+from vespo_jax.learner.integrity import Monitor, Thresholds
 from vespo_jax.learner.saved import Origin, SavedRollouts, vocabulary_digest
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
@@ -180,12 +180,14 @@ def model_of(adapters: LoraSettings | None) -> Callable[[TrainState], Params]:
   return lambda state: merge(state.frozen, state.params, adapters)
 
 
-def make_guard(config: FrozenConfigDict, sampler: Sampler, say: Callable[[str], None]) -> Guard:
-  """What judges the samplers' rollouts, and tells its findings to `say`."""
+def make_guard(
+  config: FrozenConfigDict, sampler: Sampler, monitor: Monitor, say: Callable[[str], None]
+) -> Guard:
+  """What judges the samplers' rollouts, from `monitor` on, and tells its findings to `say`."""
   whole = not any((config.sampler.top_k, config.sampler.top_p < 1, config.sampler.min_p))
   replayed = config_lib.replayed(config.sampler.source) is not None
   action = "off" if replayed else config.runtime.integrity
-  return Guard(sampler, Thresholds(calibrated=whole), action, say)
+  return Guard(sampler, Thresholds(calibrated=whole), action, monitor, say)
 
 
 def origin(config: FrozenConfigDict, tokenizer: Tokenizer) -> Origin:

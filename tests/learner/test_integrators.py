@@ -51,7 +51,9 @@ def test_unknown():
     combine("midpoint", {}, field, lambda grads, fraction: grads)
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS)
+@pytest.mark.parametrize(
+  "integrator", [pytest.param(i, marks=[pytest.mark.slow] * (i == "euler")) for i in INTEGRATORS]
+)
 def test_stages_are_gradients_of_the_same_minibatch_at_other_parameters(integrator):
   """The update against the textbook's stages, written out with plain gradients."""
   batch = example.example_batch()

@@ -146,7 +146,7 @@ def test_clipping_and_moments_are_those_that_are_set():
 def test_eight_devices_give_the_same_update():
   """data 8, fsdp 8 and data 2 x fsdp 4 against one device; a process of its own."""
   here = Path(__file__).parent
-  flags = "--xla_force_host_platform_device_count=8"
+  flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
   done = subprocess.run(
     [sys.executable, str(here / "eight_devices.py")],
     env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{here.parent.parent}:{here}"},

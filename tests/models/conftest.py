@@ -25,7 +25,11 @@ SPECS = {
 }
 
 
-@pytest.fixture(params=SPECS)
+# what is peculiar to the last two is in one of the others too; tests/models/golden has them all
+ALIKE = ("qwen3", "mixtral")
+
+
+@pytest.fixture(params=[pytest.param(k, marks=[pytest.mark.slow] * (k in ALIKE)) for k in SPECS])
 def model(request):
   """A small spec of each family and parameters large enough that every part matters."""
   spec = models.ModelSpec(

@@ -1,8 +1,9 @@
 """Run state on disk (orbax): what an interrupted run needs to continue bit for bit.
 
-A checkpoint is taken between rollout batches, where nothing sampled is waiting to be trained on.
-Data position and sampling keys are functions of the update number, so parameters, optimizer state
-and that number are the whole state.
+A checkpoint is taken when weights are published. Data position and sampling keys are functions of
+the update number, so parameters, optimizer state, that number and what the integrity monitor knows
+are the whole state of a sync run. An asynchronous run also has minibatches under way; after a
+restart they are sampled anew, by the restored weights: no prompt is lost or trained on twice.
 """
 
 from __future__ import annotations
@@ -29,24 +30,30 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
     self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
-  def save(self, state: TrainState, step: int) -> None:
-    """Starts saving the state after `step` updates, without what is frozen; a later call waits for
-    it to end."""
+  def save(self, state: TrainState, monitor: dict[str, Any], step: int) -> None:
+    """Starts saving the state after `step` updates, without what is frozen, and the integrity
+    monitor's plain values; a later call waits for it to end."""
     if step not in self._manager.all_steps():
-      trained = dataclasses.replace(state, frozen=None)
-      self._manager.save(step, args=ocp.args.StandardSave(trained))
+      args = ocp.args.Composite(
+        state=ocp.args.StandardSave(dataclasses.replace(state, frozen=None)),
+        monitor=ocp.args.JsonSave(monitor),
+      )
+      self._manager.save(step, args=args)
 
-  def restore(self, abstract: TrainState, at_most: int) -> TrainState | None:
-    """The newest state of at most `at_most` updates, or None.
+  def restore(self, abstract: TrainState, at_most: int) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest state of at most `at_most` updates and its monitor, or None.
 
     `abstract` has the shapes, types and shardings to restore to.
     """
     steps = [step for step in self._manager.all_steps() if step <= at_most]
     if not steps:
       return None
-    args = ocp.args.StandardRestore(dataclasses.replace(abstract, frozen=None))
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(dataclasses.replace(abstract, frozen=None)),
+      monitor=ocp.args.JsonRestore(),
+    )
     restored: Any = self._manager.restore(max(steps), args=args)
-    return restored
+    return restored["state"], restored["monitor"]
 
   def close(self) -> None:
     """Waits for a save under way and lets go."""

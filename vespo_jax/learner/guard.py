@@ -10,8 +10,6 @@ from vespo_jax.learner.intake import Minibatch
 from vespo_jax.learner.integrity import Monitor, Thresholds, Verdict, judge
 from vespo_jax.runtime import Sampler
 
-ACTIONS = ("off", "flag", "quarantine")
-
 
 class Guard:
   """Judges every minibatch, says what it finds, and takes quarantined samplers out of service.
@@ -19,16 +17,22 @@ class Guard:
   Args:
     sampler: of the run.
     thresholds: when a result is not believed.
-    action: one of `ACTIONS`: do nothing, report, or also restart a quarantined sampler and sample
-      again what it had not delivered.
+    action: `off`, `flag` or `quarantine`: do nothing, report, or also restart a quarantined sampler
+      and sample again what it had not delivered.
+    monitor: what is known already.
     say: where a finding goes.
   """
 
   def __init__(
-    self, sampler: Sampler, thresholds: Thresholds, action: str, say: Callable[[str], None]
+    self,
+    sampler: Sampler,
+    thresholds: Thresholds,
+    action: str,
+    monitor: Monitor,
+    say: Callable[[str], None],
   ):
     self._sampler, self._thresholds, self._action, self._say = sampler, thresholds, action, say
-    self.monitor = Monitor()
+    self.monitor = monitor
 
   def check(self, minibatch: Minibatch, log_ratio_BT: np.ndarray, version: int) -> dict[str, float]:
     """`integrity/score`, the worst statistic in thresholds (above 1 is not believed), and

@@ -134,7 +134,7 @@ class Loop:
     self._finish_pending()
     self._profile()
     if self.schedule.publishes(self.step):
-      self.checkpoints.save(self.state, self.step)
+      self.checkpoints.save(self.state, self.guard.monitor.to_dict(), self.step)
     self._publish()
     return "finished"
 
@@ -161,7 +161,7 @@ class Loop:
     self._finish_pending(evaluation)
     stopping = self.stop()
     if stopping or self.schedule.due(self.settings.checkpoint_every, self.step):
-      self.checkpoints.save(self.state, self.step)
+      self.checkpoints.save(self.state, self.guard.monitor.to_dict(), self.step)
     if not stopping:
       self._publish()
     return stopping
