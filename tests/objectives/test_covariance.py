@@ -161,7 +161,7 @@ def test_selecting_none_leaves_the_ratio_with_or_without_the_clip():
 
 def test_the_penalty_is_weighted_by_a_rollout_correction():
   """verl multiplies the whole token loss, its penalty too."""
-  batch = make_batch(5, proximal=0.5)  # of seed 4 the terms cancel to a thirtieth
+  batch = make_batch(5, proximal=0.5)  # the terms of seed 4 nearly cancel
   log_r, a, mask = parts(batch, "proximal_logprobs")
   cov = covariance(batch["policy_logprobs"], a, mask)
   chosen = mask & (cov >= np.sort(cov[mask])[-int(mask.sum() * 0.3)])
