@@ -26,7 +26,7 @@ smollm2: $(READY)  ## train SmolLM2-135M-Instruct with VESPO on a CPU; its weigh
 	$(BIN)/python -m vespo_jax.train --config=configs/smollm2.py --workdir=runs/smollm2
 
 test: $(READY)  ## the default suite
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 test-slow: $(READY)  ## the long checks
 	$(BIN)/python -m pytest -m slow --override-ini=addopts=--strict-markers

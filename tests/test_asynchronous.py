@@ -101,7 +101,9 @@ def test_a_recorded_wall_clock_is_replayed(data_dir, tmp_path):
   same_run(tmp_path / "wall", tmp_path / "replayed")
 
 
-@pytest.mark.parametrize("partial", ["keep_cache", "recompute_cache"])
+@pytest.mark.parametrize(
+  "partial", ["keep_cache", pytest.param("recompute_cache", marks=pytest.mark.slow)]
+)
 def test_responses_go_on_under_newer_weights(partial, data_dir, tmp_path):
   changes = {"runtime.max_staleness": 3, "runtime.partial_rollouts": partial}
   config, _ = run(tmp_path, data_dir, **{**BEHIND, **changes}, **{"rollouts.save_all": True})

@@ -144,6 +144,7 @@ def test_a_finished_run_is_not_run_again_but_can_be_extended(first_run, data_dir
     launch.train(debug_config(data_dir, **{"optimizer.learning_rate": 1.0}), workdir)
 
 
+@pytest.mark.slow
 def test_a_policy_from_random_weights(data_dir, tmp_path):
   config = debug_config(data_dir, **{"policy.path": "", "policy.width": 32, "updates": 2})
   launch.train(config, tmp_path)
@@ -205,6 +206,7 @@ CORRECTED = {
 }
 
 
+@pytest.mark.slow
 def test_proximal_and_reference_policies_survive_an_interruption(data_dir, tmp_path):
   config = debug_config(data_dir, **ANCHORED, updates=4)
   launch.train(config, tmp_path / "whole")

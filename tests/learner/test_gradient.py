@@ -83,9 +83,14 @@ def test_batch_wide_methods_see_the_whole_minibatch_through_micro_batches(name):
 @pytest.mark.parametrize(
   "correction",
   [
-    objectives.corrections.make("token_tis", normalize=True),
     objectives.corrections.make("k3_rejection", high=0.05),
-    objectives.corrections.make("custom", reject="token_k1:0.8_1.25"),
+    *(
+      pytest.param(objectives.corrections.make(name, **options), marks=pytest.mark.slow)
+      for name, options in (
+        ("token_tis", {"normalize": True}),
+        ("custom", {"reject": "token_k1:0.8_1.25"}),
+      )
+    ),
   ],
 )
 def test_corrections_see_the_whole_minibatch_through_micro_batches(correction):

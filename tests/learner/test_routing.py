@@ -82,7 +82,7 @@ def test_losses_are_the_published_ones():
   np.testing.assert_allclose(routing_lib.auxiliary_losses(even, even.load_LE, 12)[0], 2.0)  # A
 
 
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("replayed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_losses_are_of_the_whole_minibatch_however_it_is_cut(replayed):
   """Against one forward pass over all of it, differentiated; without rewards nothing else is."""
   batch = BATCH.replace(rewards_PR=0 * BATCH.rewards_PR)

@@ -114,8 +114,14 @@ def test_no_row_sees_another_unless_the_method_says_so(name):
     np.testing.assert_allclose(alone[0], together[row], rtol=1e-5)
 
 
-@EVERY
-@pytest.mark.parametrize("mode", AGGREGATIONS)
+OWN = [(name, objectives.make(name).aggregation) for name in objectives.names()]
+PAIRS = list(dict.fromkeys([*OWN, *(("vespo", mode) for mode in AGGREGATIONS)]))
+REST = [(n, m) for n in objectives.names() for m in AGGREGATIONS if (n, m) not in PAIRS]
+
+
+@pytest.mark.parametrize(
+  "name,mode", [*PAIRS, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REST)]
+)
 def test_micro_batches_add_up(name, mode):
   """Of the weights, where these are of the whole minibatch; of the whole loss everywhere else."""
   batch = example()

@@ -25,7 +25,9 @@ def test_sizes_and_disjointness(tmp_path):
   assert [example.id for example in splits.train] == list(range(40))
 
 
-@pytest.mark.parametrize("dataset", ["chain_sum", "isomorphic_strings"])
+@pytest.mark.parametrize(
+  "dataset", [pytest.param("chain_sum", marks=pytest.mark.slow), "isomorphic_strings"]
+)
 def test_the_same_in_every_process(tmp_path, dataset):
   """isomorphic_strings depends on the hash seed of the process that generates it."""
   script = (
