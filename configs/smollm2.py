@@ -14,9 +14,9 @@ Adapters of rank 16 on every linear layer are trained. Everything is float32: on
 AVX2 alone, sampling in bfloat16 is slower (76 tokens per second of CPU time against 114) and int8
 weights are no faster (111).
 
-Reproduces no figure of the paper. Hardware: two CPU cores. Wall time: 23 minutes measured on cores
-shared with other work, for 11 minutes of CPU time until the last update (one update: 8 s of CPU
-time to sample 64 responses, 14 s to train on them).
+Reproduces no figure of the paper. Hardware: two CPU cores. Wall time: 17 minutes measured on cores
+shared with other work, for 13 minutes of CPU time (one update: 8 s of CPU time to sample 64
+responses, 14 s to train on them).
 Expected: held-out accuracy from 16.4 % [12.2, 21.7] to 68.9 % [55.4, 79.8] (seed 0; temperature 1,
 40 problems x 16 samples, 95 % intervals).
 """
