@@ -173,8 +173,8 @@ def test_a_mixture_of_experts_trains_with_its_choices_replayed(replay, data_dir,
   if replay == "R2":  # in the first minibatch the proximal policy is the policy itself
     assert first["moe/replay_mismatch_fraction"] == 0
     assert first["kl/proximal_policy"] < 1e-9 < second["kl/proximal_policy"]
-  else:  # the sampler rounds to bfloat16
-    assert 0 < first["moe/replay_mismatch_fraction"] < 0.1
+  else:  # the sampler rounds to bfloat16; that choices flip then: tests/learner/test_routing.py
+    assert first["moe/replay_mismatch_fraction"] < 0.1 and first["mismatch/abs_log_ratio_mean"] > 0
   assert models.load(tmp_path)[0].experts == 4
 
 
