@@ -222,9 +222,10 @@ def kill_at_random(sampler, kills, delivered, done, most_s):
   for _ in range(kills):
     delivered.acquire(timeout=120)
     time.sleep(rng.uniform(0.0, most_s))
-    pids = []
-    while not pids:
-      pids = [worker["pid"] for worker in sampler.health()["workers"] if worker["alive"]]
+    deadline, pids = time.monotonic() + 60, []
+    while not pids and time.monotonic() < deadline:
+      alive = [worker for worker in sampler.health()["workers"] if worker["alive"]]
+      pids = [w["pid"] for w in alive if w["orders"]] or [w["pid"] for w in alive]
     os.kill(rng.choice(pids), signal.SIGKILL)
     while delivered.acquire(blocking=False):
       pass
@@ -248,7 +249,8 @@ def test_nothing_is_lost_or_repeated_whatever_is_killed(kills, most_s):
     pids = [worker["pid"] for worker in sampler.health()["workers"]]
     sampler.close()
   assert [failure["kind"] for failure in sampler.failures()] == ["died"] * kills
-  assert any(failure["orders"] for failure in sampler.failures())
+  if kills > 2:  # of a few kills, all may strike a worker that has just delivered
+    assert any(failure["orders"] for failure in sampler.failures())
   assert not any(running(pid) for pid in pids if pid)
 
   undisturbed = start_sampler("threads", SPEC, weight_slots=4)
