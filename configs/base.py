@@ -164,8 +164,18 @@ def get_config() -> ConfigDict:
   config.evaluation.samples_per_problem = 4  # responses to each, at temperature 1
 
   config.checkpoint = ConfigDict()
-  config.checkpoint.every = 100  # updates between checkpoints, at rollout-batch boundaries; 0: none
-  config.checkpoint.keep = 2  # newest checkpoints kept
+  config.checkpoint.every = 100  # updates between checkpoints, when weights are published; 0: none
+  config.checkpoint.keep_last = 2  # newest checkpoints kept
+  config.checkpoint.keep_every = 0  # and those so many updates apart; 0: none
+  config.checkpoint.keep_best = 0  # and those with the largest best_metric; 0: none
+  config.checkpoint.best_metric = "reward/mean"  # a key of metrics.jsonl
+  config.checkpoint.save_within_s = 300.0  # after SIGTERM or Ctrl-C; then the run ends unsaved
+
+  # Bad updates: a loss, gradient or reward that is not finite, and what is beyond these limits.
+  config.guards = ConfigDict()
+  config.guards.max_grad_norm = 0.0  # before clipping; 0: no limit
+  config.guards.max_log_w = 0.0  # |log W| of any sequence, in nats; 0: no limit
+  config.guards.max_skipped = 0  # bad updates in a row that are skipped; the next one ends the run
 
   config.rollouts = ConfigDict()
   config.rollouts.save_groups = 2  # groups of each minibatch written to rollouts/; -1: all

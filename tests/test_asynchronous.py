@@ -92,6 +92,7 @@ def test_saved_rollouts_train_the_same_policy_without_a_sampler(logical, data_di
   run(tmp_path / "more", data_dir, **BEHIND, **source, updates=2)  # the directory is still free
 
 
+@pytest.mark.slow
 def test_a_recorded_wall_clock_is_replayed(data_dir, tmp_path):
   wall = {**ASYNC, "runtime.max_staleness": 2}
   run(tmp_path / "wall", data_dir, **wall)
@@ -101,9 +102,8 @@ def test_a_recorded_wall_clock_is_replayed(data_dir, tmp_path):
   same_run(tmp_path / "wall", tmp_path / "replayed")
 
 
-@pytest.mark.parametrize(
-  "partial", ["keep_cache", pytest.param("recompute_cache", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("partial", ["keep_cache", "recompute_cache"])
 def test_responses_go_on_under_newer_weights(partial, data_dir, tmp_path):
   changes = {"runtime.max_staleness": 3, "runtime.partial_rollouts": partial}
   config, _ = run(tmp_path, data_dir, **{**BEHIND, **changes}, **{"rollouts.save_all": True})

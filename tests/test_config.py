@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vespo_jax import config as config_lib
-from vespo_jax import launch, objectives, parts, train
+from vespo_jax import launch, objectives, train, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.runtime.schedule import Schedule, record
@@ -200,7 +200,7 @@ def test_what_the_loss_needs_reaches_it():
     "--config.moe.z_coefficient=0.001",
     "--config.moe.replay=R2",
   )
-  assert parts.loss_settings(config) == LossSettings(
+  assert training.loss_settings(config) == LossSettings(
     temperature=0.7,
     aggregation="token-sum",
     micro_batches=4,
@@ -223,6 +223,8 @@ def test_what_the_loss_needs_reaches_it():
     (launch.Diverged("no"), 3),
     (launch.ChildDied("grader", -9), 1),
     (launch.SamplersFailed([], 0), 1),
+    (launch.CheckpointError("no"), 1),
+    (OSError(28, "No space left on device"), 1),
     (TimeoutError("no"), 1),
     (ConfigError("no"), 2),
     ({"stop_reason": "preempted", "updates": 4}, 75),
@@ -235,7 +237,7 @@ def test_exit_codes_say_how_a_run_ended(outcome, code, monkeypatch, capsys):
     return outcome
 
   monkeypatch.setattr(launch, "train", ends)
-  monkeypatch.setattr(train, "_stop_on_signals", lambda: lambda: False)
+  monkeypatch.setattr(train, "_stop_on_signals", lambda seconds: lambda: False)
   monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
   assert train.main(["train", f"--config={DEBUG}", "--workdir=w"]) == code
   printed = capsys.readouterr()

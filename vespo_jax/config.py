@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from vespo_jax import advantages, objectives, tasks
+from vespo_jax import advantages, files, objectives, tasks
 from vespo_jax.config_rules import REPLAY, RULES
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
@@ -174,7 +174,7 @@ def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
 
 def write(config: ConfigDict | FrozenConfigDict, path: Path) -> None:
   """Writes the resolved config as JSON."""
-  path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+  files.write(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
 def read(path: Path) -> FrozenConfigDict:

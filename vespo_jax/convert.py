@@ -1,5 +1,6 @@
 """Converts a model: `python -m vespo_jax.convert --model=PATH --out=PATH --format=hf`.
 
+Of a run that has not finished, the policy is that of its newest checkpoint, with adapters merged.
 Exit codes: 0, or 2 for a model that cannot be read or a directory that cannot be written.
 """
 
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from vespo_jax import models
+from vespo_jax import models, training
+from vespo_jax.learner.checkpoint import CheckpointError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -28,9 +30,13 @@ def main(argv: list[str]) -> int:
   try:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
       raise ValueError(f"--out={out} is not an empty directory")
-    spec, params, tokenizer = models.load(arguments.model, dtype=DTYPES[arguments.dtype])
-    models.save(out, spec, params, tokenizer, format=arguments.format)
-  except (ValueError, OSError) as error:
+    model, dtype = Path(arguments.model), DTYPES[arguments.dtype]
+    if (model / "checkpoints").is_dir() and not (model / "model").is_dir():
+      spec, params, tokenizer = training.load_checkpoint(model)
+    else:
+      spec, params, tokenizer = models.load(model)
+    models.save(out, spec, params, tokenizer, format=arguments.format, dtype=dtype)
+  except (ValueError, OSError, CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   print(f"{models.count(spec):,} parameters in {arguments.dtype} -> {out}")

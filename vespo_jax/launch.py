@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,30 +14,24 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import metrics, models, parts, report, weights
+from vespo_jax import files, metrics, models, parts, report, training, weights
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
-from vespo_jax.learner.anchors import Anchors, copy
-from vespo_jax.learner.checkpoint import Checkpoints, abstract_like
+from vespo_jax.learner import manifest
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, Retention, RunState
+from vespo_jax.learner.failure import Breakdown, Diverged
 from vespo_jax.learner.integrity import Monitor
-from vespo_jax.learner.loop import Diverged, Loop, LoopSettings
-from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
+from vespo_jax.learner.loop import Loop, LoopSettings
 from vespo_jax.learner.saved import RolloutWriter
-from vespo_jax.learner.update import (
-  StepSettings,
-  compile_score,
-  compile_update,
-  init_state,
-  make_update,
-  place_state,
-  state_shardings,
-)
-from vespo_jax.models import lora
 from vespo_jax.processes import ChildDied
-from vespo_jax.runtime import Sampler, SamplersFailed
-from vespo_jax.types import Params
+from vespo_jax.runtime import Preempted, Sampler, SamplersFailed, Snapshot
+from vespo_jax.runtime import schedule as schedules
+from vespo_jax.tokenizers import Tokenizer
+from vespo_jax.types import Params, TrainState
 
-__all__ = ["ChildDied", "Diverged", "SamplersFailed", "train"]
+__all__ = ["CheckpointError", "ChildDied", "Diverged", "SamplersFailed", "train"]
+
+CHANGEABLE = ("updates", "mesh.", "checkpoint.")  # keys that may differ when a run is resumed
 
 
 def train(
@@ -48,16 +42,20 @@ def train(
   Args:
     config: from `config.parse` or `config.validate`.
     workdir: made if missing; its layout is that of DESIGN section 7.
-    stop: asked between rollout batches; True saves the state and ends with "preempted".
+    stop: asked between updates and while samplers are waited for; True saves the run and ends with
+      "preempted".
 
   Raises:
     ConfigError: if `workdir` holds a run of another config, the mesh does not fit the devices, or
       the policy at `policy.path` lacks what the config asks of it.
+    CheckpointError: if the run cannot be restored or saved.
     Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
   """
   fresh = _claim(config, workdir)
   finished = _finished(config, workdir)
   if finished is not None:
+    if not (workdir / report.PAGE).is_file():  # the last thing that a run writes
+      report.write(workdir)
     return finished
   try:
     with contextlib.ExitStack() as stack:
@@ -85,83 +83,48 @@ def _run(
   mesh = parts.make_mesh(config)
   spec, params, tokenizer = parts.load_policy(config)
   config_lib.check_moe(config, spec.experts)
-  sampler = parts.open_sampler(config, spec, tokenizer, stack)
-  train_problems, test_problems = parts.open_problems(config, tokenizer, stack)
-  evaluator = parts.make_evaluator(config, test_problems)
-  optimizer = make_optimizer(parts.pick(OptimizerSettings, config.optimizer))
-  adapters = config_lib.make_lora(config, spec)
-  if adapters is None:
-    state = init_state(params, optimizer)
-  else:
-    trained = lora.init(spec, jax.random.key(config.seed), adapters)
-    state = init_state(trained, optimizer, frozen=params)
-  loss = parts.loss_settings(config)
-  update = make_update(
-    spec,
-    config_lib.make_objective(config),
-    config_lib.make_advantage(config),
-    optimizer,
-    loss,
-    parts.pick(StepSettings, config.optimizer),
-    adapters,
-  )
-  state = place_state(mesh, spec, state)
-  reference = copy(state.params) if adapters is None else state.frozen  # the former is donated
-  anchors = Anchors(
-    score=compile_score(mesh, spec, loss),
-    reference=reference if loss.needs_reference else None,
-    needs_proximal=loss.needs_proximal,
-    replay_proximal=loss.replay == "R2",
-  )
-
-  checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+  sampler = parts.open_sampler(config, spec, tokenizer, stack, stop)
+  problems, held_out = parts.open_problems(config, tokenizer, stack)
+  evaluator = parts.make_evaluator(config, held_out)
+  learner = training.make_learner(config, mesh, spec, params)
+  checkpoints = Checkpoints(workdir / "checkpoints", spec, parts.pick(Retention, config.checkpoint))
   stack.callback(checkpoints.close)
-  abstract = abstract_like(state, state_shardings(mesh, spec, state))
-  restored = checkpoints.restore(abstract, at_most=config.updates)
-  monitor = Monitor()
-  if restored is not None:
-    state = dataclasses.replace(restored[0], frozen=state.frozen)
-    monitor = Monitor.from_dict(restored[1])
-  step = int(state.step)
+  run = _restore(config, workdir, checkpoints, learner)
+  step = int(run.state.step)
   progress = stack.enter_context(metrics.Progress(config.updates, start=step))
   writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
-  writer.truncate(step)
-  if restored is not None:
-    progress.message(f"resuming after update {step}")
-  before = _evaluate_before(workdir, params, sampler, evaluator, progress)
-
-  schedule = config_lib.make_schedule(config)
   origin = parts.origin(config, tokenizer)
   saved = RolloutWriter(workdir / parts.SAVED, origin) if config.rollouts.save_all else None
-  if saved is not None:
-    saved.truncate(step)
+  _cut_back(workdir, writer, saved, step)
+  try:
+    before = _evaluate_before(workdir, params, sampler, evaluator, progress)
+  except Preempted:
+    return {"stop_reason": "preempted", "updates": step}
+  for version, published in sorted(run.samplers.weights.items()):
+    sampler.publish(version, published)
+  schedule = config_lib.make_schedule(config)
+  learner.start_rollout_batch(run.state, run.samplers.weights.get(schedule.published(step)))
   loop = Loop(
     workdir=workdir,
-    update=compile_update(update, mesh, spec, state),
-    policy=parts.model_of(adapters),
-    anchors=anchors,
-    state=state,
+    update=learner.update,
+    policy=learner.policy,
+    anchors=learner.anchors,
+    state=run.state,
     mesh=mesh,
     sampler=sampler,
-    intake=parts.make_intake(config, sampler, train_problems, schedule, origin),
-    problems=train_problems,
+    intake=parts.make_intake(config, sampler, problems, schedule, origin, run.samplers.results),
+    problems=problems,
     schedule=schedule,
-    guard=parts.make_guard(config, sampler, monitor, progress.message),
+    guard=parts.make_guard(config, sampler, Monitor.from_dict(run.monitor), progress.message),
     saved=saved,
-    settings=LoopSettings(
-      updates=config.updates,
-      samples_per_prompt=config.batch.samples_per_prompt,
-      max_new_tokens=config.sampler.max_new_tokens,
-      checkpoint_every=config.checkpoint.every,
-      evaluation_every=config.evaluation.every,
-      save_groups=config.rollouts.save_groups,
-      profile_updates=config.runtime.profile_updates,
-    ),
+    settings=_loop_settings(config),
     checkpoints=checkpoints,
     metrics=writer,
     progress=progress,
     evaluate=lambda version: _evaluate_during(sampler, evaluator, version, progress),
     stop=stop,
+    breakdown=Breakdown(workdir / "failure", spec, origin, problems),
+    reference=run.reference,
     elapsed_before_s=_elapsed_s(workdir, started),
   )
   result: dict[str, Any] = {"evaluation_before": before.to_dict()}
@@ -169,9 +132,9 @@ def _run(
     result["stop_reason"] = loop.run()
     if result["stop_reason"] == "finished":
       result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
-      models.save(workdir / "model", spec, jax.device_get(loop.policy(loop.state)), tokenizer)
-      if adapters is not None:
-        weights.save_adapters(workdir / "adapter", jax.device_get(loop.state.params), adapters)
+      _export(workdir, learner, loop.state, tokenizer)
+  except Preempted:  # while the trained policy was evaluated
+    result["stop_reason"] = "preempted"
   except BaseException as error:  # whatever ends the run, the result says so; then it goes on
     result["stop_reason"] = f"{type(error).__name__}: {error}"
     raise
@@ -179,8 +142,65 @@ def _run(
     result |= {"updates": loop.step, "wall_time_s": loop.elapsed_s()}
     result["sampler_failures"] = sampler.failures()
     _write_json(workdir / "result.json", result)
-  report.write(workdir)
+  if loop.step:
+    report.write(workdir)
   return result
+
+
+def _restore(
+  config: FrozenConfigDict, workdir: Path, checkpoints: Checkpoints, learner: training.Learner
+) -> RunState:
+  """The run to go on with: that of the newest good checkpoint, or a new one.
+
+  Raises CheckpointError; ConfigError if the policy it started from is another one by now.
+  """
+  fixed = learner.anchors.reference if learner.adapters is None else learner.state.frozen
+  digest = manifest.digest_of(fixed) if fixed is not None else ""
+  found = learner.restore(
+    checkpoints,
+    config.updates,
+    lambda place, problem: _say(f"a damaged checkpoint, now {place}: {problem}"),
+  )
+  if found is None:
+    return RunState(learner.state, Snapshot(), Monitor().to_dict(), digest)
+  if found.reference != digest:
+    raise ConfigError(
+      f"policy.path={config.policy.path!r} is not the policy that the run in {workdir} started from"
+    )
+  _say(f"resuming after update {int(found.state.step)}")
+  return found
+
+
+def _cut_back(
+  workdir: Path, writer: metrics.MetricsWriter, saved: RolloutWriter | None, step: int
+) -> None:
+  """Cuts what a run writes line by line back to its first `step` updates."""
+  writer.truncate(step)
+  schedules.truncate(workdir / "schedule.jsonl", step)
+  if saved is not None:
+    saved.truncate(step)
+
+
+def _loop_settings(config: FrozenConfigDict) -> LoopSettings:
+  return LoopSettings(
+    updates=config.updates,
+    samples_per_prompt=config.batch.samples_per_prompt,
+    max_new_tokens=config.sampler.max_new_tokens,
+    checkpoint_every=config.checkpoint.every,
+    evaluation_every=config.evaluation.every,
+    save_groups=config.rollouts.save_groups,
+    profile_updates=config.runtime.profile_updates,
+    max_skipped=config.guards.max_skipped,
+  )
+
+
+def _export(
+  workdir: Path, learner: training.Learner, state: TrainState, tokenizer: Tokenizer
+) -> None:
+  """Writes the trained policy, and the adapters if that is what was trained."""
+  models.save(workdir / "model", learner.spec, jax.device_get(learner.policy(state)), tokenizer)
+  if learner.adapters is not None:
+    weights.save_adapters(workdir / "adapter", jax.device_get(state.params), learner.adapters)
 
 
 def _elapsed_s(workdir: Path, started: float) -> float:
@@ -209,7 +229,8 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
     fresh = not path.is_file()
     if not fresh:
       stored, mine = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
-      differing = [key for key in config_lib.differences(stored, mine) if key != "updates"]
+      changed = config_lib.differences(stored, mine)
+      differing = [key for key in changed if not key.startswith(CHANGEABLE)]
       if differing:
         raise ConfigError(
           f"--workdir={workdir} holds a run with another {', '.join(differing[:5])}; "
@@ -243,5 +264,9 @@ def _evaluate_before(
   return before
 
 
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
 def _write_json(path: Path, value: Any) -> None:
-  path.write_text(json.dumps(value, indent=2) + "\n")
+  files.write(path, json.dumps(value, indent=2) + "\n")

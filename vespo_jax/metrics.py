@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as LiveBar
 
+from vespo_jax import files
+
 TIMING_PREFIXES = ("time/", "throughput/")
 PLAIN_INTERVAL_S = 2.0
 
@@ -50,22 +52,27 @@ class MetricsWriter:
     anything else is a TypeError, a row without `step` a ValueError."""
     if "step" not in row:
       raise ValueError(f"a metrics row needs a 'step'; got {sorted(row)}")
-    plain = {key: _encode(key, row[key]) for key in sorted(row, key=_rank)}
-    self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+    self._file.write(_line(row))
     self._file.flush()
 
   def truncate(self, step: int) -> None:
     """Cuts the file back to the rows with `step` at most the given one, whose bytes stay."""
     kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step]
-    self._file.close()
-    shorter = self.path.with_name(self.path.name + ".tmp")
-    shorter.write_bytes(b"".join(kept))
-    os.replace(shorter, self.path)
-    self._file = self.path.open("ab")
+    self._replace(kept)
+
+  def amend(self, extra: Mapping[str, Any]) -> None:
+    """Adds to the last row, which there must be."""
+    *kept, _ = _whole_lines(self.path)
+    self._replace([*kept, _line({**read(self.path)[-1], **extra})])
 
   def close(self) -> None:
     """Closes the file. Idempotent."""
     self._file.close()
+
+  def _replace(self, lines: list[bytes]) -> None:
+    self._file.close()
+    files.write(self.path, b"".join(lines))
+    self._file = self.path.open("ab")
 
   def __enter__(self) -> MetricsWriter:
     return self
@@ -190,6 +197,11 @@ def _whole_lines(path: Path) -> list[bytes]:
   """The lines of a file that end in a newline, with it."""
   data = path.read_bytes()
   return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+  plain = {key: _encode(key, row[key]) for key in sorted(row, key=_rank)}
+  return json.dumps(plain, allow_nan=False).encode() + b"\n"
 
 
 def _rank(key: str) -> tuple[int, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,11 @@ from vespo_jax import config as config_lib
 from vespo_jax import models, sharding, tasks
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluator
-from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.guard import Guard
 from vespo_jax.learner.intake import Intake, Problems, SavedIntake
 from vespo_jax.learner.integrity import Monitor, Thresholds
 from vespo_jax.learner.saved import Origin, SavedRollouts, vocabulary_digest
-from vespo_jax.models import ModelSpec, lora
-from vespo_jax.models.lora import LoraSettings
+from vespo_jax.models import ModelSpec
 from vespo_jax.runtime import (
   FailureSettings,
   RaySettings,
@@ -29,9 +27,9 @@ from vespo_jax.runtime import (
   WorkerSettings,
   start_sampler,
 )
-from vespo_jax.sampler import Settings
+from vespo_jax.sampler import Result, Settings
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
-from vespo_jax.types import Params, TrainState
+from vespo_jax.types import Params
 
 GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
 SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
@@ -121,9 +119,13 @@ def make_evaluator(
 
 
 def open_sampler(
-  config: FrozenConfigDict, spec: ModelSpec, tokenizer: Tokenizer, stack: contextlib.ExitStack
+  config: FrozenConfigDict,
+  spec: ModelSpec,
+  tokenizer: Tokenizer,
+  stack: contextlib.ExitStack,
+  stop: Callable[[], bool],
 ) -> Sampler:
-  """The samplers, which `stack` ends."""
+  """The samplers, which `stack` ends; nobody waits for them once `stop` says so."""
   each = config.runtime.gpu_memory_fraction / config.sampler.processes  # they share one part
   env = {GPU_MEMORY_VARIABLE: str(each)}
   share = -(-config.batch.prompts // config.sampler.processes)  # of a minibatch's prompts
@@ -146,38 +148,10 @@ def open_sampler(
     tokenizer=tokenizer.backend.to_str() if config.sampler.stop_strings else "",
     env=env,
     ray=RaySettings(**config.runtime.ray.to_dict()),
+    stop=stop,
   )
   stack.callback(sampler.close)
   return sampler
-
-
-def loss_settings(config: FrozenConfigDict) -> LossSettings:
-  """What the config says of the loss."""
-  return LossSettings(
-    temperature=config.sampler.temperature,
-    aggregation=config.objective.aggregation or None,
-    micro_batches=config.batch.micro_batches,
-    remat=config.policy.remat,
-    proximal_denominator=config.correction.denominator != "behaviour",
-    correction=config_lib.make_correction(config),
-    kl_coefficient=config.kl.coefficient,
-    kl_estimator=config.kl.estimator,
-    kl_in_reward=config.kl.placement == "reward",
-    entropy_coefficient=config.entropy.coefficient,
-    proximal_divergence=config.proximal_step.divergence,
-    proximal_step_size=config.proximal_step.step_size,
-    balance_coefficient=config.moe.balance_coefficient,
-    z_coefficient=config.moe.z_coefficient,
-    replay=config.moe.replay,
-  )
-
-
-def model_of(adapters: LoraSettings | None) -> Callable[[TrainState], Params]:
-  """A state -> the model's parameters, merged where adapters are trained."""
-  if adapters is None:
-    return lambda state: state.params
-  merge = jax.jit(lora.merge, static_argnums=2)
-  return lambda state: merge(state.frozen, state.params, adapters)
 
 
 def make_guard(
@@ -207,8 +181,10 @@ def make_intake(
   problems: Problems,
   schedule: Schedule,
   origin: Origin,
+  finished: Sequence[Result] = (),
 ) -> Intake | SavedIntake:
-  """Where minibatches come from: the sampler, or another run's saved rollouts.
+  """Where minibatches come from: the sampler, which had `finished` some before a resume, or another
+  run's saved rollouts.
 
   Raises ConfigError if these are not there, or are not what this run would train on.
   """
@@ -223,9 +199,10 @@ def make_intake(
       updates=config.updates,
       timeout_s=config.runtime.timeout_s,
       parts=config.sampler.processes,
+      finished=finished,
     )
   try:
-    return SavedIntake(SavedRollouts(run / SAVED, origin, config.updates))
+    return SavedIntake(SavedRollouts(run / SAVED, origin, config.updates), sampler)
   except ValueError as error:
     raise ConfigError(f"sampler.source='replay:{run}': {error}") from error
 

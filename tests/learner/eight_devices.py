@@ -1,5 +1,7 @@
 """Run by test_update.py in a process with eight fake devices; prints each layout that agrees."""
 
+import sys
+
 import chex
 import example as t
 import jax
@@ -18,7 +20,8 @@ one = jax.make_mesh(
 assert isinstance(one, Mesh)
 expected_state, expected_rows = t.run("vespo", mesh=one, micro_batches=2)
 
-for sizes in ({"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 4}):
+for layout in sys.argv[1:]:
+  sizes = {axis: int(size) for axis, size in (part.split("=") for part in layout.split(","))}
   mesh = sharding.make_mesh(sizes)
   placed = place_state(mesh, t.SPEC, t.fresh_state())
   kernel = placed.params["layers"]["query"]
@@ -30,4 +33,4 @@ for sizes in ({"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 4}):
   state, rows = t.run("vespo", mesh=mesh, micro_batches=2)
   chex.assert_trees_all_close(state.params, expected_state.params, atol=1e-7, rtol=1e-5)
   chex.assert_trees_all_close(rows, expected_rows, rtol=2e-4, atol=1e-6)
-  print(",".join(f"{axis}={size}" for axis, size in sizes.items()))
+  print(layout)

@@ -1,27 +1,208 @@
-"""Which checkpoints there are, and which one a run goes on from."""
+"""Which checkpoints there are, which one a run goes on from, and what happens to damaged ones."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
-from vespo_jax.learner.checkpoint import Checkpoints
+from tests.learner.many_devices import SPEC, checkpointed_state, restored_on
+from tests.runtime import example
+from vespo_jax.learner import checkpoint, manifest
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, Retention, RunState
+from vespo_jax.models import init
+from vespo_jax.runtime import Snapshot
 from vespo_jax.types import TrainState
+
+REPOSITORY = Path(__file__).parent.parent.parent
 
 
 def state(step):
   return TrainState(step=jnp.int32(step), params={"w": jnp.full(3, float(step))}, opt_state=())
 
 
-def test_the_newest_are_kept_and_the_newest_that_fits_is_restored(tmp_path):
-  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-  assert checkpoints.restore(state(0), at_most=9) is None
-  for step in (2, 4, 6):
-    checkpoints.save(state(step), {"seen": [str(step)]}, step)
-  checkpoints.save(state(7), {}, 6)  # what is there is not written again
+def run(step, **rest):
+  return RunState(state(step), Snapshot(), {"seen": [str(step)]}, **rest)
+
+
+def refuse(place, problem):
+  raise AssertionError(f"{place}: {problem}")
+
+
+@pytest.fixture
+def directory(tmp_path):
+  return tmp_path / "checkpoints"
+
+
+def fill(directory, steps, retention=checkpoint.KEEP_ALL, metrics=lambda step: {}):
+  checkpoints = Checkpoints(directory, SPEC, retention)
+  for step in steps:
+    checkpoints.save(run(step), step, metrics(step))
   checkpoints.close()
-  checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-  assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "6"}
+  return {int(path.name) for path in directory.iterdir()}
+
+
+def restore(directory, at_most=99, set_aside=refuse, like=None):
+  checkpoints = Checkpoints(directory, SPEC)
+  try:
+    return checkpoints.restore(like or state(0), at_most, set_aside)
+  finally:
+    checkpoints.close()
+
+
+def test_the_newest_that_fits_is_restored_and_none_is_written_twice(directory):
+  assert restore(directory) is None
+  assert fill(directory, (2, 4, 6)) == {2, 4, 6}
+  checkpoints = Checkpoints(directory, SPEC)
+  checkpoints.save(RunState(state(7), Snapshot(), {}), 6)
+  checkpoints.close()
   for at_most, step in ((9, 6), (6, 6), (5, 4)):
-    restored, monitor = checkpoints.restore(state(0), at_most)
-    assert monitor == {"seen": [str(step)]}
-    assert restored.step == step and (restored.params["w"] == step).all()
-  assert checkpoints.restore(state(0), at_most=3) is None
+    restored = restore(directory, at_most)
+    assert restored.monitor == {"seen": [str(step)]}
+    assert restored.state.step == step and (restored.state.params["w"] == step).all()
+  assert restore(directory, at_most=1) is None
+
+
+def test_what_is_kept_is_the_union_of_three_rules(directory):
+  reward = {1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.1, 6: 0.4, 7: 0.2}
+  retention = Retention(keep_last=2, keep_every=3, keep_best=1, best_metric="reward/mean")
+  kept = fill(directory, reward, retention, lambda step: {"reward/mean": reward[step]})
+  assert kept == {1, 4, 7} | {2} | {6, 7}  # every third, the best, the last two
+
+
+def test_samplers_come_back_to_the_bit(directory):
+  weights = init(SPEC, jax.random.key(3))
+  results = [example.answer(example.order(order_id)) for order_id in (4, 7)]
+  results[1].worker = 2
+  checkpoints = Checkpoints(directory, SPEC)
+  snapshot = Snapshot(results, {2: weights, 3: jax.tree.map(lambda x: x + 1, weights)})
+  checkpoints.save(RunState(state(3), snapshot, {}, reference="abc"), 3)
   checkpoints.close()
+  restored = restore(directory)
+  assert restored.reference == "abc"
+  assert [(r.order_id, r.worker) for r in restored.samplers.results] == [(4, 0), (7, 2)]
+  for left, right in zip(results, restored.samplers.results, strict=True):
+    example.same_rollouts(left.rollouts, right.rollouts)
+  assert set(restored.samplers.weights) == {2, 3}
+  jax.tree.map(np.testing.assert_array_equal, restored.samplers.weights[2], weights)
+
+
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+DAMAGE = {
+  "other bytes": flip,
+  "bytes, not": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+  "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.parametrize("pattern", ["state/**/d/*", "about/metadata", "state/_METADATA"])
+def test_damage_is_found_and_the_newest_good_one_taken(what, pattern, directory):
+  fill(directory, (2, 4, 6))
+  victim = max((directory / "6").glob(pattern), key=lambda path: path.stat().st_size)
+  DAMAGE[what](victim)
+  found = []
+  restored = restore(directory, set_aside=lambda *args: found.append(args))
+  assert restored.state.step == 4
+  ((place, problem),) = found
+  assert what in problem and str(victim.relative_to(directory / "6")) in problem
+  assert place == directory.parent / "damaged" / "6"
+  if what != "missing":  # the evidence is there as it was found
+    assert (place / victim.relative_to(directory / "6")).is_file()
+  assert fill(directory, (6,)) == {2, 4, 6}
+  (directory / "6" / manifest.NAME).unlink()
+  assert restore(directory, set_aside=lambda *args: found.append(args)).state.step == 4
+  assert found[1][0] == directory.parent / "damaged" / "6.1" and manifest.NAME in found[1][1]
+
+
+def test_if_none_is_good_nothing_begins_again(directory):
+  fill(directory, (2, 4))
+  for step in ("2", "4"):
+    flip(directory / step / "about" / "metadata")
+  with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+    restore(directory, set_aside=lambda *args: None)
+  assert {path.name for path in (directory.parent / "damaged").iterdir()} == {"2", "4"}
+
+
+def test_another_format_or_another_tree_is_refused(directory, monkeypatch):
+  monkeypatch.setattr(checkpoint, "FORMAT", 2)
+  fill(directory, (2,))
+  monkeypatch.undo()
+  with pytest.raises(CheckpointError, match="has format 2; this version reads format 1"):
+    restore(directory)
+  fill(directory, (3,))
+  wider = TrainState(step=jnp.int32(0), params={"w": jnp.zeros(4)}, opt_state=())
+  with pytest.raises(
+    CheckpointError, match=r"params/w is float32\[3\] there and float32\[4\] here"
+  ):
+    restore(directory, like=wider)
+  more = TrainState(step=jnp.int32(0), params={"v": jnp.zeros(4), "w": jnp.zeros(3)}, opt_state=())
+  with pytest.raises(CheckpointError, match="params/v is missing there"):
+    restore(directory, like=more)
+
+
+FULL = """
+import resource, sys
+import jax.numpy as jnp
+from tests.learner.test_checkpoint import *
+directory = Path(sys.argv[1])
+big = lambda step: RunState(
+  TrainState(jnp.int32(step), {"w": jax.random.normal(jax.random.key(step), (1 << 18,))}, ()),
+  Snapshot(), {})
+checkpoints = Checkpoints(directory, SPEC)
+checkpoints.save(big(1), 1)
+checkpoints.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+try:
+  checkpoints.save(big(2), 2)
+  checkpoints.wait()
+except CheckpointError as error:
+  print("REFUSED", error)
+"""
+
+
+def test_when_nothing_more_fits_the_last_good_one_stays(directory):
+  """A limit on the size of files stands for a full disk: writing fails in the same place."""
+  done = subprocess.run(
+    [sys.executable, "-c", FULL, str(directory)],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+  assert "REFUSED a checkpoint could not be written" in done.stdout, done.stderr
+  like = TrainState(jnp.int32(0), {"w": jnp.zeros(1 << 18)}, ())
+  restored = restore(directory, like=like)
+  assert restored.state.step == 1
+  expected = jax.random.normal(jax.random.key(1), (1 << 18,))
+  np.testing.assert_array_equal(restored.state.params["w"], expected)
+
+
+def test_any_number_of_devices_restores_what_any_other_saved(tmp_path):
+  """1 -> 4 and 8 -> 1, the devices of the latter in another process."""
+  checkpoints = Checkpoints(tmp_path / "one", SPEC)
+  checkpoints.save(RunState(checkpointed_state(1), Snapshot(), {}), 5)
+  checkpoints.close()
+  environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  done = subprocess.run(
+    [sys.executable, "-m", "tests.learner.many_devices", str(tmp_path)],
+    cwd=REPOSITORY,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=240,
+  )
+  assert done.returncode == 0, done.stderr
+  assert json.loads(done.stdout.splitlines()[-1]) == {"4": 4, "8": 8}
+  back = restored_on(1, tmp_path / "eight")
+  jax.tree.map(np.testing.assert_array_equal, back, checkpointed_state(1))

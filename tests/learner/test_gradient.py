@@ -257,7 +257,10 @@ def test_lengths_reach_the_advantage():
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("scaling,power,base", [("sqrt", 0.5, 0.99), ("linear", 1.0, 0.1)])
+@pytest.mark.parametrize(
+  "scaling,power,base",
+  [("sqrt", 0.5, 0.99), pytest.param("linear", 1.0, 0.1, marks=pytest.mark.slow)],
+)
 def test_vcpo_scales_the_update_after_adam(scaling, power, base):
   batches = [near_batch(seed) for seed in (0, 1)]
   plain, _ = run("vcpo", batches=batches[:1])

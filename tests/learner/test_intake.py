@@ -1,8 +1,10 @@
 """What is ordered from the samplers, when, and against which problems it is graded."""
 
 import numpy as np
+import pytest
 
 from vespo_jax.learner.intake import TRAIN_STREAM, Intake
+from vespo_jax.runtime import Preempted, Snapshot
 from vespo_jax.runtime.schedule import Schedule
 from vespo_jax.sampler import Result, Settings
 from vespo_jax.tasks import PromptStream
@@ -22,12 +24,17 @@ class Sampler:
   """Notes its orders; the rollouts of an order are the prompts they answer."""
 
   def __init__(self):
-    self.orders, self.taken = [], 0
+    self.orders, self.taken, self.interrupted_at = [], 0, None
+
+  def snapshot(self, newest):
+    return Snapshot([Result(99, [], 0.5)], {})
 
   def put(self, order):
     self.orders.append(order)
 
   def get(self, timeout_s, order_id):
+    if order_id == self.interrupted_at:
+      raise Preempted
     (order,) = [order for order in self.orders if order.order_id == order_id]
     self.taken += 1
     rollouts = [p for (p,) in order.prompts for _ in range(order.settings.samples_per_prompt)]
@@ -96,7 +103,25 @@ def test_a_resumed_run_goes_on_with_the_same_orders():
     assert whole[4:] == resumed
 
 
-def test_a_resumed_run_asks_for_no_weights_older_than_its_own():
-  orders, _, _ = run(Schedule(prompts=2, max_staleness=3, logical=True), updates=12, start=6)
-  assert [order.plan for order in orders] == [((0, v),) for v in (6, 6, 6, 6, 7, 8)]
-  assert [order.weight_version for order in orders] == [6, 6, 6, 6, 7, 8]
+def test_a_resumed_run_asks_what_it_had_not_got_yet():
+  schedule = Schedule(prompts=2, max_staleness=3, publish_every=2, logical=True)
+  whole, minibatches, _ = run(schedule, updates=12)
+  finished = [
+    Result(i, [p for (p,) in whole[i].prompts for _ in range(2)], 0.5, worker=1) for i in (7, 9)
+  ]
+  orders, resumed, _ = run(schedule, updates=12, start=7, finished=finished)
+  assert orders == [order for order in whole[7:] if order.order_id not in (7, 9)]
+  assert [m.rollouts for m in resumed] == [m.rollouts for m in minibatches[7:]]
+  assert resumed[0].workers == [1] * 4
+
+
+def test_what_is_saved_is_what_was_not_trained_on():
+  sampler, problems, schedule = Sampler(), Problems(), Schedule.sync(minibatches=2, prompts=4)
+  settings = Settings(max_new_tokens=4, samples_per_prompt=2)
+  intake = Intake(sampler, problems, schedule, settings, seed=7, updates=4, timeout_s=1.0, parts=2)
+  intake.order(0)
+  intake.get(0)
+  sampler.interrupted_at = 3  # the second part of the next minibatch
+  with pytest.raises(Preempted):
+    intake.get(1)
+  assert [result.order_id for result in intake.snapshot(newest=True).results] == [2, 99]

@@ -19,7 +19,10 @@ from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer, sched
 from vespo_jax.learner.update import PER_SEQUENCE, compile_update, place_state
 
 
-@pytest.mark.parametrize("name,aggregation", [("vespo", None), ("grpo", "token-sum")])
+@pytest.mark.parametrize(
+  "name,aggregation",
+  [pytest.param("vespo", None, marks=pytest.mark.slow), ("grpo", "token-sum")],
+)
 def test_the_number_of_micro_batches_changes_nothing(name, aggregation):
   one = run(name, aggregation=aggregation, micro_batches=1)
   for pieces in (2, 16) if name == "vespo" else (16,):
@@ -143,19 +146,23 @@ def test_clipping_and_moments_are_those_that_are_set():
   np.testing.assert_allclose(state[1][0].mu["b"], 0.2 * 0.5, rtol=1e-6)
 
 
-def test_eight_devices_give_the_same_update():
-  """data 8, fsdp 8 and data 2 x fsdp 4 against one device; a process of its own."""
+@pytest.mark.parametrize(
+  "layouts",
+  [["data=2,fsdp=4"], pytest.param(["data=8", "fsdp=8"], marks=pytest.mark.slow)],
+)
+def test_eight_devices_give_the_same_update(layouts):
+  """Against one device; in a process of its own."""
   here = Path(__file__).parent
   flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
   done = subprocess.run(
-    [sys.executable, str(here / "eight_devices.py")],
+    [sys.executable, str(here / "eight_devices.py"), *layouts],
     env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{here.parent.parent}:{here}"},
     capture_output=True,
     text=True,
     timeout=400,
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  assert done.stdout.split() == ["data=8", "fsdp=8", "data=2,fsdp=4"]
+  assert done.stdout.split() == layouts
 
 
 def test_meshes_that_do_not_fit_are_refused():

@@ -25,8 +25,9 @@ SPECS = {
 }
 
 
-# what is peculiar to the last two is in one of the others too; tests/models/golden has them all
-ALIKE = ("qwen3", "mixtral")
+# what a forward pass has peculiar to these is in the others too, or their logits are in
+# tests/models/golden, which has all families
+ALIKE = ("qwen3", "llama", "mixtral")
 
 
 @pytest.fixture(params=[pytest.param(k, marks=[pytest.mark.slow] * (k in ALIKE)) for k in SPECS])

@@ -1,21 +1,76 @@
 """Run state on disk (orbax): what an interrupted run needs to continue bit for bit.
 
-A checkpoint is taken when weights are published. Data position and sampling keys are functions of
-the update number, so parameters, optimizer state, that number and what the integrity monitor knows
-are the whole state of a sync run. An asynchronous run also has minibatches under way; after a
-restart they are sampled anew, by the restored weights: no prompt is lost or trained on twice.
+Data positions, sampling keys and what may be ordered next are functions of the update number and
+the config. What is not is saved: parameters and optimizer state; the published weights that orders
+under way are sampled with, of which the newest is the proximal policy; the rollouts that were
+sampled and not yet trained on; what the integrity monitor knows. The reference policy is the run's
+initial one and is loaded again; its digest is saved.
+
+A checkpoint is a directory that appears whole: it is written under another name, with a manifest of
+the size and SHA-256 of each of its files, and then renamed. It is restored only if the manifest
+holds; one that does not is set aside and never written to again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
+from vespo_jax.learner import manifest
+from vespo_jax.models import ModelSpec, abstract
+from vespo_jax.runtime import Snapshot, messages
 from vespo_jax.types import TrainState
+
+FORMAT = 1
+_TIMES = "_CHECKPOINT_METADATA"  # orbax notes there when it was done; restoring does not need it
+
+
+class CheckpointError(RuntimeError):
+  """The run cannot go on from its checkpoints, or cannot write one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+  """Which checkpoints are kept: the union of three rules.
+
+  Attributes:
+    keep_last: the newest ones, at least 1.
+    keep_every: those at least so many updates after the one kept before; 0 is off.
+    keep_best: those with the largest `best_metric`; 0 is off.
+    best_metric: of the last update before the checkpoint; one without it is the worst.
+  """
+
+  keep_last: int = 2
+  keep_every: int = 0
+  keep_best: int = 0
+  best_metric: str = "reward/mean"
+
+
+KEEP_ALL = Retention(keep_last=2**31)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunState:
+  """A run between two updates.
+
+  Attributes:
+    state: after `state.step` updates; what is frozen is not saved.
+    samplers: published weights and finished rollouts, as the samplers had them.
+    monitor: the integrity monitor's plain values.
+    reference: digest of the reference policy, "" where there is none.
+  """
+
+  state: TrainState
+  samplers: Snapshot
+  monitor: dict[str, Any]
+  reference: str = ""
 
 
 class Checkpoints:
@@ -23,41 +78,159 @@ class Checkpoints:
 
   Args:
     directory: made if missing.
-    keep: how many of the newest are kept.
+    spec: of the published weights.
+    retention: which are kept.
   """
 
-  def __init__(self, directory: Path, keep: int):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
-
-  def save(self, state: TrainState, monitor: dict[str, Any], step: int) -> None:
-    """Starts saving the state after `step` updates, without what is frozen, and the integrity
-    monitor's plain values; a later call waits for it to end."""
-    if step not in self._manager.all_steps():
-      args = ocp.args.Composite(
-        state=ocp.args.StandardSave(dataclasses.replace(state, frozen=None)),
-        monitor=ocp.args.JsonSave(monitor),
-      )
-      self._manager.save(step, args=args)
-
-  def restore(self, abstract: TrainState, at_most: int) -> tuple[TrainState, dict[str, Any]] | None:
-    """The newest state of at most `at_most` updates and its monitor, or None.
-
-    `abstract` has the shapes, types and shardings to restore to.
-    """
-    steps = [step for step in self._manager.all_steps() if step <= at_most]
-    if not steps:
-      return None
-    args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(dataclasses.replace(abstract, frozen=None)),
-      monitor=ocp.args.JsonRestore(),
+  def __init__(self, directory: Path, spec: ModelSpec, retention: Retention = KEEP_ALL):
+    self._directory, self._spec, self._metric = directory.resolve(), spec, retention.best_metric
+    options = ocp.CheckpointManagerOptions(
+      create=True,
+      cleanup_tmp_directories=True,
+      best_fn=self._score,
+      preservation_policy=_policy(retention, self._score),
+      async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
     )
-    restored: Any = self._manager.restore(max(steps), args=args)
-    return restored["state"], restored["monitor"]
+    arrays = ("state", "weights", "results")
+    handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in arrays}
+    handlers["about"] = ocp.JsonCheckpointHandler()
+    self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+
+  def save(self, run: RunState, step: int, metrics: Mapping[str, float] | None = None) -> None:
+    """Starts saving the run after `step` updates; returns once its arrays may change.
+
+    A save under way is waited for. `metrics` are those of the last update. Raises CheckpointError
+    if that save failed, for instance on a full disk; older checkpoints are intact.
+    """
+    if step in self._manager.all_steps():
+      return
+    results = {str(r.order_id): messages.encode(r) for r in run.samplers.results}
+    weights = {str(version): params for version, params in run.samplers.weights.items()}
+    state = dataclasses.replace(run.state, frozen=None)
+    about = {
+      "format": FORMAT,
+      "state": _forms(state),
+      "weights": sorted(run.samplers.weights),
+      "results": {
+        str(r.order_id): {"bytes": len(results[str(r.order_id)]), "worker": r.worker}
+        for r in run.samplers.results
+      },
+      "monitor": run.monitor,
+      "reference": run.reference,
+    }
+    items = {
+      "about": ocp.args.JsonSave(about),
+      "state": ocp.args.StandardSave(state),
+    }
+    if weights:
+      items["weights"] = ocp.args.StandardSave(weights)
+    if results:
+      arrays = {name: np.frombuffer(data, np.uint8) for name, data in results.items()}
+      items["results"] = ocp.args.StandardSave(arrays)
+    metric = (metrics or {}).get(self._metric)
+    known = {} if metric is None else {self._metric: float(metric)}
+    self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=known))
+
+  def restore(
+    self, like: TrainState, at_most: int, set_aside: Callable[[Path, str], None]
+  ) -> RunState | None:
+    """The newest whole run of at most `at_most` updates; None if there are no checkpoints.
+
+    Args:
+      like: shapes, types and shardings to restore to, see `abstract_like`.
+      at_most: updates.
+      set_aside: called with the new place of every damaged checkpoint that was passed over, and
+        what is wrong with it.
+
+    Raises:
+      CheckpointError: if it is of another format or policy, or all checkpoints are damaged.
+    """
+    steps = sorted((s for s in self._manager.all_steps() if s <= at_most), reverse=True)
+    for step in steps:
+      problem = manifest.damage(self._directory / str(step))
+      if problem is None:
+        return self._read(step, like)
+      set_aside(self._set_aside(step), problem)
+    if steps:
+      raise CheckpointError(
+        f"every checkpoint is damaged; they are in {self._damaged}. Nothing was overwritten: give "
+        "another --workdir to begin again"
+      )
+    return None
+
+  def preempted(self, step: int) -> bool:
+    """Whether all hosts are to save and stop after `step` updates, since one was told to (JAX's
+    preemption service; SIGTERM by default). False where there is one host."""
+    return self._manager.reached_preemption(step)
+
+  def newest(self) -> int | None:
+    """The step of the newest checkpoint that is whole on disk."""
+    return self._manager.latest_step()
+
+  def wait(self) -> None:
+    """Waits for a save under way. Raises CheckpointError if it failed."""
+    self._checked(self._manager.wait_until_finished)
 
   def close(self) -> None:
     """Waits for a save under way and lets go."""
-    self._manager.close()
+    self._checked(self._manager.close)
+
+  @property
+  def _damaged(self) -> Path:
+    return self._directory.with_name("damaged")
+
+  def _read(self, step: int, like: TrainState) -> RunState:
+    about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+    about: Any = about["about"]
+    place = self._directory / str(step)
+    if about.get("format") != FORMAT:
+      raise CheckpointError(
+        f"{place} has format {about.get('format')}; this version reads format {FORMAT}"
+      )
+    like = dataclasses.replace(like, frozen=None)
+    _check_forms(about["state"], _forms(like), place)
+    host = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), abstract(self._spec))
+    items = {"state": ocp.args.StandardRestore(like)}
+    if about["weights"]:
+      weights = {str(version): host for version in about["weights"]}
+      items["weights"] = ocp.args.StandardRestore(weights)
+    if about["results"]:
+      sizes = {name: np.empty(of["bytes"], np.uint8) for name, of in about["results"].items()}
+      items["results"] = ocp.args.StandardRestore(sizes)
+    restored: Any = self._manager.restore(step, args=ocp.args.Composite(**items))
+    results = [
+      dataclasses.replace(
+        messages.decode_result(restored["results"][name].tobytes()), worker=of["worker"]
+      )
+      for name, of in about["results"].items()
+    ]
+    weights = {version: restored["weights"][str(version)] for version in about["weights"]}
+    samplers = Snapshot(results, weights)
+    return RunState(restored["state"], samplers, about["monitor"], about["reference"])
+
+  def _set_aside(self, step: int) -> Path:
+    """Moves a checkpoint out of the way of later ones of the same step."""
+    self._damaged.mkdir(exist_ok=True)
+    taken = len(list(self._damaged.glob(f"{step}*")))
+    place = self._damaged / (f"{step}.{taken}" if taken else str(step))
+    (self._directory / str(step)).rename(place)
+    self._manager.reload()
+    return place
+
+  def _score(self, metrics: Mapping[str, float]) -> float:
+    return metrics.get(self._metric, -np.inf)
+
+  def _write_manifest(self) -> None:
+    """Runs when every file of the checkpoint being saved is written, before it gets its name."""
+    if jax.process_index() == 0:
+      for unnamed in self._directory.glob("*orbax-checkpoint-tmp*"):
+        manifest.write(unnamed, leave_out=_TIMES)
+
+  def _checked(self, action: Callable[[], Any]) -> None:
+    try:
+      action()
+    except (OSError, ValueError, RuntimeError) as error:  # what tensorstore and orbax raise
+      raise CheckpointError(f"a checkpoint could not be written: {error}") from error
 
 
 def abstract_like(state: TrainState, shardings: Any) -> TrainState:
@@ -67,3 +240,30 @@ def abstract_like(state: TrainState, shardings: Any) -> TrainState:
     state,
     shardings,
   )
+
+
+def _policy(retention: Retention, score: Callable[[Any], float]) -> policies.PreservationPolicy:
+  rules: list[policies.PreservationPolicy] = [policies.LatestN(retention.keep_last)]
+  if retention.keep_every:
+    rules.append(policies.EveryNSteps(retention.keep_every, exact_interval=False))
+  if retention.keep_best:
+    rules.append(policies.BestN(get_metric_fn=score, n=retention.keep_best))
+  return policies.AnyPreservationPolicy(rules)
+
+
+def _forms(state: TrainState) -> dict[str, str]:
+  """Type and shape of every array, by its path."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype.name}{list(leaf.shape)}"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+
+
+def _check_forms(there: Mapping[str, str], here: Mapping[str, str], place: Path) -> None:
+  """Raises CheckpointError naming the first array that is not there, not wanted, or differs."""
+  for name in sorted(there.keys() | here.keys()):
+    if there.get(name) != here.get(name):
+      raise CheckpointError(
+        f"{place} does not fit this run: {name} is {there.get(name, 'missing')} there and "
+        f"{here.get(name, 'missing')} here"
+      )

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vespo_jax.learner.saved import SavedRollouts
-from vespo_jax.runtime import Sampler, Schedule
-from vespo_jax.sampler import Order, Settings
+from vespo_jax.runtime import Sampler, Schedule, Snapshot
+from vespo_jax.sampler import Order, Result, Settings
 from vespo_jax.tasks import Grader, PromptStream, Split, Task
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Rollout
@@ -78,6 +78,7 @@ class Intake:
     updates: of the run; no order goes beyond them.
     timeout_s: the longest wait for one minibatch.
     parts: orders of a minibatch.
+    finished: results that a run before this one had and did not train on.
   """
 
   def __init__(
@@ -91,35 +92,41 @@ class Intake:
     updates: int,
     timeout_s: float,
     parts: int = 1,
+    finished: Sequence[Result] = (),
   ):
     self._sampler, self._problems, self._schedule = sampler, problems, schedule
     self._settings, self._seed, self._updates = settings, seed, updates
     self._timeout_s = timeout_s
     self._stream = PromptStream(len(problems.examples), seed)
     self._starts = np.unique(np.linspace(0, schedule.prompts, parts + 1, dtype=int)[:-1]).tolist()
-    self._start = self._ordered = -1  # the first update, and the next to order, once it is known
+    self._ordered = -1  # the next update to order, once it is known
+    self._finished = {result.order_id: result for result in finished}
 
   def order(self, version: int) -> None:
     """Places the orders that are allowed once `version` updates are committed and, if the schedule
     publishes it, published."""
-    if self._start < 0:
-      self._start = self._ordered = version
+    if self._ordered < 0:
+      self._ordered = version
     while self._ordered < self._updates and self._schedule.may_order(self._ordered, version):
       for part in range(len(self._starts)):
-        self._sampler.put(self._order(self._ordered, part))
+        order = self._order(self._ordered, part)
+        if order.order_id not in self._finished:
+          self._sampler.put(order)
       self._ordered += 1
 
   def get(self, update: int) -> Minibatch:
     """The minibatch of `update`, which must have been ordered.
 
     Raises:
-      SamplersFailed, ChildDied, TimeoutError: if it does not come, or cannot be graded.
+      SamplersFailed, ChildDied, TimeoutError, Preempted: if it does not come, or cannot be graded.
     """
     queue_depth = self._sampler.health()["pending"]
     started = time.perf_counter()
     parts = len(self._starts)
-    results = [self._sampler.get(self._timeout_s, update * parts + part) for part in range(parts)]
+    results = [self._get(update * parts + part) for part in range(parts)]
     wait_s = time.perf_counter() - started
+    for result in results:  # only now: if waiting for a later one is interrupted, none is lost
+      del self._finished[result.order_id]
     rollouts = [rollout for result in results for rollout in result.rollouts]
     indices = np.repeat(self._indices(update), self._settings.samples_per_prompt)
     self._problems.grade(rollouts, indices)
@@ -132,6 +139,16 @@ class Intake:
       queue_depth=queue_depth,
     )
 
+  def snapshot(self, newest: bool) -> Snapshot:
+    """What is to be saved between two updates, besides what they made: see `Sampler.snapshot`."""
+    samplers = self._sampler.snapshot(newest)
+    return dataclasses.replace(samplers, results=[*self._finished.values(), *samplers.results])
+
+  def _get(self, order_id: int) -> Result:
+    if order_id not in self._finished:
+      self._finished[order_id] = self._sampler.get(self._timeout_s, order_id)
+    return self._finished[order_id]
+
   def _indices(self, update: int) -> np.ndarray:
     return self._stream.indices(self._schedule.position(update), self._schedule.prompts)
 
@@ -141,24 +158,29 @@ class Intake:
     position = schedule.position(update)
     return Order(
       order_id=update * len(self._starts) + part,
-      weight_version=max(schedule.oldest_version(update), self._start),
+      weight_version=schedule.oldest_version(update),
       seed=self._seed,
       stream=TRAIN_STREAM,
       prompts=self._problems.prompts(self._indices(update)[start : ends[0]]),
       group_ids=range(position + start, position + ends[0]),
       settings=self._settings,
-      plan=schedule.plan(update, tokens, self._start),
+      plan=schedule.plan(update, tokens),
     )
 
 
 class SavedIntake:
-  """The minibatches that another run saved, in the place of an `Intake`: nothing is sampled."""
+  """The minibatches that another run saved, in the place of an `Intake`: the sampler only
+  evaluates."""
 
-  def __init__(self, saved: SavedRollouts):
-    self._saved = saved
+  def __init__(self, saved: SavedRollouts, sampler: Sampler):
+    self._saved, self._sampler = saved, sampler
 
   def order(self, version: int) -> None:
     """Nothing is ordered."""
+
+  def snapshot(self, newest: bool) -> Snapshot:
+    """The newest weights, if they are wanted."""
+    return self._sampler.snapshot(newest)
 
   def get(self, update: int) -> Minibatch:
     """The graded minibatch of `update`. Raises ValueError if its file cannot be trained on."""

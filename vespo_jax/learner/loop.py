@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vespo_jax import sharding
+from vespo_jax import metrics, sharding
 from vespo_jax.learner.anchors import Anchors
 from vespo_jax.learner.batching import make_batch
-from vespo_jax.learner.checkpoint import Checkpoints
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
+from vespo_jax.learner.failure import Breakdown, Diverged, explain
 from vespo_jax.learner.guard import Guard
 from vespo_jax.learner.intake import Intake, Minibatch, Problems, SavedIntake
-from vespo_jax.learner.records import write_failure, write_rollouts
+from vespo_jax.learner.numerics import CAUSES, PER_LEAF, SKIPS_LEFT, GuardedUpdate, leaf_names
+from vespo_jax.learner.records import write_rollouts
 from vespo_jax.learner.rows import host_metrics
 from vespo_jax.learner.saved import RolloutWriter
-from vespo_jax.learner.update import PER_SEQUENCE, PER_TOKEN, Update
-from vespo_jax.metrics import MetricsWriter, Progress
-from vespo_jax.runtime import Sampler, Schedule
+from vespo_jax.learner.update import PER_SEQUENCE, PER_TOKEN
+from vespo_jax.runtime import Preempted, Sampler, Schedule
 from vespo_jax.runtime.schedule import plan_of, record
 from vespo_jax.types import Params, TrainBatch, TrainState
-
-
-class Diverged(RuntimeError):
-  """A loss, gradient or parameter is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +41,7 @@ class LoopSettings:
   evaluation_every: int
   save_groups: int
   profile_updates: int
+  max_skipped: int
 
 
 @dataclasses.dataclass
@@ -70,13 +68,15 @@ class Loop:
     saved: where every rollout is written, if they are kept.
     state: placed on `mesh`; `state.step` updates have been made.
     evaluate: `(weight_version) -> metrics`, run when these weights are published.
-    stop: asked before a publication; True ends the run early.
+    stop: asked between updates; True ends the run early.
+    breakdown: writes down an update that ends the run.
+    reference: digest of the reference policy, for checkpoints.
     elapsed_before_s: seconds of the run before it was resumed.
     step: committed updates, counted on the host and never read back from the device.
   """
 
   workdir: Path
-  update: Update
+  update: GuardedUpdate
   policy: Callable[[TrainState], Params]
   anchors: Anchors
   state: TrainState
@@ -89,58 +89,77 @@ class Loop:
   saved: RolloutWriter | None
   settings: LoopSettings
   checkpoints: Checkpoints
-  metrics: MetricsWriter
-  progress: Progress
+  metrics: metrics.MetricsWriter
+  progress: metrics.Progress
   evaluate: Callable[[int], dict[str, float]]
   stop: Callable[[], bool]
+  breakdown: Breakdown
+  reference: str = ""
   elapsed_before_s: float = 0.0
 
   def __post_init__(self):
     self.step = self._first = int(self.state.step)
     self._published = -1
-    self._publish_s, self._tracing = 0.0, False
+    self._publish_s = self._checkpoint_s = 0.0
+    self._tracing = False
     self._pending: Pending | None = None
+    rows = metrics.read(self.metrics.path)
+    self._row = rows[-1] if rows else {}  # of the last update
+    skipped = itertools.takewhile(lambda row: row.get("guard/tripped"), reversed(rows))
+    self._skips_left: Any = np.int32(self.settings.max_skipped - len(list(skipped)))
     self._started = self._last_ready = time.perf_counter()
 
   def run(self) -> str:
-    """Updates until the end, or until `stop`; returns why it stopped: "finished" or "preempted".
+    """Updates until the end, or until `stop`; saves; returns "finished" or "preempted".
 
     Raises:
-      Diverged: with the evidence written to `failure/`.
+      Diverged: with the evidence written by `breakdown`.
+      CheckpointError: if the run could not be saved.
       SamplersFailed, ChildDied, TimeoutError: if the samplers or the grader fail.
     """
-    while self.step < self.settings.updates:
-      if self.schedule.publishes(self.step):
-        if self._at_publication():
-          return "preempted"
-        self.anchors.start_rollout_batch(lambda: self.policy(self.state))
-      self._profile()
-      self.intake.order(self.step)
-      minibatch = self.intake.get(self.step)
-      batch, row = make_batch(
-        minibatch.rollouts,
-        self.settings.samples_per_prompt,
-        self.settings.max_new_tokens,
-        self.step,
-      )
-      device_batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
-      dispatched = time.perf_counter()
-      device_batch = self.anchors.complete(device_batch)
-      self.state, device_metrics = self.update(self.state, device_batch)
-      self._finish_pending()
-      self.step += 1
-      row |= {"step": self.step, "weight_version": self.step}
-      self._pending = Pending(row, device_metrics, minibatch, batch, dispatched)
+    reason = "finished"
+    try:
+      while self.step < self.settings.updates:
+        if self.schedule.publishes(self.step):
+          self._at_publication()
+          self.anchors.start_rollout_batch(lambda: self.policy(self.state))
+        if self.stop() or self.checkpoints.preempted(self.step):
+          raise Preempted
+        self._profile()
+        self._make_update()
+    except Preempted:
+      reason = "preempted"
     self._finish_pending()
     self._profile()
-    if self.schedule.publishes(self.step):
-      self.checkpoints.save(self.state, self.guard.monitor.to_dict(), self.step)
-    self._publish()
-    return "finished"
+    self._save()
+    self.checkpoints.wait()
+    if reason == "finished":
+      self._publish()
+    return reason
 
   def elapsed_s(self) -> float:
     """Seconds of this run so far, those before a resume included."""
     return self.elapsed_before_s + time.perf_counter() - self._started
+
+  def _make_update(self) -> None:
+    """One update on the next minibatch, while the device may still be busy with the last."""
+    self.intake.order(self.step)
+    minibatch = self.intake.get(self.step)
+    batch, row = make_batch(
+      minibatch.rollouts,
+      self.settings.samples_per_prompt,
+      self.settings.max_new_tokens,
+      self.step,
+    )
+    device_batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
+    dispatched = time.perf_counter()
+    device_batch = self.anchors.complete(device_batch)
+    self.state, device_metrics = self.update(self.state, device_batch, self._skips_left)
+    self._skips_left = device_metrics[SKIPS_LEFT]
+    self._finish_pending()
+    self.step += 1
+    row |= {"step": self.step, "weight_version": self.step}
+    self._pending = Pending(row, device_metrics, minibatch, batch, dispatched)
 
   def _profile(self) -> None:
     """Traces the wanted updates, from the second of this process on: the first compiles."""
@@ -152,19 +171,18 @@ class Loop:
       jax.profiler.stop_trace()
       self._tracing = False
 
-  def _at_publication(self) -> bool:
-    """Evaluation, checkpoint, publication; returns whether to stop."""
-    evaluation = {}
-    if self.schedule.due(self.settings.evaluation_every, self.step):
+  def _at_publication(self) -> None:
+    """Evaluation, checkpoint, publication."""
+    self._finish_pending()
+    evaluated = "evaluation/accuracy" in self._row  # by the run that was resumed here
+    if self.schedule.due(self.settings.evaluation_every, self.step) and not evaluated:
       self._publish()
       evaluation = self.evaluate(self.step)
-    self._finish_pending(evaluation)
-    stopping = self.stop()
-    if stopping or self.schedule.due(self.settings.checkpoint_every, self.step):
-      self.checkpoints.save(self.state, self.guard.monitor.to_dict(), self.step)
-    if not stopping:
-      self._publish()
-    return stopping
+      self.metrics.amend(evaluation)
+      self._row |= evaluation
+    if self.schedule.due(self.settings.checkpoint_every, self.step):
+      self._save()
+    self._publish()
 
   def _publish(self) -> None:
     if self._published != self.step:
@@ -173,13 +191,26 @@ class Loop:
       self._publish_s = time.perf_counter() - started
       self._published = self.step
 
-  def _finish_pending(self, extra: dict[str, float] | None = None) -> None:
+  def _save(self) -> None:
+    """Starts saving the run, of which every row of metrics is written."""
+    started = time.perf_counter()
+    self.checkpoints.save(self._run_state(), self.step, self._row)
+    self._checkpoint_s = time.perf_counter() - started
+
+  def _run_state(self) -> RunState:
+    samplers = self.intake.snapshot(newest=not self.schedule.publishes(self.step))
+    return RunState(self.state, samplers, self.guard.monitor.to_dict(), self.reference)
+
+  def _finish_pending(self) -> None:
     """Fetches, writes and checks the metrics of the previous update."""
     if self._pending is None:
       return
     pending, self._pending = self._pending, None
     fetched = jax.device_get(pending.device_metrics)
-    columns, per_token = fetched.pop(PER_SEQUENCE), fetched.pop(PER_TOKEN)
+    columns, log_ratio_PRT = fetched.pop(PER_SEQUENCE), fetched.pop(PER_TOKEN)["log_ratio"]
+    causes = [cause for cause, found in fetched.pop(CAUSES).items() if found]
+    ended = fetched.pop(SKIPS_LEFT) < 0
+    norms = dict(zip(leaf_names(self.state.params), fetched.pop(PER_LEAF), strict=True))
     row = pending.row | {key: value.item() for key, value in fetched.items()}
     if not row.get("mismatch/tokens"):  # nothing was sampled by the weights that were updated
       row = {key: value for key, value in row.items() if not key.startswith("mismatch/")}
@@ -195,21 +226,30 @@ class Loop:
       published=self.schedule.published(version),
       max_new_tokens=self.settings.max_new_tokens,
     )
-    log_ratio_PRT = per_token["log_ratio"]
-    row |= self.guard.check(minibatch, log_ratio_PRT.reshape(-1, log_ratio_PRT.shape[-1]), version)
+    if np.isfinite(log_ratio_PRT).all():
+      log_ratio_BT = log_ratio_PRT.reshape(-1, log_ratio_PRT.shape[-1])
+      row |= self.guard.check(minibatch, log_ratio_BT, version)
     trained = int(np.asarray(batch.response_mask_PRT).sum() + batch.prompt_mask_PS.sum())
-    row |= (extra or {}) | {
+    row |= {
+      "guard/tripped": len(causes),
       "time/publish_s": self._publish_s,
+      "time/checkpoint_s": self._checkpoint_s,
       "time/update_s": update_s,
       "throughput/trained_tokens_per_s": trained / update_s,
       "wall_time_s": self.elapsed_s(),
     }
+    self._row, self._checkpoint_s = row, 0.0
     self.metrics.write(row)
     self.progress.update(row)
-    self._record(pending, row, columns)
+    self._record(minibatch, columns)
+    if ended:
+      self._break_down(minibatch, columns, norms, explain(causes, row, norms))
+    if causes:
+      self.progress.message(f"update {row['step']} was skipped: {explain(causes, row, norms)}")
 
-  def _record(self, pending: Pending, row: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
-    step, rollouts = row["step"], pending.minibatch.rollouts
+  def _record(self, minibatch: Minibatch, columns: dict[str, np.ndarray]) -> None:
+    """Writes what was trained on, as far as it is kept."""
+    step, rollouts = self._row["step"], minibatch.rollouts
     record(self.workdir / "schedule.jsonl", step - 1, plan_of(rollouts))
     if self.saved is not None:
       self.saved.write(step, rollouts)
@@ -218,11 +258,22 @@ class Loop:
       kept = rollouts if groups < 0 else rollouts[: groups * self.settings.samples_per_prompt]
       path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
       write_rollouts(path, kept, columns, self.problems, step)
-    bad = {k: row[k] for k in ("objective/loss", "grad/norm") if not math.isfinite(row[k])}
-    if bad:
-      folder = self.workdir / "failure"
-      leaves = write_failure(folder, step, bad, self.state.params, rollouts, columns, self.problems)
-      raise Diverged(
-        f"update {step} is not finite: {', '.join(bad)}; non-finite parameters: "
-        f"{', '.join(leaves[:3]) or 'none'}; its rollouts are in {folder}"
+
+  def _break_down(
+    self,
+    minibatch: Minibatch,
+    columns: dict[str, np.ndarray],
+    norms: dict[str, float],
+    why: str,
+  ) -> NoReturn:
+    """Ends the run with what a bad update leaves behind; the state is still that before it."""
+    update = self._row["step"]
+    self.step = update - 1
+    where = f"the evidence is in {self.breakdown.folder}"
+    try:
+      self.breakdown.write(
+        self._run_state(), minibatch, self._row, columns, norms, why, self.checkpoints.newest()
       )
+    except (OSError, CheckpointError) as error:
+      where = f"the evidence could not be written: {error}"
+    raise Diverged(f"update {update} is bad: {why}; {where}")

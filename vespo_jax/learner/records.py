@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import jax
-import numpy as np
 
 from vespo_jax.learner.intake import Problems
-from vespo_jax.types import HostArray, Params, Rollout
+from vespo_jax.types import HostArray, Rollout
 
 
 def write_rollouts(
@@ -52,31 +48,3 @@ def write_rollouts(
         "weight_version": int(rollout.weight_versions.min(initial=update)),
       }
       file.write(json.dumps(record) + "\n")
-
-
-def write_failure(
-  folder: Path,
-  update: int,
-  metrics: dict[str, Any],
-  params: Params,
-  rollouts: Sequence[Rollout],
-  columns: Mapping[str, HostArray],
-  problems: Problems,
-) -> list[str]:
-  """Writes what a non-finite update leaves behind; returns the paths of non-finite parameters.
-
-  `report.json` has the update, its metrics and the parameters; `rollouts.jsonl` the minibatch.
-  """
-  leaves = [
-    jax.tree_util.keystr(path, simple=True, separator="/")
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if not np.isfinite(np.asarray(leaf)).all()
-  ]
-  write_rollouts(folder / "rollouts.jsonl", rollouts, columns, problems, update)
-  report = {
-    "update": update,
-    "metrics": {key: repr(value) for key, value in metrics.items()},
-    "non_finite_parameters": leaves,
-  }
-  (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-  return leaves

@@ -127,25 +127,30 @@ class SavedRollouts:
     self.read(1)
 
   def read(self, update: int) -> list[Rollout]:
-    """The minibatch of an update as it was sampled and graded, equal to the bit.
+    """See `read`."""
+    return read(self._directory, self._expected, update)
 
-    Raises:
-      ValueError: naming the file and what is wrong: missing, truncated or corrupt, of another
-        format, vocabulary, task, temperature or group size.
-    """
-    path = _file(self._directory, update)
-    try:
-      table = pq.read_table(pa.py_buffer(path.read_bytes()), use_threads=False)
-      about = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
-      for key, wanted in _about(update, self._expected).items():
-        if about.get(key) != wanted:
-          raise ValueError(f"its {key} is {about.get(key)!r}, this run's is {wanted!r}")
-      rollouts = _rollouts(table)
-      if _digest(rollouts) != about.get("digest"):
-        raise ValueError("its rollouts are not those that were written")
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
-      raise ValueError(f"{path} cannot be trained on: {error}") from error
-    return rollouts
+
+def read(directory: Path, expected: Origin, update: int) -> list[Rollout]:
+  """The minibatch of an update as it was sampled and graded, equal to the bit.
+
+  Raises:
+    ValueError: naming the file and what is wrong: missing, truncated or corrupt, of another format,
+      vocabulary, task, temperature or group size.
+  """
+  path = _file(directory, update)
+  try:
+    table = pq.read_table(pa.py_buffer(path.read_bytes()), use_threads=False)
+    about = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+    for key, wanted in _about(update, expected).items():
+      if about.get(key) != wanted:
+        raise ValueError(f"its {key} is {about.get(key)!r}, this run's is {wanted!r}")
+    rollouts = _rollouts(table)
+    if _digest(rollouts) != about.get("digest"):
+      raise ValueError("its rollouts are not those that were written")
+  except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:
+    raise ValueError(f"{path} cannot be trained on: {error}") from error
+  return rollouts
 
 
 def _about(update: int, origin: Origin) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -25,15 +26,16 @@ from vespo_jax.learner.gradient import (
   score,
 )
 from vespo_jax.learner.integrators import combine
+from vespo_jax.learner.numerics import PER_LEAF, GuardedUpdate, Limits, Update, guarded, leaf_norms
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.objectives import Objective
-from vespo_jax.types import Array, Params, TrainBatch, TrainState
+from vespo_jax.types import Array, HostArray, Params, TrainBatch, TrainState
 
 PER_SEQUENCE, PER_TOKEN = "per_sequence", "per_token"
+NO_LIMITS = Limits()
 ESS_SCALINGS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}  # the power of the sample size
 
-Update = Callable[[TrainState, TrainBatch], tuple[TrainState, Metrics]]
 Score = Callable[[Params, TrainBatch], tuple[Array, Array | None]]
 
 
@@ -81,7 +83,8 @@ def make_update(
   KLs, those of `diagnostics.off_policy_metrics` and, of a mixture of experts, of
   `routing.routing_metrics`; and under `PER_SEQUENCE` arrays [P, R]: `log_w` (policy against
   behaviour), `advantage` and `gradient` (sum_t |w_t|, the weights on grad log pi); and under
-  `PER_TOKEN` `log_ratio` [P, R, T], 0 where nothing was sampled.
+  `PER_TOKEN` `log_ratio` [P, R, T], 0 where nothing was sampled; and under `PER_LEAF` the norm of
+  each parameter's gradient.
   """
   gradient = make_gradient(spec, objective, advantage, loss)
 
@@ -115,8 +118,9 @@ def make_update(
     if step.ess_scaling != "none":
       updates = jax.tree.map(lambda u: scale * u, updates)
     params: Any = optax.apply_updates(state.params, updates)
+    norms = leaf_norms(grads)
     metrics |= {
-      "grad/norm": optax.tree.norm(grads),
+      "grad/norm": jnp.linalg.norm(norms),
       "optimizer/update_norm": optax.tree.norm(updates),
       PER_SEQUENCE: {
         "log_w": log_w_PR,
@@ -124,35 +128,42 @@ def make_update(
         "gradient": jnp.sum(jnp.abs(evaluated.weights.weights), axis=-1),
       },
       PER_TOKEN: {"log_ratio": log_ratio_PRT},
+      PER_LEAF: norms,
     }
     return TrainState(state.step + 1, params, opt_state, state.frozen), metrics
 
   return update
 
 
-def compile_update(update: Update, mesh: Mesh, spec: ModelSpec, state: TrainState) -> Update:
-  """`jit` of `update` with the shardings of the rule table; all of a state but what is frozen is
-  donated.
+def compile_update(
+  update: Update, mesh: Mesh, spec: ModelSpec, state: TrainState, limits: Limits = NO_LIMITS
+) -> GuardedUpdate:
+  """`jit` of `update(state, batch, skips_left)`, guarded as `numerics.guarded` says, with the
+  shardings of the rule table; all of a state but what is frozen is donated.
 
   `state` may be abstract (`jax.eval_shape`). Place a real state with `place_state`.
   """
+  guarded_update = guarded(update, limits, lambda metrics: metrics[PER_SEQUENCE]["log_w"])
   shardings = state_shardings(mesh, spec, state)
   trained = dataclasses.replace(shardings, frozen=None)
+  replicated, first = sharding.replicated(mesh), np.array(limits.max_skipped, np.int32)
 
-  def step(state: TrainState, frozen: Params | None, batch: TrainBatch):
-    after, metrics = update(dataclasses.replace(state, frozen=frozen), batch)
+  def step(state: TrainState, frozen: Params | None, batch: TrainBatch, skips_left: Array):
+    after, metrics = guarded_update(dataclasses.replace(state, frozen=frozen), batch, skips_left)
     return dataclasses.replace(after, frozen=None), metrics
 
   compiled = jax.jit(
     step,
-    in_shardings=(trained, shardings.frozen, sharding.batch_sharding(mesh)),
-    out_shardings=(trained, sharding.replicated(mesh)),
+    in_shardings=(trained, shardings.frozen, sharding.batch_sharding(mesh), replicated),
+    out_shardings=(trained, replicated),
     donate_argnums=0,
   )
 
-  def call(state: TrainState, batch: TrainBatch) -> tuple[TrainState, Metrics]:
+  def call(
+    state: TrainState, batch: TrainBatch, skips_left: HostArray = first
+  ) -> tuple[TrainState, Metrics]:
     trained = dataclasses.replace(state, frozen=None)
-    after, metrics = compiled(trained, state.frozen, batch)
+    after, metrics = compiled(trained, state.frozen, batch, skips_left)
     return dataclasses.replace(after, frozen=state.frozen), metrics
 
   return call

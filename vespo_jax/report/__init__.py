@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vespo_jax import files
 from vespo_jax.report.drawing import draw
 from vespo_jax.report.page import render
 from vespo_jax.report.rundir import RunError, load
 
-__all__ = ["RunError", "write"]
+__all__ = ["PAGE", "RunError", "write"]
+
+PAGE = "report.html"
 
 
 def write(workdir: str | os.PathLike[str]) -> Path:
@@ -19,6 +22,6 @@ def write(workdir: str | os.PathLike[str]) -> Path:
   is missing, has no committed update yet, or holds a file that cannot be read.
   """
   run = load(workdir)
-  path = run.workdir / "report.html"
-  path.write_text(render(run, draw(run)), encoding="utf-8")
+  path = run.workdir / PAGE
+  files.write(path, render(run, draw(run)))
   return path

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime.channels import SharedWeights
-from vespo_jax.runtime.links import FailureSettings, Sampler, SamplersFailed
+from vespo_jax.runtime.links import (
+  FailureSettings,
+  Preempted,
+  Sampler,
+  SamplersFailed,
+  Snapshot,
+)
 from vespo_jax.runtime.local import LocalTransport
 from vespo_jax.runtime.pool import SamplerPool
 from vespo_jax.runtime.ray_cluster import RaySettings, RayTransport
@@ -29,6 +35,7 @@ def start_sampler(
   tokenizer: str = "",
   env: Mapping[str, str] | None = None,
   ray: RaySettings | None = None,
+  stop: Callable[[], bool] = lambda: False,
 ) -> SamplerPool:
   """Starts the workers of a `Sampler` and the thread that looks after them.
 
@@ -42,6 +49,7 @@ def start_sampler(
     tokenizer: JSON of the `tokenizers` library, where the sampler's settings have stop strings.
     env: environment variables of the workers' processes ("local" and "ray").
     ray: which cluster, and what each worker takes of it ("ray").
+    stop: asked while a result is waited for; True ends the waiting.
 
   Raises ValueError for another transport; ImportError for "ray" where it is not installed.
   """
@@ -54,7 +62,7 @@ def start_sampler(
     chosen = RayTransport(blueprint, weight_slots, ray or RaySettings(), env)
   else:
     raise ValueError(f"unknown transport {transport!r}; known: {', '.join(TRANSPORTS)}")
-  pool = SamplerPool(chosen, workers, spec.vocab_size, failures or FailureSettings())
+  pool = SamplerPool(chosen, workers, spec.vocab_size, failures or FailureSettings(), stop=stop)
   pool.watch()
   return pool
 
@@ -62,12 +70,14 @@ def start_sampler(
 __all__ = [
   "TRANSPORTS",
   "FailureSettings",
+  "Preempted",
   "RaySettings",
   "Sampler",
   "SamplerPool",
   "SamplersFailed",
   "SharedWeights",
   "Schedule",
+  "Snapshot",
   "WorkerSettings",
   "start_sampler",
 ]

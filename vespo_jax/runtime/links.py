@@ -78,6 +78,24 @@ class FailureSettings:
         raise ValueError(f"failure setting {field}={getattr(self, field)} is out of range")
 
 
+class Preempted(Exception):
+  """The process was asked to stop, and what it waited for has not come."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+  """What samplers hold that a run cannot make again.
+
+  Attributes:
+    results: of training orders, finished and not delivered.
+    weights: by version, those that unfinished training orders are sampled with, and the newest if
+      they were wanted; host arrays.
+  """
+
+  results: Sequence[Result] = ()
+  weights: Mapping[int, Params] = dataclasses.field(default_factory=dict)
+
+
 class Link(Protocol):
   """One worker, from its start to its end. No method waits without a limit."""
 
@@ -122,6 +140,10 @@ class Transport(Protocol):
     """Makes a whole set of weights the newest; the arrays may change after the call."""
     ...
 
+  def weights(self, version: int) -> Params:
+    """A kept set as host arrays of the caller's own. Raises LookupError if it is not kept."""
+    ...
+
   def close(self) -> None:
     """Frees what the workers shared. Idempotent."""
     ...
@@ -139,8 +161,12 @@ class Sampler(Protocol):
     ...
 
   def get(self, timeout_s: float, order_id: int | None = None) -> Result:
-    """The result of an order, or of the oldest. Raises SamplersFailed, TimeoutError, LookupError if
-    there is no such order."""
+    """The result of an order, or of the oldest. Raises SamplersFailed, TimeoutError, Preempted,
+    LookupError if there is no such order."""
+    ...
+
+  def snapshot(self, newest: bool) -> Snapshot:
+    """What must be saved of the samplers, with the newest weights or without; nothing changes."""
     ...
 
   def health(self) -> dict[str, Any]:

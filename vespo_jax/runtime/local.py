@@ -45,6 +45,10 @@ class LocalTransport:
     """Copies the weights into shared memory."""
     self._weights.publish(version, params)
 
+  def weights(self, version: int) -> Params:
+    """A copy of a kept set. Raises LookupError."""
+    return self._weights.read(version, 0.0, exact=True)[1]
+
   def close(self) -> None:
     """Frees the memory. Idempotent."""
     self._weights.close()

@@ -55,6 +55,12 @@ def decode_order(data: bytes) -> Order:
   )
 
 
+def decode_result(data: bytes) -> Result:
+  """The result in `data`, which is trusted: this process has encoded it."""
+  message: Any = serialization.msgpack_restore(data)
+  return _unpack_result(message)
+
+
 def decode_reply(data: bytes) -> Result | Heartbeat:
   """What a worker said. Raises Fault: "died" with its last words, "malformed" for any other bytes.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from vespo_jax.runtime.checks import check_result
@@ -20,7 +21,9 @@ from vespo_jax.runtime.links import (
   Fault,
   Heartbeat,
   Link,
+  Preempted,
   SamplersFailed,
+  Snapshot,
   Transport,
 )
 from vespo_jax.sampler import Order, Result
@@ -50,6 +53,7 @@ class SamplerPool:
     vocab_size: of the policy; ids outside it are refused.
     failures: when a worker has failed, and how many failures end the run.
     clock: the time.
+    stop: asked while a result is waited for; True ends the waiting.
   """
 
   def __init__(
@@ -59,9 +63,10 @@ class SamplerPool:
     vocab_size: int,
     failures: FailureSettings,
     clock: Clock = time,
+    stop: Callable[[], bool] = lambda: False,
   ):
     self._transport, self._vocab_size = transport, vocab_size
-    self._settings, self._clock = failures, clock
+    self._settings, self._clock, self._stop = failures, clock, stop
     self._lock = threading.RLock()
     self._started_at = clock.monotonic()
     self._workers = [_Worker(index, start_at=self._started_at) for index in range(workers)]
@@ -110,7 +115,8 @@ class SamplerPool:
   def get(self, timeout_s: float, order_id: int | None = None) -> Result:
     """The result of an order, or of the oldest.
 
-    Raises SamplersFailed with every reason, TimeoutError, LookupError if it was not ordered.
+    Raises SamplersFailed with every reason, TimeoutError, Preempted if it is not there and `stop`
+    says so, LookupError if it was not ordered.
     """
     deadline = self._clock.monotonic() + timeout_s
     while True:
@@ -123,9 +129,24 @@ class SamplerPool:
         if wanted in self._results:
           del self._pending[wanted]
           return self._results.pop(wanted)
+      if self._stop():
+        raise Preempted
       if self._clock.monotonic() >= deadline:
         raise TimeoutError(f"no result of order {wanted} within {timeout_s:g} s: {self.health()}")
       self._clock.sleep(_POLL_S)
+
+  def snapshot(self, newest: bool) -> Snapshot:
+    """See `Sampler.snapshot`. Training orders are those with ids from 0."""
+    with self._lock:
+      self._look()
+      finished = [result for order_id, result in self._results.items() if order_id >= 0]
+      unfinished = [
+        order for i, order in self._pending.items() if i >= 0 and i not in self._results
+      ]
+      versions = {version for order in unfinished for _, version in order.plan}
+      versions |= {self._newest} if newest else set()
+      published = sorted(version for version in versions if 0 <= version <= self._newest)
+      return Snapshot(finished, {v: self._transport.weights(v) for v in published})
 
   def health(self) -> dict[str, Any]:
     """See `Sampler.health`."""

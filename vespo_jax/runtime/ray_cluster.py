@@ -30,6 +30,7 @@ from vespo_jax.runtime.threads import KeptWeights
 from vespo_jax.sampler import Order, Result
 from vespo_jax.types import Params
 
+FETCH_TIMEOUT_S = 60.0  # of weights from the object store
 _GROUPS = {"orders": 1, "weights": 1, "replies": 1}  # calls of one kind run in their order
 
 
@@ -105,12 +106,13 @@ class RayTransport:
   ):
     import ray  # pyrefly: ignore[missing-import]
 
+    remote: Any = ray.remote  # which takes more than its annotations say
     self._ray, self._slots = ray, slots
     self._blueprint, self._layout = blueprint.to_json(), WeightLayout(blueprint.spec)
     self._owns_ray = not ray.is_initialized()
     if self._owns_ray:
       ray.init(address=settings.address or None, log_to_driver=False)
-    self._actor_class = ray.remote(
+    self._actor_class = remote(
       num_cpus=settings.num_cpus,
       num_gpus=settings.num_gpus,
       resources=dict(settings.resources),
@@ -139,6 +141,11 @@ class RayTransport:
       del self._kept[min(self._kept)]
     for link in self._links.values():
       link.publish(version, checksum, reference)
+
+  def weights(self, version: int) -> Params:
+    """A kept set, read from the object store. Raises LookupError if it is not kept."""
+    _, reference = self._kept[version]
+    return self._layout.read(self._ray.get(reference, timeout=FETCH_TIMEOUT_S))
 
   def close(self) -> None:
     """Leaves the cluster, if this transport entered it. Idempotent."""

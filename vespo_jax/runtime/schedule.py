@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vespo_jax import files
 from vespo_jax.types import Plan, Rollout
 
 
@@ -86,14 +87,12 @@ class Schedule:
     """The oldest version that may sample the minibatch of `update`."""
     return max(-(-(update - self.max_staleness) // self.publish_every) * self.publish_every, 0)
 
-  def plan(self, update: int, max_new_tokens: int, start: int = 0) -> Plan:
+  def plan(self, update: int, max_new_tokens: int) -> Plan:
     """Which versions sample the minibatch of `update`: (from token, version), or () for the newest.
 
     The logical clock takes the oldest version there may be: the sampler is always S updates behind.
     With responses continued in flight it takes every version from there to the last one before
     `update`, each for an equal share of `max_new_tokens`.
-
-    `start` is the update the process began at: there are no older weights.
     """
     if self.recorded is not None:
       if update not in self.recorded:
@@ -101,7 +100,7 @@ class Schedule:
       return self.recorded[update]
     if not self.logical:
       return ()
-    first = max(self.oldest_version(update), start)
+    first = self.oldest_version(update)
     if not self.in_flight:
       return ((0, first),)
     versions = range(first, max(first, update - 1) + 1, self.publish_every)
@@ -145,6 +144,13 @@ def record(path: Path, update: int, plan: Plan | None) -> None:
   """Appends what an update's minibatch was sampled with to the schedule's file."""
   with path.open("a") as file:
     file.write(json.dumps({"update": update, "plan": plan}) + "\n")
+
+
+def truncate(path: Path, updates: int) -> None:
+  """Cuts the schedule's file back to the first `updates` updates; no file is an empty one."""
+  lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+  kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["update"] < updates]
+  files.write(path, b"".join(kept))
 
 
 def read_recorded(path: Path) -> dict[int, Plan]:

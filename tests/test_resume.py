@@ -1,0 +1,197 @@
+"""Runs that are stopped or killed anywhere, and go on as if nothing had happened."""
+
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from configs import debug
+from vespo_jax import config as config_lib
+from vespo_jax import convert, launch, metrics
+
+REPOSITORY = Path(__file__).parent.parent
+SCHEDULES = {
+  "sync": {"staleness.minibatches": 3, "updates": 6},
+  "logical": {
+    "staleness.minibatches": 1,
+    "runtime.mode": "async",
+    "runtime.clock": "logical",
+    "runtime.max_staleness": 3,
+    "runtime.sync_every": 2,
+    "updates": 6,
+  },
+}
+# with a proximal and a reference policy, evaluations on the way, and every rollout kept
+CHANGES = {
+  "correction.denominator": "proximal",
+  "kl.coefficient": 0.1,
+  "evaluation.every": 2,
+  "evaluation.problems": 4,
+  "checkpoint.every": 2,
+  "checkpoint.keep_last": 3,
+  "rollouts.save_all": True,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("data"))
+
+
+def make_config(data_dir, name, **changes):
+  config = debug.get_config()
+  config.task.data_dir = data_dir
+  config.runtime.transport = "threads"
+  config.update_from_flattened_dict({**CHANGES, **SCHEDULES[name], **changes})
+  return config_lib.validate(config)
+
+
+def outcome(workdir):
+  """What two runs of the same seed share: metrics, final parameters and rollouts, as bytes."""
+  rows = [json.dumps(metrics.strip_timings(row)) for row in metrics.read(workdir / "metrics.jsonl")]
+  schedule = (workdir / "schedule.jsonl").read_text()
+  texts = [path.read_text() for path in sorted((workdir / "rollouts").iterdir())]
+  params = (workdir / "model" / "model.safetensors").read_bytes()
+  return {"rows": rows, "schedule": schedule, "rollouts": texts, "params": params}
+
+
+def assert_same(left, right):
+  for key in left:
+    assert left[key] == right[key], key
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory):
+  """`whole(name)`: what an uninterrupted run of a schedule becomes."""
+  known = {}
+
+  def run(name):
+    if name not in known:
+      workdir = tmp_path_factory.mktemp("whole") / "run"
+      launch.train(make_config(data_dir, name), workdir)
+      known[name] = outcome(workdir)
+    return known[name]
+
+  return run
+
+
+def lines(workdir):
+  path = workdir / "metrics.jsonl"
+  return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+@pytest.mark.parametrize(
+  "name,stops",
+  [
+    ("logical", 1),
+    pytest.param("logical", 9, marks=pytest.mark.slow),
+    pytest.param("sync", 9, marks=pytest.mark.slow),
+  ],
+)
+def test_a_run_that_was_stopped_ends_the_same(name, stops, whole, data_dir, tmp_path):
+  """In the middle of a rollout batch too, and with rollouts waiting to be trained on."""
+  config, workdir, stopped_at = make_config(data_dir, name), tmp_path / "run", []
+  while True:
+    enough = lines(workdir) + 1 if len(stopped_at) < stops else math.inf
+    result = launch.train(config, workdir, lambda enough=enough: lines(workdir) >= enough)
+    if result["stop_reason"] == "finished":
+      break
+    stopped_at.append(result["updates"])
+    assert lines(workdir) == result["updates"]
+  assert len(stopped_at) >= min(stops, 2) and sorted(set(stopped_at)) == stopped_at
+  assert_same(outcome(workdir), whole(name))
+
+
+@pytest.mark.slow
+def test_adapters_are_resumed_and_their_checkpoint_converted(data_dir, tmp_path):
+  """Stopped within a rollout batch; the merged model is that which the run itself exports."""
+  config = make_config(data_dir, "sync", **{"lora.rank": 2})
+  workdir, exported = tmp_path / "run", tmp_path / "run" / "model" / "model.safetensors"
+  launch.train(config, tmp_path / "whole")
+  launch.train(config, workdir, lambda: lines(workdir) >= 1)
+  assert convert.main(["", f"--model={workdir}", f"--out={tmp_path / 'stopped'}"]) == 0
+  launch.train(config, workdir)
+  assert_same(outcome(workdir), outcome(tmp_path / "whole"))
+  expected = exported.read_bytes()
+  assert (tmp_path / "stopped" / "model.safetensors").read_bytes() != expected
+  shutil.rmtree(workdir / "model")
+  assert convert.main(["", f"--model={workdir}", f"--out={tmp_path / 'converted'}"]) == 0
+  assert (tmp_path / "converted" / "model.safetensors").read_bytes() == expected
+
+
+def command(workdir, data_dir, *arguments):
+  return [
+    sys.executable,
+    "-m",
+    "vespo_jax.train",
+    "--config=configs/debug.py",
+    f"--workdir={workdir}",
+    f"--config.task.data_dir={data_dir}",
+    *arguments,
+  ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_run_killed_at_random_moments_ends_the_same(name, whole, data_dir, tmp_path):
+  """SIGKILL, 25 times over the two schedules, every fourth time while a checkpoint is written."""
+  rng, workdir, kills, in_a_save = random.Random(name), tmp_path / "run", 0, 0
+  changes = [f"--config.{k}={v}" for k, v in {**CHANGES, **SCHEDULES[name]}.items()]
+  arguments = command(workdir, data_dir, "--config.runtime.transport=threads", *changes)
+  unnamed = workdir / "checkpoints"
+  while kills < {"sync": 13, "logical": 12}[name]:
+    process = subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    if kills % 4 == 3:
+      wanted = lambda: list(unnamed.glob("*orbax-checkpoint-tmp*"))
+      until = time.monotonic() + 120
+    else:
+      wanted, until = (lambda: False), time.monotonic() + rng.uniform(1, 25)
+    while process.poll() is None and time.monotonic() < until and not wanted():
+      time.sleep(0.001)
+    in_a_save += bool(wanted())
+    if process.poll() is None:
+      process.kill()
+      process.wait()
+      kills += 1
+    else:
+      assert process.returncode == 0, process.stderr.read()
+      shutil.rmtree(workdir)  # it got to the end: begin again
+  done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert in_a_save
+  assert_same(outcome(workdir), whole(name))
+
+
+@pytest.mark.slow
+def test_on_the_wall_clock_nothing_is_lost_or_repeated(data_dir, tmp_path):
+  """Also of what was sampled and waited when the run was killed."""
+  workdir, rng = tmp_path / "run", random.Random(0)
+  changes = {**CHANGES, **SCHEDULES["logical"], "runtime.clock": "wall", "updates": 40}
+  config = [f"--config.{key}={value}" for key, value in changes.items()]
+  arguments = command(workdir, data_dir, "--config.sampler.processes=2", *config)
+  for how in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+    process = subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    wanted, until = lines(workdir) + rng.randint(2, 6), time.monotonic() + 240
+    while lines(workdir) < wanted and process.poll() is None and time.monotonic() < until:
+      time.sleep(0.01)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode in (-signal.SIGKILL, 75), errors
+  done = subprocess.run(arguments, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert [row["step"] for row in metrics.read(workdir / "metrics.jsonl")] == list(range(1, 41))
+  trained = [
+    group
+    for path in sorted((workdir / "rollouts.parquet").iterdir())
+    for group in pq.read_table(path, columns=["group_id"])["group_id"].to_pylist()
+  ]
+  samples = debug.get_config().batch.samples_per_prompt
+  assert trained == [group for group in range(len(trained) // samples) for _ in range(samples)]

@@ -1,0 +1,158 @@
+"""A config -> what makes updates, and the state it is in on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from ml_collections import FrozenConfigDict
+
+from vespo_jax import config as config_lib
+from vespo_jax import parts, sharding
+from vespo_jax.learner.anchors import Anchors, copy
+from vespo_jax.learner.checkpoint import Checkpoints, RunState, abstract_like
+from vespo_jax.learner.gradient import LossSettings
+from vespo_jax.learner.numerics import GuardedUpdate, Limits
+from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
+from vespo_jax.learner.update import (
+  StepSettings,
+  compile_score,
+  compile_update,
+  init_state,
+  make_update,
+  place_state,
+  state_shardings,
+)
+from vespo_jax.models import ModelSpec, lora
+from vespo_jax.models.lora import LoraSettings
+from vespo_jax.tokenizers import Tokenizer
+from vespo_jax.types import Params, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+  """What makes updates.
+
+  Attributes:
+    state: before the first update, placed on `mesh`.
+    update: compiled.
+    policy: a state -> the model's parameters, merged where adapters are trained.
+    anchors: the fixed policies of the loss.
+    adapters: None if the whole model is trained.
+  """
+
+  mesh: jax.sharding.Mesh
+  spec: ModelSpec
+  state: TrainState
+  update: GuardedUpdate
+  policy: Callable[[TrainState], Params]
+  anchors: Anchors
+  adapters: LoraSettings | None
+
+  def restore(
+    self, checkpoints: Checkpoints, at_most: int, set_aside: Callable[[Path, str], None]
+  ) -> RunState | None:
+    """The newest good run of at most `at_most` updates, placed like `state`, with what is frozen.
+
+    See `Checkpoints.restore`.
+    """
+    shardings = state_shardings(self.mesh, self.spec, self.state)
+    found = checkpoints.restore(abstract_like(self.state, shardings), at_most, set_aside)
+    if found is None:
+      return None
+    state = dataclasses.replace(found.state, frozen=self.state.frozen)
+    return dataclasses.replace(found, state=state)
+
+  def start_rollout_batch(self, state: TrainState, published: Params | None) -> None:
+    """Fixes the proximal policy: what was published, or if that is not given, that of `state`."""
+    if published is None:
+      self.anchors.start_rollout_batch(lambda: self.policy(state))
+    else:
+      placed = jax.device_put(published, sharding.param_shardings(self.mesh, self.spec))
+      self.anchors.start_rollout_batch(lambda: placed)
+
+
+def make_learner(
+  config: FrozenConfigDict, mesh: jax.sharding.Mesh, spec: ModelSpec, params: Params
+) -> Learner:
+  """The configured learner of the policy `params`, before its first update."""
+  optimizer = make_optimizer(parts.pick(OptimizerSettings, config.optimizer))
+  adapters = config_lib.make_lora(config, spec)
+  if adapters is None:
+    state = init_state(params, optimizer)
+  else:
+    trained = lora.init(spec, jax.random.key(config.seed), adapters)
+    state = init_state(trained, optimizer, frozen=params)
+  loss = loss_settings(config)
+  update = make_update(
+    spec,
+    config_lib.make_objective(config),
+    config_lib.make_advantage(config),
+    optimizer,
+    loss,
+    parts.pick(StepSettings, config.optimizer),
+    adapters,
+  )
+  state = place_state(mesh, spec, state)
+  initial = copy(state.params) if adapters is None else state.frozen  # the former is donated
+  anchors = Anchors(
+    score=compile_score(mesh, spec, loss),
+    reference=initial if loss.needs_reference else None,
+    needs_proximal=loss.needs_proximal,
+    replay_proximal=loss.replay == "R2",
+  )
+  limits = Limits(
+    max_grad_norm=config.guards.max_grad_norm or math.inf,
+    max_log_w=config.guards.max_log_w or math.inf,
+    max_skipped=config.guards.max_skipped,
+  )
+  compiled = compile_update(update, mesh, spec, state, limits)
+  return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters)
+
+
+def load_checkpoint(workdir: Path) -> tuple[ModelSpec, Params, Tokenizer]:
+  """The policy of a run's newest good checkpoint, on one device, with adapters merged.
+
+  Raises FileNotFoundError if there is none, ConfigError, CheckpointError.
+  """
+  config = config_lib.read(workdir / "config.json")
+  spec, params, tokenizer = parts.load_policy(config)
+  learner = make_learner(config, sharding.make_mesh({"data": 1}), spec, params)
+  with contextlib.closing(Checkpoints(workdir / "checkpoints", spec)) as checkpoints:
+    run = learner.restore(checkpoints, config.updates, lambda place, problem: None)
+  if run is None:
+    raise FileNotFoundError(f"{workdir} has no checkpoint")
+  return spec, learner.policy(run.state), tokenizer
+
+
+def loss_settings(config: FrozenConfigDict) -> LossSettings:
+  """What the config says of the loss."""
+  return LossSettings(
+    temperature=config.sampler.temperature,
+    aggregation=config.objective.aggregation or None,
+    micro_batches=config.batch.micro_batches,
+    remat=config.policy.remat,
+    proximal_denominator=config.correction.denominator != "behaviour",
+    correction=config_lib.make_correction(config),
+    kl_coefficient=config.kl.coefficient,
+    kl_estimator=config.kl.estimator,
+    kl_in_reward=config.kl.placement == "reward",
+    entropy_coefficient=config.entropy.coefficient,
+    proximal_divergence=config.proximal_step.divergence,
+    proximal_step_size=config.proximal_step.step_size,
+    balance_coefficient=config.moe.balance_coefficient,
+    z_coefficient=config.moe.z_coefficient,
+    replay=config.moe.replay,
+  )
+
+
+def model_of(adapters: LoraSettings | None) -> Callable[[TrainState], Params]:
+  """A state -> the model's parameters, merged where adapters are trained."""
+  if adapters is None:
+    return lambda state: state.params
+  merge = jax.jit(lora.merge, static_argnums=2)
+  return lambda state: merge(state.frozen, state.params, adapters)
