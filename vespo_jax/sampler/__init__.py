@@ -1,7 +1,7 @@
 """Sampling from the policy: settings, the engine, whole batches, and the worker on top of it."""
 
 from vespo_jax.sampler.engine import Engine
-from vespo_jax.sampler.generate import generate, pad_prompts
+from vespo_jax.sampler.generate import generate, pad_prompts, score
 from vespo_jax.sampler.orders import (
   PARTIAL_ROLLOUTS,
   Order,
@@ -23,4 +23,5 @@ __all__ = [
   "WorkerSettings",
   "generate",
   "pad_prompts",
+  "score",
 ]

@@ -29,6 +29,8 @@ class Rows:
     counts_B: int32, how many tokens of it are response.
     keys_BX, seeds_B: uint32, key data of the whole call and what names the sequence in it.
     live_B: bool, the row holds a sequence that has not ended.
+    limits_B: int32, a row waits when its response has so many tokens.
+    forced_CB: int32, the next C tokens of each row where they are given; negative: draw it.
   """
 
   tokens_B: Array
@@ -37,6 +39,8 @@ class Rows:
   keys_BX: Array
   seeds_B: Array
   live_B: Array
+  limits_B: Array
+  forced_CB: Array
 
 
 @flax.struct.dataclass
@@ -71,30 +75,26 @@ def prefill(
   return cache, _reported(routing, spec, P) if expert_ids else None
 
 
-@functools.partial(
-  jax.jit, static_argnames=("spec", "settings", "steps"), donate_argnames=("cache",)
-)
+@functools.partial(jax.jit, static_argnames=("spec", "settings"), donate_argnames=("cache",))
 def decode(
   params: Params,
   spec: ModelSpec,
   settings: Settings,
-  steps: int,
   cache: KVCache,
   rows: Rows,
-  limit: HostArray,
   enough: HostArray,
 ) -> tuple[KVCache, Chunk]:
-  """Samples up to `steps` tokens for every live row, one a step; the cache is updated in place.
+  """Samples up to C tokens for every live row, one a step; the cache is updated in place.
 
   A token depends on its own row alone: on the tokens before it, and on the key
-  `fold_in(fold_in(key, seed), count)`.
+  `fold_in(fold_in(key, seed), count)` where it is drawn. One program draws tokens and takes given
+  ones, so what it reports of a token is the same bits either way.
 
   Args:
     settings: `Settings.compiled`.
-    limit: int32 scalar; a row waits when its response has so many tokens.
-    enough: int32 scalar; return early once so many rows have stopped or reached the limit.
+    enough: int32 scalar; return early once so many rows have stopped or reached their limit.
   """
-  B, expert_ids = rows.tokens_B.shape[0], settings.expert_ids
+  (steps, B), expert_ids = rows.forced_CB.shape, settings.expert_ids
   table_VD = models.head_table(params)
   cache = dataclasses.replace(cache, lengths_B=rows.lengths_B)
   keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.keys_BX), rows.seeds_B)
@@ -109,8 +109,9 @@ def decode(
 
   def step(state: _State) -> _State:
     logits_BV, cache, ids_BLA = feed(state.tokens_B, state.cache)
-    draw = next_token(logits_BV, jax.vmap(jax.random.fold_in)(keys_B, state.counts_B), settings)
-    active_B = ~state.stopped_B & rows.live_B & (state.counts_B < limit)
+    keys_at_B = jax.vmap(jax.random.fold_in)(keys_B, state.counts_B)
+    draw = next_token(logits_BV, keys_at_B, rows.forced_CB[state.step], settings)
+    active_B = ~state.stopped_B & rows.live_B & (state.counts_B < rows.limits_B)
     return _State(
       step=state.step + 1,
       tokens_B=jnp.where(active_B, draw.tokens_B, state.tokens_B),
@@ -123,7 +124,7 @@ def decode(
     )
 
   def unfinished(state: _State) -> Array:
-    active_B = ~state.stopped_B & rows.live_B & (state.counts_B < limit)
+    active_B = ~state.stopped_B & rows.live_B & (state.counts_B < rows.limits_B)
     ended = jnp.sum(rows.live_B & ~active_B)
     return (state.step < steps) & jnp.any(active_B) & (ended < enough)
 
@@ -131,6 +132,7 @@ def decode(
     functools.partial(next_token, settings=settings),
     jax.ShapeDtypeStruct((B, table_VD.shape[0]), jnp.float32),
     keys_B,
+    rows.tokens_B,
   )
   draws = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), shapes)
   empty = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -15,7 +16,7 @@ from vespo_jax.models import KVCache, ModelSpec
 from vespo_jax.sampler import decode as device
 from vespo_jax.sampler.sequence import Decode, Sampled, Sampling, stop_cut
 from vespo_jax.sampler.settings import Settings
-from vespo_jax.types import Array, Params, TokenIds
+from vespo_jax.types import Array, Params, Rollout, TokenIds
 
 PROMPT_BUCKET = 16  # prompts are padded to such multiples, so few shapes are ever compiled
 PREFILL_TOKENS = 128  # prompts are computed so many (padded) tokens at a time, or one by one
@@ -120,9 +121,7 @@ class Engine:
     The key of a sequence is `fold_in(key, group_id * samples_per_prompt + sample)`. Raises
     ValueError if there is no prompt, or one is empty or longer than the engine was made for.
     """
-    check_prompts(prompts)
-    if max(map(len, prompts)) > self.longest_prompt:
-      raise ValueError(f"a prompt is longer than {self.longest_prompt} tokens")
+    self._check_fit(prompts)
     R, key_data = self.settings.samples_per_prompt, np.asarray(jax.random.key_data(key))
     sequences = []
     for prompt, group_id in zip(prompts, group_ids, strict=True):
@@ -131,6 +130,36 @@ class Engine:
       self._waiting.append(_Waiting(members))
       sequences.extend(members)
     return sequences
+
+  def replay(self, rollouts: Sequence[Rollout]) -> list[Sampling]:
+    """Queues sequences whose tokens are given, not drawn; returns them.
+
+    What becomes of each is what sampling its tokens here would have reported, by the same programs:
+    with the weights, the settings and the number of slots that sampled them, the same bits. Tokens
+    that could not have been sampled have log-prob -inf.
+
+    Consecutive rollouts share what is computed of a common prompt. Raises ValueError if a prompt is
+    as `submit` refuses it, or a response is empty or longer than `settings.max_new_tokens`.
+    """
+    self._check_fit([rollout.prompt_ids for rollout in rollouts])
+    lengths = [len(rollout.response_ids) for rollout in rollouts]
+    if not 1 <= min(lengths) <= max(lengths) <= self.settings.max_new_tokens:
+      raise ValueError(f"a response has not 1 to {self.settings.max_new_tokens} tokens")
+    key_data = np.asarray(jax.random.key_data(jax.random.key(0)))  # nothing is drawn
+    sequences = []
+    for _, alike in itertools.groupby(rollouts, lambda rollout: list(rollout.prompt_ids)):
+      members = [
+        Sampling(np.asarray(r.prompt_ids, np.int32), r.group_id, r.sample_seed, key_data, given=r)
+        for r in alike
+      ]
+      sequences.extend(members)
+      self._waiting.append(_Waiting(members))
+    return sequences
+
+  def _check_fit(self, prompts: Sequence[TokenIds]) -> None:
+    check_prompts(prompts)
+    if max(map(len, prompts)) > self.longest_prompt:
+      raise ValueError(f"a prompt is longer than {self.longest_prompt} tokens")
 
   def advance(self, limit: int | None = None) -> list[Sampling]:
     """Lets waiting sequences enter, decodes up to `steps` tokens; returns what ended.
@@ -148,10 +177,8 @@ class Engine:
       self._params,
       self._spec,
       self.settings.compiled(),
-      self._steps,
       self._cache,
-      self._device_rows(),
-      np.int32(limit),
+      self._device_rows(limit),
       np.int32(enough),
     )
     return self._harvest(jax.device_get(chunk))
@@ -201,19 +228,24 @@ class Engine:
         if ids_PSLA is not None and not member.response:
           member.prompt_expert_ids = ids_PSLA[row, : lengths_P[row]]
 
-  def _device_rows(self) -> device.Rows:
+  def _device_rows(self, limit: int) -> device.Rows:
     B = self.slots
     width = next(len(row.key_data) for row in self._rows if row is not None)
     tokens_B, lengths_B, counts_B = (np.zeros(B, np.int32) for _ in range(3))
     keys_BX, seeds_B = np.zeros((B, width), np.uint32), np.zeros(B, np.uint32)
+    limits_B, forced_CB = np.full(B, limit, np.int32), np.full((self._steps, B), -1, np.int32)
     for b, row in enumerate(self._rows):
       if row is not None:
         counts_B[b] = len(row.response)
         tokens_B[b] = row.response[-1] if row.response else row.prompt[-1]
         lengths_B[b] = len(row.prompt) + counts_B[b] - 1
         keys_BX[b], seeds_B[b] = row.key_data, row.seed % 2**32
+        if row.given is not None:
+          rest = row.given.response_ids[counts_B[b] :]
+          limits_B[b] = min(limit, counts_B[b] + len(rest))
+          forced_CB[: len(rest), b] = rest[: self._steps]
     live_B = np.array([row is not None for row in self._rows])
-    arrays = (tokens_B, lengths_B, counts_B, keys_BX, seeds_B, live_B)
+    arrays = (tokens_B, lengths_B, counts_B, keys_BX, seeds_B, live_B, limits_B, forced_CB)
     return device.Rows(*map(jnp.asarray, arrays))
 
   def _harvest(self, chunk: device.Chunk) -> list[Sampling]:

@@ -1,14 +1,15 @@
-"""Generation of a whole batch: every sample of every prompt has a slot of its own."""
+"""Whole batches, sampled or scored: every sequence has a slot of its own."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from vespo_jax.models import ModelSpec
 from vespo_jax.sampler.engine import PROMPT_BUCKET, Engine, check_prompts
-from vespo_jax.sampler.sequence import Decode
+from vespo_jax.sampler.sequence import Decode, Sampling
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Array, Params, Rollout, TokenIds
 
@@ -46,17 +47,53 @@ def generate(
     ValueError: if there is no prompt, one is empty, a dense model is asked for expert ids, or there
       are stop strings and no `decode`.
   """
+  engine = _engine(spec, settings, prompts, len(prompts) * settings.samples_per_prompt, decode)
+  engine.adopt(weight_version, params)
+  sequences = engine.submit(key, prompts, range(len(prompts)) if group_ids is None else group_ids)
+  return _finish(engine, sequences)
+
+
+def score(
+  params: Params, spec: ModelSpec, rollouts: Sequence[Rollout], settings: Settings
+) -> list[Rollout]:
+  """The rollouts as the engine would have reported them, had it sampled their tokens with `params`.
+
+  It computes what `generate` computes, one token at a time through the cache. So of rollouts that
+  a call of `generate` returned, scored together, the log-probs are equal to the bit under the
+  weights and settings that sampled them, and under others differ by what those change.
+
+  Returns:
+    One record per rollout with its tokens, group, seed and `finish`; versions are 0, rewards unset.
+    A token that `settings` could not have sampled has a behaviour log-prob of -inf.
+
+  Raises:
+    ValueError: as `Engine.replay`.
+  """
+  settings = dataclasses.replace(settings, stop_strings=())  # where responses end is given
+  engine = _engine(spec, settings, [rollout.prompt_ids for rollout in rollouts], len(rollouts))
+  engine.adopt(0, params)
+  return _finish(engine, engine.replay(rollouts))
+
+
+def _engine(
+  spec: ModelSpec,
+  settings: Settings,
+  prompts: Sequence[TokenIds],
+  slots: int,
+  decode: Decode | None = None,
+) -> Engine:
   check_prompts(prompts)
-  engine = Engine(
+  return Engine(
     spec,
     settings,
-    slots=len(prompts) * settings.samples_per_prompt,
+    slots=slots,
     longest_prompt=max(map(len, prompts)),
     steps=STOP_STRING_STEPS if settings.stop_strings else settings.max_new_tokens,
     decode=decode,
   )
-  engine.adopt(weight_version, params)
-  sequences = engine.submit(key, prompts, range(len(prompts)) if group_ids is None else group_ids)
+
+
+def _finish(engine: Engine, sequences: Sequence[Sampling]) -> list[Rollout]:
   while engine.busy:
     engine.advance()
   return [sequence.rollout() for sequence in sequences]

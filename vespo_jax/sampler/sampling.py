@@ -55,8 +55,12 @@ def truncate(logits_BV: Array, top_k: int, top_p: float, min_p: float = 0.0) -> 
   return logits_BV
 
 
-def next_token(logits_BV: Array, keys_B: Array, settings: Settings) -> Draw:
-  """Draws one token per row, each row with its own key; greedy is a distribution of one token."""
+def next_token(logits_BV: Array, keys_B: Array, forced_B: Array, settings: Settings) -> Draw:
+  """Draws one token per row, each row with its own key; greedy is a distribution of one token.
+
+  Where `forced_B` (int32) is not negative it is the token, and what is reported of it is what
+  drawing it would have reported; a token that could not have been drawn has log-prob -inf.
+  """
   logits_BV = logits_BV.astype(jnp.float32)
   plain_BV = jax.nn.log_softmax(logits_BV, axis=-1)
   if settings.temperature == 0:
@@ -69,6 +73,7 @@ def next_token(logits_BV: Array, keys_B: Array, settings: Settings) -> Draw:
     )
     tokens_B = jax.vmap(jax.random.categorical)(keys_B, tempered_BV).astype(jnp.int32)
     behaviour_BV = jax.nn.log_softmax(tempered_BV, axis=-1)
+  tokens_B = jnp.where(forced_B < 0, tokens_B, forced_B)
   behaviour_B, plain_B = (
     jnp.take_along_axis(x, tokens_B[:, None], axis=-1)[:, 0] for x in (behaviour_BV, plain_BV)
   )

@@ -47,6 +47,7 @@ class Sampling:
     group_id: of its prompt.
     seed: what is folded into the key.
     key_data: of that key, uint32.
+    given: the rollout whose tokens it takes; None: they are drawn.
     response: the tokens so far.
     parts: all that is known of them, in pieces.
     prompt_expert_ids: of all prompt tokens but the last, where they were asked for.
@@ -57,6 +58,7 @@ class Sampling:
   group_id: int
   seed: int
   key_data: np.ndarray
+  given: Rollout | None = None
   response: list[int] = dataclasses.field(default_factory=list)
   parts: list[Sampled] = dataclasses.field(default_factory=list)
   prompt_expert_ids: np.ndarray | None = None
@@ -70,10 +72,16 @@ class Sampling:
   def extend(self, part: Sampled, stopped: bool, limit: int, cut: Cut) -> None:
     """Adds what a chunk sampled, at least one token, and sets `finish` if that ends the sequence.
 
-    `stopped` says that the last token is a stop token; `limit` is the most tokens of a response.
+    `stopped` says that the last token is a stop token; `limit` is the most tokens of a response. A
+    given rollout ends where it did, for the reason it did.
     """
     before = len(self.response)
     self.response.extend(np.asarray(part.draws.tokens_B).tolist())
+    if self.given is not None:
+      self.parts.append(part)
+      if len(self.response) == len(self.given.response_ids):
+        self.finish = self.given.finish
+      return
     n = cut(self.response, len(self.response) - before)
     if n is not None:
       del self.response[before + n :]

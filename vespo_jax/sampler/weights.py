@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -24,8 +22,8 @@ def prepare(params: Params, version: int, dtype: str, noise: float) -> Params:
   return quantize.cast(params, dtype)
 
 
-@functools.partial(jax.jit, static_argnames="noise")
-def perturb(params: Params, version: Array | int, noise: float) -> Params:
+@jax.jit
+def perturb(params: Params, version: Array | int, noise: Array | float) -> Params:
   """Every array plus `noise` times its root mean square times standard normal numbers.
 
   They depend on the version and the array's place in the tree alone: every worker, and every run,
