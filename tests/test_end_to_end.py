@@ -1,7 +1,9 @@
 """Whole runs: determinism, resuming, failing loudly, learning."""
 
+import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,12 +106,31 @@ def test_the_first_minibatch_of_a_batch_is_on_policy(first_run):
       assert spread > 1e-3
 
 
-def test_the_same_seed_gives_the_same_bytes_in_another_transport(first_run, data_dir, tmp_path):
-  launch.train(debug_config(data_dir), tmp_path / "again")
-  assert rows(tmp_path / "again") == rows(first_run[0])
+@pytest.fixture(scope="module")
+def traced_run(data_dir, tmp_path_factory):
+  """The debug run in this process, with a trace of two of its updates."""
+  workdir = tmp_path_factory.mktemp("traced") / "run"
+  launch.train(debug_config(data_dir, **{"runtime.profile_updates": 2}), workdir)
+  return workdir
+
+
+def test_the_updates_asked_for_are_traced_and_no_other(first_run, traced_run):
+  assert not (first_run[0] / "profile").exists()  # none were asked for
+  (path,) = (traced_run / "profile").rglob("*.trace.json.gz")
+  with gzip.open(path) as file:
+    seen = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+  assert len([name for name in seen if re.fullmatch(r"\$update\.py:\d+ call", name)]) == 2
+  assert "PjitFunction(decode)" in seen  # the sampler's work too, where it is a thread
+  assert not [name for name in seen if "compile_or_get_cached" in name]  # the first update does
+
+
+def test_the_same_seed_gives_the_same_bytes_in_another_transport(
+  first_run, traced_run, data_dir, tmp_path
+):
+  assert rows(traced_run) == rows(first_run[0])
   for step in range(1, 7):
     name = f"rollouts/{step:06d}.jsonl"
-    assert (tmp_path / "again" / name).read_bytes() == (first_run[0] / name).read_bytes()
+    assert (traced_run / name).read_bytes() == (first_run[0] / name).read_bytes()
   launch.train(debug_config(data_dir, seed=1, updates=1), tmp_path / "other")
   assert rows(tmp_path / "other") != rows(first_run[0])[:1]
 
