@@ -1,19 +1,24 @@
 """Samplers on a Ray cluster of two nodes, both on this machine; `make test-ray` installs ray."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import time
 
 import pytest
 
 from tests.runtime.example import SPEC, order, params, same_rollouts
+from tests.test_end_to_end import REPOSITORY, command, debug_config, rows
+from vespo_jax import launch
 from vespo_jax.runtime import FailureSettings, RaySettings, start_sampler
 
 ray = pytest.importorskip("ray", reason="needs requirements-ray.txt")
 pytestmark = pytest.mark.slow
 
 PER_SAMPLER = {"sampler": 1.0}
+CPUS = 2  # of each node
 STORE = 100 * 2**20  # bytes of each node's object store
 
 
@@ -22,7 +27,7 @@ def cluster(monkeypatch):
   from ray.cluster_utils import Cluster
 
   monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-  node = {"num_cpus": 2, "object_store_memory": STORE, "resources": PER_SAMPLER}
+  node = {"num_cpus": CPUS, "object_store_memory": STORE, "resources": PER_SAMPLER}
   cluster = Cluster(initialize_head=True, head_node_args=node)
   cluster.add_node(**node)
   yield cluster
@@ -78,3 +83,43 @@ def test_actors_sample_the_same_and_their_death_or_their_nodes_loses_nothing(clu
     assert [failure["kind"] for failure in sampler.failures()] == ["died"] * 3
     again = sample(sampler, [orders[3]])
     same_rollouts(again[0].rollouts, expected[3].rollouts)
+
+
+def test_the_train_command_on_a_cluster_is_the_run_without_one(cluster, tmp_path):
+  """Two samplers that each need a whole node, so one on each; the metrics are the same bytes."""
+  data_dir = str(tmp_path / "data")
+  done = subprocess.run(
+    command(
+      tmp_path / "ray",
+      data_dir,
+      "--config.runtime.transport=ray",
+      f"--config.runtime.ray.address={cluster.address}",
+      f"--config.runtime.ray.num_cpus={CPUS}.0",
+      "--config.sampler.processes=2",
+    ),
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert done.returncode == 0, done.stderr
+  assert "held-out accuracy after:" in done.stdout
+  result = json.loads((tmp_path / "ray" / "result.json").read_text())
+  assert (result["stop_reason"], result["updates"]) == ("finished", 6)
+  assert result["sampler_failures"] == []
+  assert sorted(nodes_of_actors(cluster)) == sorted(
+    node.node_id for node in cluster.list_all_nodes()
+  )
+  launch.train(debug_config(data_dir, **{"sampler.processes": 2}), tmp_path / "threads")
+  assert rows(tmp_path / "ray") == rows(tmp_path / "threads")
+
+
+def nodes_of_actors(cluster):
+  """The node of every actor there was, from the cluster's own records."""
+  from ray._private import state  # the public `list_actors` needs Ray's dashboard
+
+  ray.init(address=cluster.address, log_to_driver=False)
+  try:
+    return [actor["Address"]["NodeID"] for actor in state.actors().values()]
+  finally:
+    ray.shutdown()
