@@ -37,8 +37,7 @@ def main(argv: list[str]) -> int:
     launch.CheckpointError,
     launch.ChildDied,
     launch.SamplersFailed,
-    OSError,  # a full disk, and what else a run cannot go on with
-    TimeoutError,
+    OSError,  # a time limit, a full disk, and what else a run cannot go on with
   ) as error:
     return _fail(error, 1)
   if result["stop_reason"] != "finished":

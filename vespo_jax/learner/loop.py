@@ -106,7 +106,8 @@ class Loop:
     rows = metrics.read(self.metrics.path)
     self._row = rows[-1] if rows else {}  # of the last update
     skipped = itertools.takewhile(lambda row: row.get("guard/tripped"), reversed(rows))
-    self._skips_left: Any = np.int32(self.settings.max_skipped - len(list(skipped)))
+    left = np.int32(self.settings.max_skipped - len(list(skipped)))
+    self._skips_left = jax.device_put(left, sharding.replicated(self.mesh))  # as updates give it
     self._started = self._last_ready = time.perf_counter()
 
   def run(self) -> str:
@@ -130,7 +131,7 @@ class Loop:
     except Preempted:
       reason = "preempted"
     self._finish_pending()
-    self._profile()
+    self._end_profile()
     self._save()
     self.checkpoints.wait()
     if reason == "finished":
@@ -167,7 +168,11 @@ class Loop:
     if wanted and made == 1:
       jax.profiler.start_trace(str(self.workdir / "profile"))
       self._tracing = True
-    if self._tracing and (made > wanted or self.step == self.settings.updates):
+    if made > wanted:
+      self._end_profile()
+
+  def _end_profile(self) -> None:
+    if self._tracing:
       jax.profiler.stop_trace()
       self._tracing = False
 
