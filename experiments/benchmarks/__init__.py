@@ -1,0 +1,1 @@
+"""How fast it is, as ratios on one machine: `python -m experiments.benchmarks`."""
