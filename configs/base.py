@@ -7,8 +7,9 @@
       config.staleness.minibatches = 16
       return config
 
-Any key is also a flag: `--config.staleness.minibatches=16`. Unknown keys, values out of range and
-contradictions are refused before anything is loaded, with exit code 2.
+Any key is also a flag: `--config.staleness.minibatches=16`. Unknown keys, values of another type or
+out of range (vespo_jax/config_rules.py) and contradictions are refused before anything is loaded,
+with exit code 2.
 """
 
 from ml_collections import ConfigDict
@@ -27,15 +28,14 @@ def get_config() -> ConfigDict:
   # its own name: objective.vespo.k_pos, objective.grpo.clip_high, ... (their meaning, paper and
   # equation: vespo_jax/objectives/NAME.py).
   config.objective = ConfigDict({name: objectives.defaults(name) for name in objectives.names()})
-  config.objective.name = "vespo"
+  config.objective.name = "vespo"  # of the method
   config.objective.aggregation = ""  # token-mean, seq-mean-token-mean, ...; "": the method's own
-  config.objective.opsm_delta = (
-    0.0  # nats per token: off-policy sequence masking of any method; 0: off
-  )
+  # off-policy sequence masking of any method, from so many nats per token on; 0: off
+  config.objective.opsm_delta = 0.0
 
   # Rewards of a group -> advantages (vespo_jax/advantages.py).
   config.advantage = ConfigDict({name: advantages.defaults(name) for name in advantages.names()})
-  config.advantage.name = "grpo"
+  config.advantage.name = "grpo"  # of the estimator
 
   # What the ratio is against, and the correction for the sampler's numerics
   # (vespo_jax/objectives/corrections.py).
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
   # behaviour: what really sampled; proximal: the trainer's own recomputation at the start of the
   # rollout batch (one more forward pass, a copy of the weights); decoupled: that, with a correction
   config.correction.denominator = "behaviour"
-  config.correction.name = "none"
+  config.correction.name = "none"  # of the correction
 
   config.kl = ConfigDict()
   config.kl.coefficient = 0.0  # of the penalty against the initial policy, per token; 0: off
@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
   # while the learner updates; staleness is bounded when a minibatch is ordered
   # (vespo_jax/runtime/schedule.py).
   config.runtime = ConfigDict()
-  config.runtime.mode = "sync"
+  config.runtime.mode = "sync"  # or async
   config.runtime.max_staleness = 1  # async: updates a trained token's weights may be behind
   config.runtime.sync_every = 1  # async: updates between publications of weights
   # async: wall, the newest weights there are; logical, each order says which version samples it, so
@@ -102,6 +102,7 @@ def get_config() -> ConfigDict:
   config.sampler.source = "process"  # or replay:RUN, the rollouts another run saved, no sampling
   config.sampler.processes = 1  # sampler processes; they share every minibatch
   config.sampler.slots = 0  # sequences each decodes at a time; 0: its share of a minibatch
+  config.sampler.chunk = 32  # most tokens between two looks for newer weights and free slots
   config.sampler.max_new_tokens = 16  # tokens of a response, the end token included
   config.sampler.stop_strings = ()  # texts that end a response, beside the model's end tokens
   config.sampler.temperature = 1.0  # of the softmax; the learner's log-probs use the same
@@ -111,7 +112,7 @@ def get_config() -> ConfigDict:
   config.sampler.top_k = 0  # 0: off
   config.sampler.top_p = 1.0  # 1: off
   config.sampler.min_p = 0.0  # 0: off
-  config.sampler.allow_truncation = False
+  config.sampler.allow_truncation = False  # whether top_k, top_p and min_p may be used
   config.sampler.dtype = "float32"  # float32, bfloat16 or int8 weights; the mismatch is measured
   config.sampler.weight_noise = 0.0  # normal noise on each tensor, in units of its rms; 0: none
 
@@ -149,9 +150,9 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 3e-4  # after the warm-up
   config.optimizer.warmup_updates = 4  # updates over which the rate rises linearly
-  config.optimizer.beta1 = 0.9
-  config.optimizer.beta2 = 0.999
-  config.optimizer.epsilon = 1e-8
+  config.optimizer.beta1 = 0.9  # decay of Adam's mean of gradients
+  config.optimizer.beta2 = 0.999  # decay of Adam's mean of their squares
+  config.optimizer.epsilon = 1e-8  # added to the root of that
   config.optimizer.weight_decay = 0.0  # decoupled, on matrices only
   config.optimizer.max_grad_norm = 1.0  # global norm; 0: no clipping
   config.optimizer.integrator = "euler"  # heun: 2 gradients per update, rk4: 4 (ODE-GAN)

@@ -1,7 +1,13 @@
 """Configs: what is refused, with which words, and that the shipped ones are accepted."""
 
+import contextlib
 import importlib
 import importlib.metadata
+import itertools
+import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from vespo_jax import config as config_lib
-from vespo_jax import launch, objectives, train, training
+from vespo_jax import launch, objectives, parts, train, training
 from vespo_jax.config import ConfigError
+from vespo_jax.config_file import flatten
+from vespo_jax.config_rules import RULES
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.runtime.schedule import Schedule, record
 
@@ -80,9 +88,51 @@ def test_overrides_reach_the_config_whatever_their_order():
       ["--config.optimiser.learning_rate=1"],
       ["optimiser.learning_rate", "optimizer.learning_rate"],
     ),
-    (["--config.updates=abc"], ["updates", "abc"]),
+    (["--config.learning_rate=1"], ["'learning_rate'", "did you mean optimizer.learning_rate?"]),
+    (["--config.zzz=1"], ["'zzz'", "configs/base.py"]),
+    (["--config.batch=4"], ["batch is a section", "batch.prompts"]),
+    (["--config.updates.x=4"], ["'updates.x'", "did you mean updates?"]),
+    (["--config.=4"], ["unknown config key ''"]),
+    (["--config.updates"], ["'--config.updates' has no value"]),
+    (["--config.updates=abc"], ["updates='abc'", "an integer"]),
+    (["--config.updates=1.5"], ["updates='1.5'", "an integer"]),
+    (["--config.updates=True"], ["updates='True'", "an integer"]),
     (["--config.updates=0"], ["updates=0", "at least 1"]),
+    ([f"--config.updates={2**31}"], ["updates=2147483648", "below 2**31"]),
+    ([f"--config.seed={2**32}"], ["seed=4294967296", "from 0 to 2**32 - 1"]),
     (["--config.optimizer.learning_rate=nan"], ["optimizer.learning_rate", "finite"]),
+    (["--config.optimizer.learning_rate=1e39"], ["learning_rate=1e+39", "finite float32"]),
+    (["--config.optimizer.beta2=0.999999999"], ["beta2=0.999999999", "below 1"]),
+    (["--config.optimizer.epsilon=1e-46"], ["optimizer.epsilon=1e-46", "above 0"]),
+    (["--config.sampler.allow_truncation=maybe"], ["allow_truncation='maybe'", "True or False"]),
+    (['--config.sampler.stop_strings=["a", ""]'], ["sampler.stop_strings=['a', '']", "a list of"]),
+    (["--config.sampler.stop_strings=a"], ["sampler.stop_strings='a'", "a list of texts"]),
+    (["--config.runtime.ray.resources.tpu=many"], ["ray.resources={'tpu': 'many'}", "amounts"]),
+    (["--config.task.options=3"], ["task.options=3", "options by name"]),
+    (["--config.task.options.min_terms=3"], ["task.options={", "'min_terms'"]),
+    (["--config.task.data_dir="], ["task.data_dir=''", "a directory"]),
+    (["--config.runtime.timeout_s=1e9"], ["runtime.timeout_s=1000000000.0", "at most 1e6"]),
+    (["--config.objective.grpo.clip_low=-1"], ["objective.grpo.clip_low=-1.0", "at least 0"]),
+    (["--config.objective.dapo.dual_clip=0.5"], ["dual_clip=0.5", "above 1, or 0"]),
+    (["--config.objective.vespo.k_pos=1e9"], ["vespo.k_pos=1000000000.0", "at most 1000"]),
+    (
+      ["--config.objective.bapo.low_start=0.9"],
+      ["objective.bapo.low_start=0.9", "at most objective.bapo.low_end=0.8"],
+    ),
+    (["--config.objective.bapo.step=1e-9"], ["objective.bapo.step=1e-09", "at most 100 steps"]),
+    (
+      ["--config.correction.icepop.low=9"],
+      ["correction.icepop.low=9.0", "at most correction.icepop.high=5.0"],
+    ),
+    (["--config.mesh.data=0"], ["mesh.data=0", "-1"]),
+    (["--config.mesh.fsdp=-1"], ["mesh.data and mesh.fsdp are -1"]),
+    (["--config.mesh.data=3"], ["batch.prompts=4 in batch.micro_batches=2", "mesh.data=3"]),
+    (["--config.sampler.source=replay:nowhere"], ["source='replay:nowhere'", "no such run"]),
+    (["--config.policy.path=README.md"], ["policy.path='README.md'", "GGUF"]),
+    (["--config.policy.path=tests"], ["policy.path='tests'", "config.json"]),
+    (["--config.moe.replay=R3"], ["moe.replay='R3'", "dense"]),
+    (["--config.lora.rank=4", "--config.lora.targets=x_proj"], ["lora.targets='x_proj'", "q_proj"]),
+    (["--config.lora.targets=("], ["lora.targets='('", "a regular expression"]),
     (["--config.sampler.temperature=0"], ["sampler.temperature=0", "above 0"]),
     (["--config.sampler.dtype=float16"], ["sampler.dtype='float16'", "'bfloat16'"]),
     (["--config.runtime.mode=later"], ["runtime.mode='later'", "'async'"]),
@@ -130,7 +180,7 @@ def test_overrides_reach_the_config_whatever_their_order():
     ),
     (
       ["--config.correction.name=custom", "--config.correction.custom.reject=k9:1"],
-      ["correction.name='custom'", "seq_mean_k1"],
+      ["correction.custom.reject='k9:1'", "seq_mean_k1"],
     ),
     (["--config.kl.estimator=k4"], ["kl.estimator='k4'", "'low_var'"]),
     (["--config.kl.placement=both"], ["kl.placement='both'", "'reward'"]),
@@ -159,8 +209,11 @@ def test_overrides_reach_the_config_whatever_their_order():
     (["--config.task.name=reasoning_gym/chain_sun"], ["task.name", "did you mean 'chain_sum'"]),
     (["--config.task.name=gsm8k"], ["task.name='gsm8k'", "reasoning_gym"]),
     (["--config.task.options.answer_format=xml"], ["answer_format='xml'", "boxed"]),
-    (["--unknown=1"], ["unknown"]),
+    (["--unknown=1"], ["'--unknown=1'", "--workdir=DIR"]),
+    (["--flagfile=README.md"], ["'--flagfile=README.md'"]),
+    (["--help"], ["--config=FILE, --workdir=DIR and --config.KEY=VALUE"]),
     (["stray"], ["stray"]),
+    (["--workdir=v"], ["give one --workdir"]),
   ],
 )
 def test_bad_values_are_refused_by_name(arguments, words):
@@ -180,8 +233,11 @@ def test_the_schedule_is_that_of_the_config(tmp_path):
   logical = config_lib.make_schedule(parse(*flags)[0])
   assert logical == Schedule(4, 3, 2, logical=True, in_flight=True)
   record(tmp_path / "schedule.jsonl", 0, ((0, 0),))
-  replayed = config_lib.make_schedule(parse(*ASYNC, f"--config.runtime.clock=replay:{tmp_path}")[0])
+  flags = [*ASYNC, f"--config.runtime.clock=replay:{tmp_path}"]
+  replayed = config_lib.make_schedule(parse(*flags, "--config.updates=1")[0])
   assert replayed.plan(0, 8) == ((0, 0),)
+  with pytest.raises(ConfigError, match="runtime.clock=.* no plan for update 1, and updates=2"):
+    parse(*flags, "--config.updates=2")
 
 
 def test_what_the_loss_needs_reaches_it():
@@ -199,6 +255,9 @@ def test_what_the_loss_needs_reaches_it():
     "--config.moe.balance_coefficient=0.01",
     "--config.moe.z_coefficient=0.001",
     "--config.moe.replay=R2",
+    "--config.policy.path=",
+    "--config.policy.experts=4",
+    "--config.policy.active_experts=2",
   )
   assert training.loss_settings(config) == LossSettings(
     temperature=0.7,
@@ -245,20 +304,133 @@ def test_exit_codes_say_how_a_run_ended(outcome, code, monkeypatch, capsys):
   assert ("stopped after update 4" in printed.out) == (code == 75)
 
 
-def test_missing_files_and_directories():
-  with pytest.raises(ConfigError, match="no such file"):
-    parse(config="configs/none.py")
+def test_what_is_found_out_later_is_the_configs_fault_too(tmp_path, monkeypatch):
+  """A policy whose numbers are damaged, and a task with too few problems."""
+  good, _ = parse()
+  model = shutil.copytree(good.policy.path, tmp_path / "model")
+  (model / "model.safetensors").write_bytes(b"damaged")
+  config, _ = parse(f"--config.policy.path={model}")
+  with pytest.raises(ConfigError, match="policy.path=.*model.safetensors is not a readable"):
+    parts.load_policy(config)
+
+  def too_few(task, **options):
+    raise ValueError("only 3 distinct questions; task.train_size + task.test_size = 250")
+
+  monkeypatch.setattr(parts.tasks, "open_splits", too_few)
+  with contextlib.ExitStack() as stack, pytest.raises(ConfigError, match="task.train_size"):
+    parts.open_problems(good, None, stack)
+
+
+def test_missing_files_and_directories(tmp_path):
+  for file, words in (
+    ("configs/none.py", "--config='configs/none.py': no such file"),
+    ("configs", "--config='configs': no such file"),
+    ("README.md", "neither a .py file nor"),
+    ("", "no such file"),
+  ):
+    with pytest.raises(ConfigError, match=words):
+      parse(config=file)
   with pytest.raises(ConfigError, match="give one --config"):
     config_lib.parse(["train", "--workdir=w"])
-  with pytest.raises(ConfigError, match="--workdir"):
-    config_lib.parse(["train", f"--config={DEBUG}"])
+  (tmp_path / "file").touch()
+  for workdir, words in (
+    ([], "give one --workdir"),
+    (["--workdir="], "give one --workdir"),
+    (["--workdir"], "'--workdir' has no value"),
+    ([f"--workdir={tmp_path}/file"], "file' is not a directory"),
+    ([f"--workdir={tmp_path}/file/run"], "file' is not a directory"),
+  ):
+    with pytest.raises(ConfigError, match=words):
+      config_lib.parse(["train", f"--config={DEBUG}", *workdir])
 
 
-def test_a_broken_config_file_is_reported(tmp_path):
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
+  tmp_path.chmod(0o500)
+  with pytest.raises(ConfigError, match="cannot be written to"):
+    config_lib.parse(["train", f"--config={DEBUG}", f"--workdir={tmp_path}/run"])
+
+
+BASE = "from configs import base\ndef get_config():\n  config = base.get_config()\n"
+
+
+@pytest.mark.parametrize(
+  "source,words",
+  [
+    ("def get_config():\n  return undefined_name\n", "line 2: NameError: .*undefined_name"),
+    ("def get_config(:\n", "line 1: SyntaxError"),
+    ("import no_such_module\n", "line 1: ModuleNotFoundError: .*no_such_module"),
+    ("raise SystemExit(0)\n", "line 1: SystemExit"),
+    ("config = 3\n", "AttributeError: .*get_config"),
+    ("def get_config():\n  return {}\n", "must return a ConfigDict, not a dict"),
+    ("def get_config(argument):\n  return argument\n", "TypeError: get_config.. missing 1"),
+    (f"{BASE}  config.updates = 'many'\n  return config\n", "line 4: TypeError: .*'updates'"),
+    (f"{BASE}  config.updates = None\n  return config\n", "updates=None must be an integer"),
+    (f"{BASE}  config.batch.promts = 3\n  return config\n", "promts'; did you mean batch.prompts"),
+    (f"{BASE}  del config.batch\n  return config\n", "batch.prompts is missing"),
+    (f"{BASE}  config.sampler.stop_strings = (1,)\n  return config\n", "stop_strings=.1,. must be"),
+    (f"{BASE}  config.task.options.x = {{1}}\n  return config\n", "task.options={'x': .* must be"),
+  ],
+)
+def test_a_broken_config_file_is_one_message_that_says_where(source, words, tmp_path):
   path = tmp_path / "broken.py"
-  path.write_text("def get_config():\n  return undefined_name\n")
-  with pytest.raises(ConfigError, match="undefined_name"):
+  path.write_text(source)
+  with pytest.raises(ConfigError, match=words) as caught:
     parse(config=str(path))
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "text,words",
+  [
+    ("{", "not readable JSON: JSONDecodeError"),
+    ("[" * 100_000, "not readable JSON: RecursionError"),
+    ("\xff", "not readable JSON: UnicodeDecodeError"),
+    ("[]", "does not hold a JSON object"),
+    ("{}", "seed is missing"),
+  ],
+)
+def test_a_broken_config_json_is_refused(text, words, tmp_path):
+  (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+  with pytest.raises(ConfigError, match=words):
+    parse(config=str(tmp_path / "config.json"))
+
+
+def test_free_options_are_flags_too():
+  config, _ = parse(
+    "--config.task.name=reasoning_gym/chain_sum",
+    "--config.task.options.max_terms=3",
+    "--config.task.options.answer_format=number",
+    "--config.runtime.ray.resources.sampler=0.5",
+    '--config.sampler.stop_strings=["\\n", "."]',
+  )
+  assert config.task.options.to_dict() == {"max_terms": 3, "answer_format": "number"}
+  assert config.runtime.ray.resources.to_dict() == {"sampler": 0.5}
+  assert config.sampler.stop_strings == ("\n", ".")
+
+
+def test_a_config_json_is_the_config_that_was_run_and_takes_overrides(tmp_path):
+  flags = ["--config.optimizer.learning_rate=1", '--config.sampler.stop_strings=["x"]']
+  config, _ = parse(*flags)
+  path = tmp_path / "config.json"
+  config_lib.write(config, path)
+  again, _ = parse(config=str(path))
+  assert again == config and config_lib.read(path) == config
+  assert type(again.optimizer.learning_rate) is float and again.sampler.stop_strings == ("x",)
+  changed, _ = parse("--config.updates=9", config=str(path))
+  assert config_lib.differences(config.to_dict(), changed.to_dict()) == ["updates"]
+
+
+def test_every_key_has_a_rule_and_a_meaning():
+  """The default is of the rule's type and in its range; a comment stands on its line or above."""
+  config = importlib.import_module("configs.base").get_config()
+  assert set(flatten(config)) == set(RULES)
+  for key, value in flatten(config).items():
+    assert RULES[key].check(key, value) == value
+  lines = (REPOSITORY / "configs" / "base.py").read_text().splitlines()
+  for before, line in itertools.pairwise(lines):
+    if re.match(r"  config\.[a-z_.0-9]+ = (?!ConfigDict)", line):
+      assert "#" in line or before.startswith("  # "), line
 
 
 def test_a_written_config_reads_back_equal(tmp_path):
@@ -299,3 +471,32 @@ def test_the_command_line_exits_with_two_and_one_message_before_anything_heavy()
   loaded = "\n".join(lines)
   for heavy in ("orbax", "tensorflow_datasets", "matplotlib", "reasoning_gym.factory"):
     assert heavy not in loaded, heavy
+
+
+CHECK = """
+import json, sys, types
+import vespo_jax
+launch = types.ModuleType("vespo_jax.launch")
+launch.train = lambda config, workdir, stop: {"stop_reason": "checked", "updates": 0}
+sys.modules["vespo_jax.launch"] = vespo_jax.launch = launch
+from vespo_jax import train
+code = train.main(sys.argv)
+from jax._src import xla_bridge
+print(json.dumps([code, xla_bridge.backends_are_initialized(), sorted(sys.modules)]))
+"""
+
+
+def test_the_whole_check_starts_no_backend_and_loads_nothing_heavy():
+  arguments = [f"--config={DEBUG}", "--workdir=w", "--config.objective.name=bapo"]
+  done = subprocess.run(
+    [sys.executable, "-c", CHECK, *arguments],
+    capture_output=True,
+    text=True,
+    timeout=100,
+    cwd=REPOSITORY,
+  )
+  assert done.returncode == 0, done.stderr
+  code, started, modules = json.loads(done.stdout.splitlines()[-1])
+  assert code == 75 and not started and "reasoning_gym.factory" in modules
+  for heavy in ("orbax", "matplotlib", "pyarrow", "tensorflow_datasets", "vespo_jax.learner"):
+    assert heavy not in modules, heavy

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from configs import debug, quickstart
+from tests.watched import pickle_watch
 from vespo_jax import config as config_lib
 from vespo_jax import launch, metrics, models, objectives, replay_failure
 
@@ -60,9 +61,10 @@ def rows(workdir):
 def first_run(data_dir, tmp_path_factory):
   """The debug run as a user starts it: a command, a sampler process."""
   workdir = tmp_path_factory.mktemp("first") / "run"
-  done = subprocess.run(
-    command(workdir, data_dir), cwd=REPOSITORY, capture_output=True, text=True, timeout=300
-  )
+  with pickle_watch.watched_children(workdir.parent / "pickles"):
+    done = subprocess.run(
+      command(workdir, data_dir), cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
   assert done.returncode == 0, done.stderr
   return workdir, done.stdout
 
@@ -93,6 +95,13 @@ def test_a_run_leaves_its_directory_and_its_summary(first_run):
   assert result["stop_reason"] == "finished" and result["updates"] == 6
   for when in ("evaluation_before", "evaluation_after"):
     assert set(result[when]) == {"accuracy", "low", "high", "problems", "samples_per_problem"}
+
+
+def test_no_process_of_a_run_pickles_or_unpickles(first_run):
+  started, told = pickle_watch.read(first_run[0].parent / "pickles")
+  modules = {"train", "runtime.sampler_process", "tasks.grader_process", "tasks.build"}
+  assert started == {f"-m vespo_jax.{module}" for module in modules}
+  assert told == []
 
 
 def test_the_first_minibatch_of_a_batch_is_on_policy(first_run):

@@ -183,7 +183,9 @@ def test_a_terminal_gets_a_live_bar_with_messages_above_it(monkeypatch):
   with metrics.Progress(4, stream=stream) as progress:
     progress.update(row(1))
     progress.message("[bold] is kept")
+    progress.message("\x1b]0;title\x07 and \x9b2J are not")
     progress.update(row(4))
   text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
   assert "[bold] is kept" in text
+  assert "\ufffd]0;title\ufffd and \ufffd2J are not" in text
   assert "4/4" in text and "reward 1.000" in text and "\x1b[" in stream.getvalue()

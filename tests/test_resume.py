@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import debug
+from tests.watched import pickle_watch
 from vespo_jax import config as config_lib
 from vespo_jax import convert, launch, metrics
 
@@ -39,6 +40,14 @@ CHANGES = {
   "checkpoint.keep_last": 3,
   "rollouts.save_all": True,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_pickled():
+  """Not by saving and restoring, either."""
+  with pickle_watch.watched_here() as told:
+    yield
+  assert told == []
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import json
 import pytest
 import tokenizers as hf
 
+from vespo_jax.chat import ChatTemplate
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 
 
@@ -121,6 +122,35 @@ def test_raw_prompts_skip_the_template():
 def test_templates_that_fail_or_reach_out_are_refused(template, message):
   with pytest.raises(ValueError, match=message):
     chat_tokenizer(template)
+
+
+@pytest.mark.parametrize(
+  "template",
+  [
+    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+    "{{ messages|attr('__class__') }}",
+    "{{ '{0.__class__}'.format(messages) }}",
+    "{{ '{a.__class__}'.format_map({'a': messages}) }}",
+    "{{ ('{0.__class__}'|attr('format'))(messages) }}",
+    "{{ lipsum.__globals__ }}",
+    "{{ raise_exception.__globals__ }}",
+    "{{ (messages|map('upper')).gi_frame }}",
+    "{% include '/etc/hostname' %}",
+    "{% import 'os' as os %}{{ os }}",
+    "{{ messages.append(1) }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ range(10**9)|list }}",
+    "{{ 'abc'.index('z') }}",
+  ],
+)
+def test_a_template_reaches_nothing_outside(template):
+  """Jinja's sandbox refuses, or gives nothing in place of what was reached for."""
+  try:
+    text = ChatTemplate(template, {}).render([{"role": "user"}], add_generation_prompt=True)
+  except ValueError as error:
+    assert str(error).startswith("the chat template ")
+  else:
+    assert text == ""
 
 
 def test_templates_have_what_published_ones_use():

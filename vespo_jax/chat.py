@@ -46,7 +46,10 @@ class ChatTemplate:
         documents=None,
         **self.tokens,
       )
-    except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError) as error:
+    except (
+      *(jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError),
+      *(AttributeError, RecursionError, MemoryError),
+    ) as error:
       raise ValueError(f"the chat template does not render: {error}") from error
 
 

@@ -1,119 +1,92 @@
-"""Reading, checking and freezing a config: an error names the key, the value and what is allowed.
+"""Checking and freezing a config, and making what it names: an error names the key, the value and
+what is allowed.
 
 Nothing here starts an accelerator backend.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
+import itertools
 import json
-import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from vespo_jax import advantages, files, objectives, tasks
-from vespo_jax.config_rules import REPLAY, RULES
+from vespo_jax import advantages, files, objectives, tasks, weights
+from vespo_jax.config_file import Values, check_keys, flatten, read_command, read_file
+from vespo_jax.config_rules import REPLAY, ROOMS, RULES, ConfigError, one_line, shown
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
+from vespo_jax.tokenizers import byte_tokenizer
 
-
-class ConfigError(ValueError):
-  """A bad command line or config; its text is the one message the user needs."""
+_ORDERED = (  # options of a method of which the first is at most the second
+  ("low", "high"),
+  ("low_start", "low_end"),
+  ("high_start", "high_end"),
+  ("cov_low", "cov_high"),
+)
 
 
 def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
   """The checked config and the run directory of a command line like that of `vespo_jax.train`.
 
   Args:
-    argv: `sys.argv`: the program, `--config=FILE`, `--workdir=DIR` and `--config.KEY=VALUE` ones.
+    argv: as `config_file.read_command` takes it.
 
   Raises:
     ConfigError: for anything wrong with them.
   """
-  # the file must be read before its keys are overridden, whatever order they are given in
-  arguments = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))
-  files = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
-  if len(files) != 1:
-    raise ConfigError("give one --config=FILE, for instance --config=configs/quickstart.py")
-  if not Path(files[0]).is_file():
-    raise ConfigError(f"--config={files[0]}: no such file")
-  overrides = [a for a in arguments if a.startswith("--config.")]
-  _check_keys(overrides, _flatten(_parse_flags(arguments[:1])[0].config))
-  values, rest = _parse_flags(arguments)
-  if rest:
-    raise ConfigError(f"unexpected argument {rest[0]!r}")
-  if not values.workdir:
-    raise ConfigError("give --workdir=DIR, the directory of this run")
-  return validate(values.config), Path(values.workdir)
+  values, workdir = read_command(argv)
+  return _check(values), workdir
 
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
   """The config, frozen, if a run can be made of it.
 
-  Raises ConfigError naming the first key that is missing, unknown, out of range or contradictory.
+  Raises ConfigError naming the first key that is missing, unknown, of another type, out of range or
+  contradictory.
   """
-  flat = _flatten(config)
-  for key, value in flat.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      raise ConfigError(f"{key}={value} must be finite")
-  for key, (allowed, good) in RULES.items():
-    if key not in flat:
-      raise ConfigError(f"{key} is missing; configs/base.py lists every key")
-    if not good(flat[key]):
-      raise ConfigError(f"{key}={flat[key]!r} must be {allowed}")
+  return _check(flatten(config))
+
+
+def _check(values: Values) -> FrozenConfigDict:
+  check_keys(values)
+  missing = [key for key in RULES if key not in values]
+  if missing:
+    raise ConfigError(f"{missing[0]} is missing; configs/base.py lists every key")
+  config = FrozenConfigDict(
+    _nest({key: rule.check(key, values[key]) for key, rule in RULES.items()})
+  )
+  _check_methods(config)
   _check_correction(config, make_objective(config), make_correction(config))
   _check_runtime(config)
-  prompts, pieces = config.batch.prompts, config.batch.micro_batches
-  if prompts % pieces:
-    raise ConfigError(
-      f"batch.micro_batches={pieces} must divide batch.prompts={prompts}: a micro-batch holds whole"
-      " groups"
-    )
-  if make_advantage(config).group_relative and config.batch.samples_per_prompt < 2:
-    raise ConfigError(
-      f"batch.samples_per_prompt={config.batch.samples_per_prompt} must be at least 2: advantages "
-      "are relative to the group"
-    )
-  if config.evaluation.problems > config.task.test_size:
-    raise ConfigError(
-      f"evaluation.problems={config.evaluation.problems} must be at most "
-      f"task.test_size={config.task.test_size}"
-    )
-  if config.policy.path and not Path(config.policy.path).exists():
-    raise ConfigError(f"policy.path={config.policy.path!r} does not exist")
-  if not config.policy.path:
-    _check_experts(config)
-    check_moe(config, config.policy.experts)
-  if not config.policy.path and config.policy.heads % config.policy.kv_heads:
-    raise ConfigError(
-      f"policy.heads={config.policy.heads} must be a multiple of "
-      f"policy.kv_heads={config.policy.kv_heads}"
-    )
-  make_task(config)
-  return FrozenConfigDict(config)
+  _check_sampler(config)
+  _check_batch(config)
+  _check_policy(config)
+  make_task(config)  # last: its package takes a second to import
+  return config
 
 
 def make_objective(config: ConfigDict | FrozenConfigDict) -> objectives.Objective:
   """The configured objective. Raises ConfigError naming the known ones."""
-  objective = _make(objectives, config.objective, "objective")
+  objective = _make(config, "objective", config.objective.name)
   delta = config.objective.opsm_delta
   return objectives.mask_off_policy(objective, delta) if delta else objective
 
 
 def make_advantage(config: ConfigDict | FrozenConfigDict) -> advantages.Advantage:
   """The configured advantage estimator. Raises ConfigError naming the known ones."""
-  return _make(advantages, config.advantage, "advantage")
+  return _make(config, "advantage", config.advantage.name)
 
 
 def make_correction(config: ConfigDict | FrozenConfigDict) -> objectives.Correction:
   """The configured rollout correction. Raises ConfigError naming the known ones."""
-  return _make(objectives.corrections, config.correction, "correction")
+  return _make(config, "correction", config.correction.name)
 
 
 def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSettings | None:
@@ -164,16 +137,36 @@ def check_moe(config: ConfigDict | FrozenConfigDict, experts: int) -> None:
       )
 
 
+def make_spec(config: FrozenConfigDict) -> ModelSpec:
+  """The architecture of the policy: that of `policy.path`, of which only the description is read,
+  or the configured one. Raises ConfigError if there is no such model."""
+  policy = config.policy
+  if not policy.path:
+    sizes = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "rope_theta")
+    experts = ("experts", "active_experts")
+    vocab_size = byte_tokenizer().vocab_size
+    return ModelSpec(vocab_size, **{size: policy[size] for size in (*sizes, *experts)})
+  if not os.path.exists(policy.path):
+    raise ConfigError(f"policy.path={shown(policy.path)} does not exist")
+  try:
+    return weights.read_spec(policy.path)
+  except (ValueError, OSError) as error:
+    raise ConfigError(f"policy.path={shown(policy.path)}: {one_line(error)}") from error
+
+
 def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
   """The configured task. Raises ConfigError naming the known ones."""
+  options = config.task.options.to_dict()
   try:
-    return tasks.make(config.task.name, **config.task.options.to_dict())
+    return tasks.make(config.task.name, **options)
   except ValueError as error:
-    raise ConfigError(f"task.name={config.task.name!r}: {error}") from error
+    key = f"task.name={shown(config.task.name)}"
+    keys = f"{key} with task.options={shown(options)}" if options else key
+    raise ConfigError(f"{keys}: {one_line(error)}") from error
 
 
 def write(config: ConfigDict | FrozenConfigDict, path: Path) -> None:
-  """Writes the resolved config as JSON."""
+  """Writes the resolved config as JSON, which `--config` takes too."""
   files.write(path, json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
@@ -181,27 +174,58 @@ def read(path: Path) -> FrozenConfigDict:
   """The config of a run directory's `config.json`, checked. Raises ConfigError if there is none."""
   if not path.is_file():
     raise ConfigError(f"{path} does not exist: is {path.parent} a run directory?")
-  return validate(ConfigDict(json.loads(path.read_text())))
+  return _check(read_file(path))
 
 
 def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
   """The dotted keys whose values differ between two nested configs, sorted."""
-  one, other = _flatten(left), _flatten(right)
+  one, other = flatten(left), flatten(right)
   return sorted(
     key for key in one | other if key not in one or key not in other or one[key] != other[key]
   )
 
 
-def _make(room: Any, section: ConfigDict | FrozenConfigDict, kind: str) -> Any:
-  name = section.name
+def _nest(values: Values) -> dict[str, Any]:
+  tree: dict[str, Any] = {}
+  for key, value in values.items():
+    *sections, name = key.split(".")
+    node = tree
+    for section in sections:
+      node = node.setdefault(section, {})
+    node[name] = value
+  return tree
+
+
+def _make(config: ConfigDict | FrozenConfigDict, kind: str, name: str) -> Any:
+  """The method `name` of a room, with its configured options."""
+  room = ROOMS[kind]
+  if name not in room.names():
+    try:
+      room.defaults(name)
+    except ValueError as error:
+      raise ConfigError(f"{kind}.name={name!r}: {error}") from error
   try:
-    return room.make(name, **(section[name].to_dict() if name in room.names() else {}))
-  except ValueError as error:
-    raise ConfigError(f"{kind}.name={name!r}: {error}") from error
+    return room.make(name, **config[kind].get(name, {}))
+  except ValueError as error:  # it begins with the option's name
+    raise ConfigError(f"{kind}.{name}.{error}") from error
+
+
+def _check_methods(config: FrozenConfigDict) -> None:
+  """The options of all methods, also of those that this run does not use."""
+  for kind, room in ROOMS.items():
+    for name in room.names():
+      options = config[kind].get(name, {})
+      for low, high in _ORDERED:
+        if low in options and options[low] > options[high]:
+          raise ConfigError(
+            f"{kind}.{name}.{low}={options[low]} must be at most "
+            f"{kind}.{name}.{high}={options[high]}"
+          )
+      _make(config, kind, name)
 
 
 def _check_correction(
-  config: ConfigDict, objective: objectives.Objective, correction: objectives.Correction
+  config: FrozenConfigDict, objective: objectives.Objective, correction: objectives.Correction
 ) -> None:
   denominator = config.correction.denominator
   if denominator == "proximal" and correction.name != "none":
@@ -223,8 +247,8 @@ def _check_correction(
     )
 
 
-def _check_runtime(config: ConfigDict) -> None:
-  runtime, sampler, N = config.runtime, config.sampler, config.staleness.minibatches
+def _check_runtime(config: FrozenConfigDict) -> None:
+  runtime, N = config.runtime, config.staleness.minibatches
   if runtime.transport == "ray" and importlib.util.find_spec("ray") is None:
     raise ConfigError(
       "runtime.transport='ray' needs ray, which is not installed: pip install -r "
@@ -244,7 +268,20 @@ def _check_runtime(config: ConfigDict) -> None:
       f"runtime.max_staleness={runtime.max_staleness} must be at least runtime.sync_every - 1 = "
       f"{runtime.sync_every - 1}: weights get that old before the next are published"
     )
-  make_schedule(config)
+  recorded = make_schedule(config).recorded
+  unplanned = None if recorded is None else next(u for u in itertools.count() if u not in recorded)
+  if unplanned is not None and unplanned < config.updates:
+    raise ConfigError(
+      f"runtime.clock={runtime.clock!r} has no plan for update {unplanned}, and "
+      f"updates={config.updates}"
+    )
+
+
+def _check_sampler(config: FrozenConfigDict) -> None:
+  sampler = config.sampler
+  run = replayed(sampler.source)
+  if run is not None and not os.path.isdir(run):
+    raise ConfigError(f"sampler.source={shown(sampler.source)}: no such run directory")
   truncating = [
     f"sampler.{key}={sampler[key]}"
     for key, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0))
@@ -262,43 +299,45 @@ def _check_runtime(config: ConfigDict) -> None:
     )
 
 
-def _check_experts(config: ConfigDict) -> None:
-  experts, active = config.policy.experts, config.policy.active_experts
-  if not min(experts, 1) <= active <= experts:
+def _check_batch(config: FrozenConfigDict) -> None:
+  batch, mesh = config.batch, config.mesh
+  prompts, pieces = batch.prompts, batch.micro_batches
+  if prompts % pieces:
     raise ConfigError(
-      f"policy.active_experts={active} must be from 1 to policy.experts={experts}, or both 0"
+      f"batch.micro_batches={pieces} must divide batch.prompts={prompts}: a micro-batch holds whole"
+      " groups"
+    )
+  rest = [f"mesh.{axis}" for axis, devices in mesh.items() if devices == -1]
+  if len(rest) > 1:
+    raise ConfigError(f"{' and '.join(rest)} are -1, but one axis alone can take what is left")
+  if not rest and prompts // pieces % (mesh.data * mesh.fsdp):
+    raise ConfigError(
+      f"batch.prompts={prompts} in batch.micro_batches={pieces} do not divide over "
+      f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} devices"
+    )
+  if make_advantage(config).group_relative and batch.samples_per_prompt < 2:
+    raise ConfigError(
+      f"batch.samples_per_prompt={batch.samples_per_prompt} must be at least 2: advantages are "
+      f"relative to the group with advantage.name={config.advantage.name!r}"
+    )
+  if config.evaluation.problems > config.task.test_size:
+    raise ConfigError(
+      f"evaluation.problems={config.evaluation.problems} must be at most "
+      f"task.test_size={config.task.test_size}"
     )
 
 
-def _parse_flags(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-  """The flags of a command line, and what is left of it. Raises ConfigError."""
-  values = flags.FlagValues()
-  flags.DEFINE_string("workdir", None, "run directory", flag_values=values)
-  config_flags.DEFINE_config_file(
-    "config", None, "config file", flag_values=values, sys_argv=["", *arguments]
-  )
-  try:
-    rest = values(["", *arguments])[1:]
-    _flatten(values.config)  # a file that could not be executed raises here
-  except flags.Error as error:
-    raise ConfigError(str(error)) from error
-  except Exception as error:  # the file is the user's code and may raise anything
-    raise ConfigError(f"{arguments[0]} could not be read: {error!r}") from error
-  return values, rest
-
-
-def _check_keys(overrides: Sequence[str], known: Mapping[str, Any]) -> None:
-  for override in overrides:
-    key = override.removeprefix("--config.").partition("=")[0]
-    if key not in known:
-      close = difflib.get_close_matches(key, known, n=1)
-      hint = f"; did you mean {close[0]}?" if close else "; configs/base.py lists every key"
-      raise ConfigError(f"unknown config key {key!r}{hint}")
-
-
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key, value in dict(config).items():
-    nested = isinstance(value, (ConfigDict, FrozenConfigDict, dict))
-    flat |= _flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-  return flat
+def _check_policy(config: FrozenConfigDict) -> None:
+  policy = config.policy
+  experts, active = policy.experts, policy.active_experts
+  if not policy.path and not min(experts, 1) <= active <= experts:
+    raise ConfigError(
+      f"policy.active_experts={active} must be from 1 to policy.experts={experts}, or both 0"
+    )
+  if not policy.path and policy.heads % policy.kv_heads:
+    raise ConfigError(
+      f"policy.heads={policy.heads} must be a multiple of policy.kv_heads={policy.kv_heads}"
+    )
+  spec = make_spec(config)
+  check_moe(config, spec.experts)
+  make_lora(config, spec)

@@ -96,6 +96,11 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return rows
 
 
+def printable(text: str) -> str:
+  """A text of somebody else's for a terminal: what it would obey is replaced, lines are kept."""
+  return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def strip_timings(row: Mapping[str, Any]) -> dict[str, Any]:
   """The row without clock readings: what two runs of the same seed must agree on."""
   return {
@@ -161,6 +166,7 @@ class Progress:
 
   def message(self, text: str) -> None:
     """Prints a line of text above the bar."""
+    text = printable(text)
     if self._bar is not None:
       self._bar.console.print(text, markup=False, highlight=False)
     else:

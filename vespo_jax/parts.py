@@ -36,10 +36,16 @@ SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
 
 
 def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]:
-  """The configured policy: read from `policy.path`, or random weights of the configured sizes."""
+  """The configured policy: read from `policy.path`, or random weights of the configured sizes.
+
+  Raises ConfigError if the model there cannot be read.
+  """
   policy = config.policy
   if policy.path:
-    return models.load(policy.path)
+    try:
+      return models.load(policy.path)
+    except (OSError, ValueError) as error:
+      raise ConfigError(f"policy.path={policy.path!r}: {error}") from error
   tokenizer = byte_tokenizer()
   spec = ModelSpec(
     vocab_size=tokenizer.vocab_size,
@@ -59,16 +65,22 @@ def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]
 def open_problems(
   config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.ExitStack
 ) -> tuple[Problems, Problems]:
-  """The training and the held-out problems, with a grader that `stack` closes."""
+  """The training and the held-out problems, with a grader that `stack` closes.
+
+  Raises ConfigError if the task does not have that many.
+  """
   task = config_lib.make_task(config)
   grader = stack.enter_context(tasks.Grader(task, timeout_s=config.task.grade_timeout_s))
-  splits = tasks.open_splits(
-    task,
-    data_dir=config.task.data_dir,
-    seed=config.task.seed,
-    train_size=config.task.train_size,
-    test_size=config.task.test_size,
-  )
+  try:
+    splits = tasks.open_splits(
+      task,
+      data_dir=config.task.data_dir,
+      seed=config.task.seed,
+      train_size=config.task.train_size,
+      test_size=config.task.test_size,
+    )
+  except ValueError as error:  # it names the keys
+    raise ConfigError(str(error)) from error
   train_problems = Problems(task, splits.train, tokenizer, grader)
   return train_problems, Problems(task, splits.test, tokenizer, grader)
 
@@ -137,6 +149,7 @@ def open_sampler(
       dtype=config.sampler.dtype,
       slots=config.sampler.slots or share * config.batch.samples_per_prompt,
       partial_rollouts=config.runtime.partial_rollouts,
+      chunk=config.sampler.chunk,
       weight_noise=config.sampler.weight_noise,
       timeout_s=config.runtime.timeout_s,
     ),

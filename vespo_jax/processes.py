@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import connection
 
 STALL_TIMEOUT_S = 60.0  # for a peer that stops in the middle of a message
+MAX_MESSAGE_BYTES = 1 << 30  # of what a child sends; a longer one is not taken into memory
 
 
 class ChildDied(RuntimeError):
@@ -35,7 +36,8 @@ class ChildDied(RuntimeError):
 
 
 class ChildStalled(TimeoutError):
-  """A child stopped in the middle of a message: the connection to it is of no more use."""
+  """A child stopped in the middle of a message, or began one that is too long: the connection to it
+  is of no more use."""
 
 
 class Child:
@@ -94,14 +96,17 @@ class Child:
 
   def receive(self, timeout_s: float) -> bytes:
     """The next message. Raises ChildDied if the child is gone, TimeoutError if none begins within
-    `timeout_s`, ChildStalled if one begins and does not go on for `STALL_TIMEOUT_S`."""
+    `timeout_s`, ChildStalled if one begins and does not go on for `STALL_TIMEOUT_S` or is longer
+    than `MAX_MESSAGE_BYTES`."""
     try:
       if self._connection.poll(timeout_s):
-        return self._connection.recv_bytes()
+        return self._connection.recv_bytes(MAX_MESSAGE_BYTES)
     except BlockingIOError as error:
       raise ChildStalled(f"the {self.name} process (pid {self.pid}) stopped writing") from error
     except (EOFError, ConnectionResetError) as error:
       raise ChildDied(self.name, self._exit_code()) from error
+    except OSError as error:
+      raise ChildStalled(f"the {self.name} process (pid {self.pid}): {error}") from error
     raise TimeoutError(f"the {self.name} process (pid {self.pid}) sent nothing for {timeout_s:g} s")
 
   def close(self, grace_s: float = 5.0) -> None:

@@ -12,6 +12,7 @@ import sys
 import jax
 
 from vespo_jax import models
+from vespo_jax.metrics import printable
 from vespo_jax.sampler import Settings, generate
 
 
@@ -49,8 +50,7 @@ def main(argv: list[str]) -> int:
   key = jax.random.key(arguments.seed)
   for rollout in generate(params, spec, [prompt], key, settings, decode=tokenizer.decode):
     text = tokenizer.decode(rollout.response_ids)
-    shown = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)  # no escapes
-    print(f"{shown}   (log-prob {rollout.plain_logprobs.sum():.2f}, {rollout.finish})")
+    print(f"{printable(text)}   (log-prob {rollout.plain_logprobs.sum():.2f}, {rollout.finish})")
   return 0
 
 

@@ -18,6 +18,7 @@ from vespo_jax.chat import ChatTemplate
 from vespo_jax.types import TokenIds
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+_MAX_VOCABULARY = 2**24  # the library takes memory in proportion to the largest id
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters that no tokenizer gives a meaning
 
 
@@ -142,6 +143,9 @@ class Tokenizer:
       backend = hf.Tokenizer.from_file(str(path))
     except Exception as error:  # what the library raises has no narrower type
       raise ValueError(f"{path} is not a readable tokenizer: {error}") from error
+    last = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if last >= _MAX_VOCABULARY:
+      raise ValueError(f"{path} has an id {last}; the largest that can be is {_MAX_VOCABULARY - 1}")
     backend.no_truncation()
     backend.no_padding()
     config = directory / "tokenizer_config.json"
@@ -191,7 +195,7 @@ def read_json(path: Path) -> dict[str, Any]:
     raise FileNotFoundError(f"no {path.name} in {path.parent}")
   try:
     value = json.loads(path.read_text())
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not readable JSON: {error}") from error
   if not isinstance(value, dict):
     raise ValueError(f"{path} does not hold a JSON object")

@@ -10,6 +10,21 @@ from vespo_jax.learner.records import write_rollouts
 from vespo_jax.tokenizers import byte_tokenizer
 
 
+def test_no_text_is_an_order_to_a_terminal(tmp_path):
+  """`cat` of the file is harmless, whatever was sampled."""
+  tokenizer = byte_tokenizer()
+  problems = types.SimpleNamespace(
+    tokenizer=tokenizer, examples=[types.SimpleNamespace(answer="\x9b2J")]
+  )
+  hostile = rollout(0, 2)
+  hostile.example_id, hostile.response_ids = 0, np.array(tokenizer.encode("\x1b[2J\x9b2J\u202e"))
+  columns = {"advantage": np.zeros((1, 1))}
+  write_rollouts(tmp_path / "x.jsonl", [hostile], columns, problems, update=1)
+  data = (tmp_path / "x.jsonl").read_bytes()
+  assert all(0x20 <= byte < 0x7F for byte in data[:-1]) and data.endswith(b"\n")
+  assert json.loads(data)["response"] == "\x1b[2J\x9b2J\u202e"
+
+
 def test_every_rollout_has_its_own_numbers(tmp_path):
   examples = [types.SimpleNamespace(answer=str(i)) for i in range(3)]
   problems = types.SimpleNamespace(tokenizer=byte_tokenizer(), examples=examples)

@@ -1,8 +1,10 @@
 """Saved rollouts: what is read is what was written, to the bit, or is refused by name."""
 
 import dataclasses
+import pickle
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tokenizers as hf
@@ -191,6 +193,42 @@ def test_a_truncated_or_changed_file_is_refused_or_reads_the_same(tmp_path):
       assert "000001.parquet" in str(error)
       refused += 1
   assert refused > len(places) / 3  # the rest is what no reader needs: statistics, sizes
+
+
+def test_a_small_file_of_many_rows_is_refused_before_they_are_read(tmp_path, monkeypatch):
+  table = pq.read_table(RolloutWriter(tmp_path, ORIGIN).write(1, minibatch()))
+  many = pa.concat_tables([table.slice(0, 1)] * 100_000).combine_chunks()
+  pq.write_table(many.replace_schema_metadata(table.schema.metadata), tmp_path / "000001.parquet")
+  monkeypatch.setattr(pq.ParquetFile, "read", lambda *args, **options: pytest.fail("it was read"))
+  with pytest.raises(ValueError, match="it has 100000 rollouts, which are not 3 groups"):
+    SavedRollouts(tmp_path, ORIGIN, 1)
+
+
+class Harm:
+  """What, unpickled, writes a file."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (self.path, "w")
+
+
+def test_an_extension_type_is_not_unpickled(tmp_path):
+  """Arrow once read the Python types of a file as pickles (CVE-2023-47248)."""
+  table = pq.read_table(RolloutWriter(tmp_path, ORIGIN).write(1, minibatch()))
+  extension = {
+    "ARROW:extension:name": "arrow.py_extension_type",
+    "ARROW:extension:metadata": pickle.dumps(Harm(str(tmp_path / "harm"))),
+  }
+  field = table.schema.field("reward").with_metadata(extension)
+  schema = table.schema.set(table.schema.get_field_index("reward"), field)
+  pq.write_table(table.cast(schema), tmp_path / "000001.parquet")
+  try:
+    SavedRollouts(tmp_path, ORIGIN, 1)
+  except ValueError as error:
+    assert "000001.parquet" in str(error)
+  assert not (tmp_path / "harm").exists()
 
 
 def test_the_vocabulary_is_told_apart():

@@ -100,6 +100,10 @@ def test_files_are_those_of_peft(model, tmp_path):
   save_file({**tensors, "other": np.zeros(2)}, tmp_path / "adapter_model.safetensors")
   with pytest.raises(ValueError, match="other"):
     weights.load_adapters(tmp_path)
+  far = name.replace("layers.2.", f"layers.{10**15}.")
+  save_file({**tensors, far: tensors[name]}, tmp_path / "adapter_model.safetensors")
+  with pytest.raises(ValueError, match="too few for 1000000000000001 layers"):
+    weights.load_adapters(tmp_path)
   (tmp_path / "adapter_config.json").unlink()
   with pytest.raises(FileNotFoundError, match="adapter_config.json"):
     weights.load_adapters(tmp_path)

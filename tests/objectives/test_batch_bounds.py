@@ -225,8 +225,13 @@ def test_bapo_without_bad_samples_keeps_its_first_bounds():
 
 
 def test_bapo_refuses_steps_that_lead_nowhere():
-  for options in ({"step": 0.0}, {"low_end": 0.5}, {"high_end": 1.0}):
-    with pytest.raises(ValueError, match="no such steps"):
+  for options, message in (
+    ({"step": 0.0}, "step=0.0 must be above 0"),
+    ({"step": 1e-9}, "at most 100 steps"),
+    ({"low_end": 0.5}, "low_start=0.6 must be at most low_end=0.5"),
+    ({"high_end": 1.0}, "high_start=1.2 must be at most high_end=1.0"),
+  ):
+    with pytest.raises(ValueError, match=message):
       make("bapo", **options)
 
 

@@ -6,15 +6,18 @@ import html.parser
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from vespo_jax import metrics
+from vespo_jax import metrics, report
 from vespo_jax.report import __main__ as command
 from vespo_jax.report import page, rundir
 
+ANY_PNG = Path(__file__)  # whatever has bytes
 HOSTILE = [
   "</script><script>alert(1)</script>",
   "<!--<script>",
@@ -116,6 +119,35 @@ def test_hostile_text_stays_text(small_run):
   assert sum(tag == "script" for tag, _ in parsed.elements) == 2
   assert not any(name.startswith("on") for _, attrs in parsed.elements for name in attrs)
   assert {tag for tag, _ in parsed.elements} == {tag for tag, _ in clean.elements}
+
+
+def test_hostile_results_and_metrics_stay_text(small_run):
+  evaluation = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "problems": HOSTILE[2]}
+  evaluation["samples_per_problem"] = HOSTILE[0]
+  (small_run / "result.json").write_text(json.dumps({"evaluation_after": evaluation}))
+  with (small_run / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps({"step": HOSTILE[0], HOSTILE[2]: "nan"}) + "\n")
+  run = rundir.load(small_run)
+  parsed = Page(page._warnings(run.rows) + page._accuracy(run, {"accuracy": ANY_PNG}))
+  ours = {"section", "h2", "div", "p", "br", "figure", "img", "code"}
+  assert {tag for tag, _ in parsed.elements} == ours
+  assert [set(attrs) for tag, attrs in parsed.elements if tag == "img"] == [{"src", "alt"}]
+
+
+def test_links_in_a_run_directory_are_not_followed_when_writing(small_run, tmp_path):
+  precious = tmp_path / "precious"
+  precious.write_text("precious")
+  (small_run / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
+  (small_run / "figures").mkdir()
+  for name in ("report.html", "report.html.tmp", "figures/reward.png"):
+    (small_run / name).symlink_to(precious)
+  report.write(small_run)
+  assert precious.read_text() == "precious"
+  assert not (small_run / "report.html").is_symlink()
+  shutil.rmtree(small_run / "figures")
+  (small_run / "figures").symlink_to(tmp_path)
+  with pytest.raises(report.RunError, match="figures is a symbolic link"):
+    report.write(small_run)
 
 
 def test_model_text_enters_the_page_as_text_nodes_only():

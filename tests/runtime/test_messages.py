@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgpack
 import numpy as np
 import pytest
 from flax import serialization
@@ -82,6 +83,50 @@ def test_a_message_that_contradicts_itself_is_refused():
       messages.decode_reply(serialization.msgpack_serialize(message | change))
 
 
+def nested(depth):
+  """A map in a map in a map: more than Python recurses, and fewer than msgpack refuses."""
+  return b"\x81\xa1a" * depth + b"\x01"
+
+
+def array_of(shape, dtype, data):
+  return msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb((shape, dtype, data)))})
+
+
+def of_nothing(rollouts):
+  """A few bytes for each of very many rollouts, which would be arrays of their own."""
+  empty = np.zeros(0, np.int32)
+  return {"prompt_ids": empty, "prompt_ids_lengths": np.zeros(rollouts, np.int8)}
+
+
+@pytest.mark.parametrize(
+  "data,reason",
+  [
+    (nested(1020), "RecursionError"),
+    (b"\xdd\xff\xff\xff\xff", "exceeds max_array_len"),  # 2**32 - 1 items of a list, a map, a text
+    (b"\xdf\xff\xff\xff\xff", "exceeds max_map_len"),
+    (b"\xdb\xff\xff\xff\xff", "incomplete input"),
+    (array_of((1,), "O", bytes(8)), "OBJECT array"),  # pointers
+    (array_of((2**62, 4), "int8", b""), "cannot reshape"),
+    (array_of((1,), "V0", b""), "itemsize cannot be zero"),
+    (serialization.msgpack_serialize(of_nothing(2**18 + 1)), "not an array of at most 262144"),
+    (msgpack.packb({"a": {"__msgpack_chunked_array__": 1, "shape": {}, "chunks": {}}}), "concaten"),
+    (msgpack.packb({"heartbeat": "9" * 5000}), "Exceeds the limit"),
+  ],
+)
+def test_bytes_made_to_harm_the_reader_are_malformed(data, reason):
+  with pytest.raises(Fault, match=f"cannot be read: .*{reason}") as caught:
+    messages.decode_reply(data)
+  assert caught.value.kind == "malformed" and len(str(caught.value)) < 300
+
+
+def test_last_words_are_bounded_and_no_orders_to_a_terminal():
+  with pytest.raises(Fault, match="it failed:\n") as caught:
+    messages.decode_reply(messages.encode_error("x" * 10**6 + "\x1b]0;title\x07\x9b2Jend\n"))
+  said = str(caught.value)
+  assert len(said) < 5000 and said.endswith("\ufffd]0;title\ufffd\ufffd2Jend\n")
+  assert all(c.isprintable() or c == "\n" for c in said)
+
+
 def first(result):
   return result.rollouts[0]
 
@@ -139,6 +184,19 @@ LIES = {
     "5 expert_ids",
   ),
 }
+UNASKED = {
+  "topk_ids": np.zeros((3, 4), np.int32),
+  "topk_logprobs": np.full((3, 4), -1.0, np.float32),
+  "expert_ids": np.zeros((6, 1, 2), np.uint8),
+}
+LIES |= {
+  f"{field} that nobody asked for": (
+    replace(field, lambda r, values=values: values),
+    "malformed",
+    f"{field} were sent and not asked for",
+  )
+  for field, values in UNASKED.items()
+}
 LONG = ("response_ids", "behaviour_logprobs", "plain_logprobs", "weight_versions")
 
 
@@ -152,6 +210,26 @@ def test_a_lie_is_refused_by_name(lie):
   with pytest.raises(Fault, match=reason) as caught:
     check_result(result, asked, newest=5, vocab_size=SPEC.vocab_size)
   assert caught.value.kind == kind
+
+
+def test_what_was_asked_for_is_there_and_of_its_type():
+  settings = dataclasses.replace(order().settings, topk_logprobs=4, expert_ids=True)
+  asked = order(settings=settings)
+  result = answer(asked)
+  for rollout in result.rollouts:
+    vars(rollout).update(UNASKED)
+    rollout.expert_ids = np.zeros((len(rollout.prompt_ids) + 3, 1, 2), np.uint8)
+  check_result(result, asked, newest=0, vocab_size=SPEC.vocab_size)
+  for field, value, reason in (
+    ("expert_ids", None, "expert_ids were asked for and not sent"),
+    ("expert_ids", np.zeros((6, 1, 2)), "expert_ids of type float64"),
+    ("topk_ids", np.zeros((3,), np.int32), r"topk_ids of type int32 and shape \(3,\)"),
+  ):
+    good = getattr(first(result), field)
+    setattr(first(result), field, value)
+    with pytest.raises(Fault, match=reason):
+      check_result(result, asked, newest=0, vocab_size=SPEC.vocab_size)
+    setattr(first(result), field, good)
 
 
 def test_a_plan_is_kept_to_the_token():

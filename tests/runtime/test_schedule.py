@@ -1,7 +1,6 @@
 """The schedules as one state machine, played against a learner and samplers of any speed."""
 
 import dataclasses
-import json
 import types
 
 import numpy as np
@@ -164,6 +163,17 @@ def test_a_schedule_that_cannot_be_replayed_is_refused(tmp_path):
   schedule_lib.record(path, 3, mixed)
   with pytest.raises(ValueError, match="update 3 were sampled with different weights"):
     schedule_lib.read_recorded(path)
-  path.write_text(json.dumps({"update": 1}) + "\n")
-  with pytest.raises(ValueError, match="line 1: not a recorded plan"):
-    schedule_lib.read_recorded(path)
+  for line in (
+    '{"update": 1}',
+    "[" * 100_000,
+    '{"update": [], "plan": [[0, 1]]}',
+    '{"update": 1, "plan": [0]}',
+    '{"update": 1, "plan": [[0, Infinity]]}',
+    '{"update": 1, "plan": [[0, 2]]}',  # of weights from the future, or of none
+    '{"update": 1, "plan": [[0, -1]]}',
+    '{"update": 1, "plan": [[1, 0]]}',  # from a token that is not the first, or backwards
+    '{"update": 1, "plan": [[0, 0], [5, 1], [3, 0]]}',
+  ):
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match="line 1: not a recorded plan"):
+      schedule_lib.read_recorded(path)

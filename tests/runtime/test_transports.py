@@ -159,6 +159,16 @@ def test_a_child_that_stops_in_the_middle_of_a_message_is_an_error(tmp_path, mon
   assert not child.alive
 
 
+def test_a_message_that_is_too_long_is_not_taken_into_memory(tmp_path, monkeypatch):
+  body = (
+    "import os, sys, time\nos.write(int(sys.argv[1]), b'\\x7f\\xff\\xff\\xff')\ntime.sleep(10)\n"
+  )
+  child = stalled_child(tmp_path, monkeypatch, body)
+  with pytest.raises(processes.ChildStalled, match="deaf process .* bad message length"):
+    child.receive(10)
+  child.kill()
+
+
 def test_samplers_die_with_their_parent():
   parent = subprocess.Popen(
     [

@@ -1,13 +1,16 @@
 """A task family for tests: verifiers that hang, raise, die, or eat memory on request."""
 
+import gc
 import os
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 
-from vespo_jax.tasks import Score, families
+from vespo_jax.tasks import Score, families, guard
 
 BIG = 9  # a name, or the compiler would do the work
 
@@ -54,6 +57,15 @@ class Hostile:
       subprocess.run(["touch", response.removeprefix("run ")])
     if response.startswith("socket "):
       socket.socket().close()
+    if response.startswith("database "):
+      sqlite3.connect(response.removeprefix("database ")).execute("create table x (y)")
+    if response.startswith("unfence "):
+      vars(guard).update(dict.fromkeys(vars(guard)))
+      open(response.removeprefix("unfence "), "w")
+    if response.startswith("reach "):
+      gc.get_objects()
+    if response.startswith("speak "):
+      Connection(int(sys.argv[1])).send_bytes(response.removeprefix("speak ").encode())
     if response.startswith("write "):
       open(response.removeprefix("write "), "w")
     if response == "memory":

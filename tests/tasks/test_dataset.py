@@ -50,6 +50,21 @@ def test_the_same_in_every_process(tmp_path, dataset):
   assert outputs[0] == outputs[1] and len(outputs[0]) == 50
 
 
+def test_files_that_name_a_class_to_import_are_refused(tmp_path, monkeypatch):
+  """tensorflow-datasets imports the module of every class in `features.json`."""
+  task = tasks.make("hostile/x")
+  tasks.open_splits(task, data_dir=tmp_path, **SIZES)
+  (path,) = tmp_path.glob("*/*/*/features.json")
+  (tmp_path / "harmful.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  text = path.read_text()
+  assert text.count("text_feature.Text") == 3
+  path.write_text(text.replace("tensorflow_datasets.core.features.text_feature.Text", "harmful.X"))
+  with pytest.raises(ValueError, match="features.json was not written here: it names 'harmful.X'"):
+    tasks.open_splits(task, data_dir=tmp_path, **SIZES)
+  assert not (tmp_path / "harm").exists()
+
+
 def test_other_seeds_are_other_data(tmp_path):
   task = tasks.make("hostile/x", random=True)
   one = tasks.open_splits(task, data_dir=tmp_path, **SIZES)

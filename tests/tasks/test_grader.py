@@ -45,22 +45,23 @@ def test_a_broken_verifier_costs_its_own_answer(response, status):
     assert grade(grader, ["good"]) == [(1.0, "ok")]
 
 
-@pytest.mark.parametrize("deed", ["run", "write", "socket"])
+@pytest.mark.parametrize("deed", ["run", "write", "socket", "database", "unfence", "reach"])
 def test_an_answer_has_no_side_effects(deed, tmp_path):
   with tasks.Grader(tasks.make("hostile/x")) as grader:
     assert grade(grader, [f"{deed} {tmp_path}/x", "good"]) == [(0.0, "error"), (1.0, "ok")]
   assert not list(tmp_path.iterdir())
 
 
-def test_an_evaluated_answer_runs_no_command(tmp_path):
-  """The scorer of countdown gives answers to SymPy, which calls what they name."""
-  task = tasks.make("reasoning_gym/countdown", answer_format="text")
-  example = Example(0, *next(task.generate(0, 1)))
-  command = f"__import__('os').system('touch {tmp_path}/x')"
-  with tasks.Grader(task) as grader:
-    scores = grader.grade([example] * 2, [command, example.answer])
-  assert [score.status for score in scores] == ["wrong", "ok"]
-  assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+  "words", ["nonsense", '[7, 1.0, "ok", 1.0]', '[0, 9.0, "ok", 1.0]', '{"reward": 1.0}', "[" * 9999]
+)
+def test_what_an_answer_says_for_the_grader_is_no_verdict(words):
+  with tasks.Grader(tasks.make("hostile/x")) as grader:
+    assert grade(grader, [f"speak {words}", "bad", "good"]) == [
+      (0.0, "error"),
+      (0.0, "wrong"),
+      (1.0, "ok"),
+    ]
 
 
 def test_a_grader_that_died_between_batches_blames_no_answer():

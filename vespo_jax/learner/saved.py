@@ -97,7 +97,7 @@ class RolloutWriter:
   def truncate(self, update: int) -> None:
     """Removes the minibatches of later updates, and half a file that a crash has left."""
     for path in self._directory.glob("*.parquet"):
-      if int(path.stem) > update:
+      if path.stem.isdecimal() and int(path.stem) > update:
         path.unlink()
     for half in self._directory.glob("*.tmp"):
       half.unlink()
@@ -140,12 +140,15 @@ def read(directory: Path, expected: Origin, update: int) -> list[Rollout]:
   """
   path = _file(directory, update)
   try:
-    table = pq.read_table(pa.py_buffer(path.read_bytes()), use_threads=False)
-    about = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+    file = pq.ParquetFile(pa.py_buffer(path.read_bytes()))
+    about = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
     for key, wanted in _about(update, expected).items():
       if about.get(key) != wanted:
         raise ValueError(f"its {key} is {about.get(key)!r}, this run's is {wanted!r}")
-    rollouts = _rollouts(table)
+    rows, groups = file.metadata.num_rows, expected.prompts
+    if rows != groups * expected.samples_per_prompt:  # a billion equal rows are a small file
+      raise ValueError(f"it has {rows} rollouts, which are not {groups} groups")
+    rollouts = _rollouts(file.read(use_threads=False))
     if _digest(rollouts) != about.get("digest"):
       raise ValueError("its rollouts are not those that were written")
   except (OSError, pa.ArrowException, ValueError, TypeError, KeyError) as error:

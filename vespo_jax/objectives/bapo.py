@@ -15,6 +15,7 @@ from vespo_jax.objectives.grpo import clipped
 from vespo_jax.types import Array
 
 _EPSILON = 1e-8
+_MOST_STEPS = 100  # each is a sum over the minibatch
 
 
 @registry.register("bapo")
@@ -31,15 +32,17 @@ def bapo(
   """BAPO, with bounds on the ratio itself.
 
   `target` is the wanted ratio of positive to negative contribution; the README's rho0 = 0.5 of the
-  total is the same thing. Source: arXiv 2510.18927 algorithm 1; WooooDyy/BAPO
+  total is the same thing. Raises ValueError if an end is below its start, or more than
+  `_MOST_STEPS` away. Source: arXiv 2510.18927 algorithm 1; WooooDyy/BAPO
   recipe/bapo/policy_loss.py.
   """
-  lows, highs = _steps(low_start, low_end, step), _steps(high_start, high_end, step)
+  lows = _steps("low", low_start, low_end, step)
+  highs = _steps("high", high_start, high_end, step)
   pairs = [(i, 0) for i in range(len(lows))] + [(len(lows) - 1, j) for j in range(1, len(highs))]
-  low_index, high_index = jnp.asarray(pairs).T
 
   def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
     del extras
+    low_index, high_index = jnp.asarray(pairs).T
     r_BT, a_B1 = ratio(log_ratio_BT), jnp.where(mask_BT, advantages_B[:, None], 0.0)
     good_BT, bad_BT = jnp.maximum(a_B1, 0.0), jnp.maximum(-a_B1, 0.0)
     good = jnp.stack([jnp.sum(jnp.minimum(r_BT, high) * good_BT) for high in highs])[high_index]
@@ -55,10 +58,15 @@ def bapo(
   return Objective("bapo", terms, aggregation="token-mean", batch_wide=True)
 
 
-def _steps(start: float, end: float, step: float) -> list[float]:
+def _steps(bound: str, start: float, end: float, step: float) -> list[float]:
   """start, start + step, .. up to and including end."""
-  if step <= 0 or end < start:
-    raise ValueError(f"bounds from {start} to {end} in steps of {step}: no such steps")
+  if end < start:
+    raise ValueError(f"{bound}_start={start} must be at most {bound}_end={end}")
+  if not end - start <= _MOST_STEPS * step:
+    raise ValueError(
+      f"step={step} must be above 0 and lead from {bound}_start={start} to {bound}_end={end} in at "
+      f"most {_MOST_STEPS} steps"
+    )
   values = [start]
   while values[-1] < end:
     values.append(min(values[-1] + step, end))

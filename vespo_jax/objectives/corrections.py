@@ -272,7 +272,7 @@ def _parse_rejection(text: str) -> Rejection:
   except ValueError as error:
     raise ValueError(f"reject={text!r}: the bounds must be numbers") from error
   wanted = 2 if statistic.endswith("k1") else 1
-  if len(numbers) != wanted or not all(number > 0 for number in numbers):
+  if len(numbers) != wanted or not all(n > 0 for n in numbers) or numbers != sorted(numbers):
     form = "low_high, ratios above 0" if wanted == 2 else "one number above 0"
     raise ValueError(f"reject={text!r}: the bounds of {statistic} are {form}")
   return Rejection(statistic, numbers[0] if wanted == 2 else 0.0, numbers[-1])

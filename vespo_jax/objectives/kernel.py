@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import jax.numpy as jnp
 from jax.scipy.special import exp1, gammainc, gammaln
@@ -11,6 +12,8 @@ from vespo_jax.objectives.base import clip_log
 from vespo_jax.types import Array
 
 _MAX_EXPONENT = 80.0  # exp(88.7) overflows float32; reached only by extreme k with a tiny lambda
+
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 def phi(log_w: Array, k: Array | float, lam: Array | float) -> Array:
@@ -40,13 +43,15 @@ def surrogate(log_w: Array, k: float, lam: float) -> Array:
 
 
 def supremum(k: float, lam: float) -> float:
-  """sup phi(W) = (k / lambda)^k exp(lambda - k), at W = k / lambda; infinite at lambda = 0 < k.
+  """sup phi(W) = (k / lambda)^k exp(lambda - k), at W = k / lambda; infinite at lambda = 0 < k, and
+  where it overflows.
 
   Needs k, lambda >= 0. Source: arXiv 2602.10693 section 3.
   """
   if lam == 0:
     return 1.0 if k == 0 else math.inf
-  return math.exp(lam - k + (k * math.log(k / lam) if k > 0 else 0.0))
+  exponent = lam - k + (k * math.log(k / lam) if k > 0 else 0.0)
+  return math.exp(exponent) if exponent < _LARGEST_EXPONENT else math.inf
 
 
 def ratio_bound(k: float, lam: float) -> float:

@@ -58,10 +58,9 @@ def vespo(
   """
   check_option("symmetric", symmetric, SYMMETRIC)
   check_option("length_norm", length_norm, LENGTH_NORMS)
-  if lambda_pos < 0 or lambda_neg < 0:
-    raise ValueError(
-      "lambda_pos and lambda_neg must be at least 0: the kernel would not be bounded"
-    )
+  for option, value in (("lambda_pos", lambda_pos), ("lambda_neg", lambda_neg)):
+    if value < 0:
+      raise ValueError(f"{option}={value} must be at least 0: the kernel would not be bounded")
   if symmetric == "positive":
     k_neg, lambda_neg = k_pos, lambda_pos
   elif symmetric == "negative":

@@ -19,7 +19,8 @@ def write(workdir: str | os.PathLike[str]) -> Path:
   """Draws `figures/*.png` and writes `report.html` in a run directory; returns the page's path.
 
   It may be called while the run goes on. Raises RunError, with one clear message, if the directory
-  is missing, has no committed update yet, or holds a file that cannot be read.
+  is missing, has no committed update yet, or holds a file that cannot be read, or a link where
+  figures go.
   """
   run = load(workdir)
   path = run.workdir / PAGE

@@ -15,7 +15,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from vespo_jax.diagnostics import HISTOGRAM_EDGES
 from vespo_jax.report import curves
-from vespo_jax.report.rundir import Run, evaluations
+from vespo_jax.report.rundir import Run, RunError, evaluations
 
 SIZE_IN = (5.0, 3.3)
 FEW = 12  # measurements drawn as points, without a trend
@@ -52,6 +52,8 @@ def draw(run: Run) -> dict[str, Path]:
   """Writes `figures/NAME.png` for everything the run measured; returns the files by name, in the
   order of `curves.FIGURES` with `accuracy` (held-out, before and after) first."""
   folder = run.workdir / "figures"
+  if folder.is_symlink():
+    raise RunError(f"{folder} is a symbolic link: figures are written into the run directory alone")
   folder.mkdir(exist_ok=True)
   columns = _columns(run.rows)
   cycle = run.setting("staleness.minibatches") or 1
@@ -66,6 +68,7 @@ def draw(run: Run) -> dict[str, Path]:
       if panels:
         canvases[figure.name] = _draw_figure(figure.title, panels, columns, cycle)
     for name, canvas in canvases.items():
+      (folder / f"{name}.png").unlink(missing_ok=True)
       canvas.savefig(folder / f"{name}.png", pil_kwargs={"optimize": True})
   return {name: folder / f"{name}.png" for name in canvases}
 

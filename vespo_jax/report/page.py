@@ -119,7 +119,8 @@ def _warnings(rows: list[dict[str, Any]]) -> str:
         steps.setdefault(key, []).append(row["step"])
   return "\n".join(
     f'<p class="warning"><code>{html.escape(key)}</code> is not finite at {len(at)} '
-    f"update{'s' if len(at) > 1 else ''}, first at {at[0]}; these values are not drawn.</p>"
+    f"update{'s' if len(at) > 1 else ''}, first at {html.escape(str(at[0]))}; these values are not "
+    "drawn.</p>"
     for key, at in sorted(steps.items())
   )
 
@@ -128,7 +129,7 @@ def _accuracy(run: Run, figures: Mapping[str, Path]) -> str:
   found = evaluations(run.result)
   if not found:
     return ""
-  last = list(found.values())[-1]
+  last = {key: html.escape(str(value)) for key, value in list(found.values())[-1].items()}
   shown = [f"{evaluation['accuracy']:.1%}" for evaluation in found.values()]
   sentence = ", ".join(
     f"{when} training {at} ({100 * evaluation['low']:.1f}&ndash;{100 * evaluation['high']:.1f})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vespo_jax.runtime.links import Fault
-from vespo_jax.sampler import Order, Result
+from vespo_jax.sampler import Order, Result, Settings
 from vespo_jax.types import FINISH, Rollout
 
 _ROUNDING = 1e-4  # nats: a log-softmax in float32 may exceed 0 by less
@@ -28,6 +28,7 @@ def check_result(result: Result, order: Order, newest: int, vocab_size: int) -> 
     try:
       _check_identity(rollout, order, row)
       _check_arrays(rollout, order.settings.max_new_tokens, vocab_size)
+      _check_optional(rollout, order.settings)
       _check_versions(rollout.weight_versions, order, newest)
     except Fault as fault:
       raise Fault(fault.kind, f"rollout {row}: {fault}") from None
@@ -73,6 +74,22 @@ def _check_arrays(rollout: Rollout, max_new_tokens: int, vocab_size: int) -> Non
       raise Fault("non_finite", f"{field} are not finite")
     if np.any(values > _ROUNDING):
       raise Fault("malformed", f"{field} above 0: {values.max():g}")
+
+
+def _check_optional(rollout: Rollout, settings: Settings) -> None:
+  """What was not asked for is refused, and what was must be there, of the right type and axes."""
+  for field, asked, kinds, ndim in (
+    ("topk_ids", settings.topk_logprobs > 0, "iu", 2),
+    ("topk_logprobs", settings.topk_logprobs > 0, "f", 2),
+    ("expert_ids", settings.expert_ids, "iu", 3),
+  ):
+    values = getattr(rollout, field)
+    if values is None and asked and len(rollout.response_ids):
+      raise Fault("malformed", f"{field} were asked for and not sent")
+    if values is not None and not asked:
+      raise Fault("malformed", f"{field} were sent and not asked for")
+    if values is not None and (values.dtype.kind not in kinds or values.ndim != ndim):
+      raise Fault("malformed", f"{field} of type {values.dtype} and shape {values.shape}")
 
 
 def _check_versions(versions_T: np.ndarray, order: Order, newest: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import serialization
 
+from vespo_jax.metrics import printable
 from vespo_jax.runtime.links import Fault, Heartbeat
 from vespo_jax.sampler import Order, Result, Settings
 from vespo_jax.types import FINISH, Rollout
@@ -22,6 +23,14 @@ _REQUIRED = {  # the array fields of a Rollout and their types
 }
 _OPTIONAL = ("expert_ids", "topk_ids", "topk_logprobs")  # travel when present, in their own type
 _NUMERIC = "iuf"  # numpy kinds that a field may have
+_MAX_ROLLOUTS = (
+  1 << 18
+)  # of one result; each becomes a few arrays, however few bytes it was sent in
+_UNREADABLE = (  # what any bytes may raise
+  *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+  RecursionError,  # of maps in maps
+)
+_LAST_WORDS = 4000  # characters of a worker's report that are kept
 
 
 def encode(message: Order | Result | Heartbeat) -> bytes:
@@ -69,11 +78,11 @@ def decode_reply(data: bytes) -> Result | Heartbeat:
   try:
     message: Any = serialization.msgpack_restore(data)
     if "error" in message:
-      raise Fault("died", f"it failed:\n{message['error']}")
+      raise Fault("died", f"it failed:\n{printable(str(message['error'])[-_LAST_WORDS:])}")
     if "heartbeat" in message:
       return Heartbeat(int(message["heartbeat"]))
     return _unpack_result(message)
-  except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+  except _UNREADABLE as error:
     raise Fault("malformed", f"a message that cannot be read: {error!r:.200}") from error
 
 
@@ -147,6 +156,8 @@ def _unpack_ragged(name: str, message: dict[str, Any], dtype: Any = None) -> lis
   With a `dtype`, they must be one-dimensional and of it.
   """
   values, lengths = message[name], message[f"{name}_lengths"]
+  if not isinstance(lengths, np.ndarray) or len(lengths) > _MAX_ROLLOUTS:
+    raise ValueError(f"{name}_lengths is not an array of at most {_MAX_ROLLOUTS}")
   if not isinstance(values, np.ndarray) or values.dtype.kind not in _NUMERIC or values.ndim == 0:
     raise ValueError(f"{name} is not an array of numbers")
   if dtype is not None and (values.dtype != dtype or values.ndim != 1):

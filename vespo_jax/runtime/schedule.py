@@ -153,6 +153,20 @@ def truncate(path: Path, updates: int) -> None:
   files.write(path, b"".join(kept))
 
 
+def _plan(update: int, plan: list[list[int]] | None) -> Plan | None:
+  """A plan as it was recorded. Raises ValueError if no order can have had it."""
+  if plan is None:
+    return None
+  if plan == []:  # of a minibatch without tokens
+    return ()
+  starts, versions = zip(*plan, strict=True)
+  whole = all(type(number) is int for number in (*starts, *versions))
+  ascending = list(starts) == sorted({0, *starts})
+  if not whole or not ascending or min(versions) < 0 or max(versions) > update:
+    raise ValueError("no plan")
+  return tuple(zip(starts, versions, strict=True))
+
+
 def read_recorded(path: Path) -> dict[int, Plan]:
   """The plans that `record` wrote, the last one of each update.
 
@@ -165,9 +179,8 @@ def read_recorded(path: Path) -> dict[int, Plan]:
   for number, line in enumerate(path.read_text().splitlines(), start=1):
     try:
       entry: dict[str, Any] = json.loads(line)
-      plan = entry["plan"]
-      plans[entry["update"]] = None if plan is None else tuple((int(t), int(v)) for t, v in plan)
-    except (ValueError, KeyError, TypeError) as error:
+      plans[entry["update"]] = _plan(entry["update"], entry["plan"])
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
       raise ValueError(f"{path}, line {number}: not a recorded plan") from error
   known = {update: plan for update, plan in plans.items() if plan is not None}
   missing = sorted(set(plans) - set(known))

@@ -19,6 +19,12 @@ from vespo_jax.tasks.base import Example, Task
 
 BUILD_TIMEOUT_S = 3600.0
 _FORMAT = 2  # of the files; part of their path
+_FEATURES = {  # every text that `features.json` may hold
+  *("int64", "none"),
+  "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+  "tensorflow_datasets.core.features.tensor_feature.Tensor",
+  "tensorflow_datasets.core.features.text_feature.Text",
+}
 
 
 class Split:
@@ -57,7 +63,8 @@ def open_splits(
   """The splits of `task`, built on first use and read from `data_dir` afterwards.
 
   Raises:
-    ValueError: if the task does not have that many distinct questions; it says how many.
+    ValueError: if the task does not have that many distinct questions; it says how many. Or if what
+      is in `data_dir` was not written here.
     TimeoutError: if building, or waiting for another run that builds it, takes longer than
       `BUILD_TIMEOUT_S`.
     ChildDied: if the building process fails, with its own message on the terminal.
@@ -79,7 +86,9 @@ def open_splits(
   directory = Path(data_dir) / f"{task.name.replace('/', '-')}-{digest}"
   if not directory.is_dir():
     _build_in_child(text, directory)
-  builder = tfds.builder_from_directory(str(_builder_directory(directory)))
+  files = _builder_directory(directory)
+  _check_features(files / "features.json")
+  builder = tfds.builder_from_directory(str(files))
   return Splits(*(Split(builder.as_data_source(split=split)) for split in ("train", "test")))
 
 
@@ -98,6 +107,19 @@ def _build_in_child(order: str, directory: Path) -> None:
     child.close()
   if reason:
     raise ValueError(reason)
+
+
+def _check_features(path: Path) -> None:
+  """Raises ValueError if the file names another class than ours do: it would be imported."""
+  texts: set[str] = set()
+
+  def collect(value: dict[str, Any]) -> dict[str, Any]:
+    texts.update(text for text in value.values() if isinstance(text, str))
+    return value
+
+  json.loads(path.read_text(), object_hook=collect)
+  if not texts <= _FEATURES:
+    raise ValueError(f"{path} was not written here: it names {min(texts - _FEATURES)!r:.100}")
 
 
 def _builder_directory(directory: Path) -> Path:

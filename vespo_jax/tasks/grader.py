@@ -15,6 +15,7 @@ from vespo_jax.processes import Child, ChildDied
 from vespo_jax.tasks.base import Example, Score, Task
 
 START_TIMEOUT_S = 120.0
+_STATUS = ("ok", "wrong", "unparsed", "error")  # of a verdict; that it took too long is said here
 _ANSWERS_PER_MESSAGE = 256  # parsing them is within the child's memory and one answer's time
 
 
@@ -54,9 +55,9 @@ class Grader:
       batch = items[len(scores) : len(scores) + _ANSWERS_PER_MESSAGE]
       self._send(json.dumps(batch).encode())
       try:
-        for _ in batch:
-          scores.append(Score(**json.loads(self._child.receive(self._timeout_s))))
-      except (TimeoutError, ChildDied) as error:
+        for number in range(len(batch)):
+          scores.append(_verdict(self._child.receive(self._timeout_s), number))
+      except (TimeoutError, ChildDied, ValueError, RecursionError) as error:
         scores.append(Score(0.0, "timeout" if _timed_out(error) else "error"))
         self.close()
         self._restart()
@@ -97,5 +98,16 @@ class Grader:
       self._send(message)
 
 
-def _timed_out(error: TimeoutError | ChildDied) -> bool:
-  return isinstance(error, TimeoutError) or error.exit_code == -signal.SIGALRM
+def _verdict(message: bytes, number: int) -> Score:
+  """The verdict on answer `number` of a message. Raises ValueError if it is none: then an answer
+  has spoken for the grader."""
+  match json.loads(message):
+    case [int(n), float(reward), str(status), float(raw)]:
+      if n == number and 0 <= reward <= 1 and status in _STATUS:
+        return Score(reward, status, raw)
+  raise ValueError("no verdict")
+
+
+def _timed_out(error: Exception) -> bool:
+  killed = isinstance(error, ChildDied) and error.exit_code == -signal.SIGALRM
+  return killed or isinstance(error, TimeoutError)

@@ -1,18 +1,16 @@
 """What a verifier may not do while it reads hostile text.
 
-Some verifiers evaluate the answer as Python or SymPy expressions, so an answer can call anything.
-This is a fence against a policy that stumbles on a side effect, not a sandbox against an expert.
+A verifier may evaluate the answer as an expression, so that the answer can call anything; those of
+reasoning-gym are kept from it by `formulas`. This is a second fence, against a policy that stumbles
+on a side effect, and not a sandbox against an expert, who can still send verdicts of his own.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
-
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_FORBIDDEN = ("ctypes.", "os.", "pty.", "shutil.", "signal.", "socket.", "subprocess.")
-_ALLOWED = ("os.listdir", "os.scandir")  # importing a module lists its directory
 
 
 def forbid_side_effects() -> None:
@@ -20,10 +18,21 @@ def forbid_side_effects() -> None:
   PermissionError. It cannot be undone."""
   sys.dont_write_bytecode = True
   sys.stdout = open(os.devnull, "w")  # what an answer prints is nobody's output
-  sys.addaudithook(_refuse)
+  sys.addaudithook(_fence())
 
 
-def _refuse(event: str, args: tuple[Any, ...]) -> None:
-  writes = event == "open" and args[2] & _WRITING
-  if writes or (event.startswith(_FORBIDDEN) and event not in _ALLOWED):
-    raise PermissionError(f"a verifier may not do this: {event}")
+def _fence() -> Callable[[str, tuple[Any, ...]], None]:
+  """The hook; what it knows is in no module, where an answer could change it."""
+  writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+  forbidden = (
+    *("ctypes.", "gc.", "os.", "pty.", "resource.", "shutil.", "signal.", "socket."),
+    *("sqlite3.", "subprocess.", "sys.setprofile", "sys.settrace"),
+  )
+  allowed = ("os.listdir", "os.scandir")  # importing a module lists its directory
+
+  def refuse(event: str, args: tuple[Any, ...]) -> None:
+    writes = event == "open" and args[2] & writing
+    if writes or (event.startswith(forbidden) and event not in allowed):
+      raise PermissionError(f"a verifier may not do this: {event}")
+
+  return refuse

@@ -7,11 +7,14 @@ from the response first, and only a score of exactly 1.0 is a reward.
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.metadata
+import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
-from vespo_jax.tasks import exact_json
+from vespo_jax.tasks import exact_json, formulas
 from vespo_jax.tasks.base import Example, Score, Task, families
 from vespo_jax.tasks.extraction import FORMATS, extract, instruct
 
@@ -80,8 +83,7 @@ class ReasoningGymTask:
       reason = _REFUSED[self._dataset_name]
       raise ValueError(f"dataset {self._dataset_name!r} cannot be used: {reason}")
 
-    import reasoning_gym as package  # seconds to import
-
+    package = _package()
     known = sorted(set(package.factory.DATASETS) - set(_REFUSED))
     if self._dataset_name not in known:
       close = difflib.get_close_matches(self._dataset_name, known, n=1)
@@ -93,3 +95,22 @@ class ReasoningGymTask:
       )
     except (TypeError, ValueError, AssertionError) as error:
       raise ValueError(f"options {self._dataset_options} are not accepted: {error}") from error
+
+
+class _Deferred(types.ModuleType):
+  """A module that is imported once something of it is used."""
+
+  def __getattr__(self, name: str) -> Any:
+    if sys.modules.get(self.__name__) is self:
+      del sys.modules[self.__name__]
+    return getattr(importlib.import_module(self.__name__), name)
+
+
+def _package() -> Any:
+  """The package, which takes a second to import; almost another, for matplotlib, is left out until
+  the one dataset that needs it makes a problem."""
+  sys.modules.setdefault("cellpylib", _Deferred("cellpylib"))
+  import reasoning_gym
+
+  formulas.disarm("reasoning_gym")
+  return reasoning_gym

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -27,17 +29,44 @@ def load(
     ValueError: naming the file and what in it is unsupported, unknown, missing, there twice,
       mis-shaped, truncated or corrupt; or that it is a pickle.
   """
+  path = _find(path)
+  with _refusing_nonsense(path):
+    room = gguf_model if path.is_file() else huggingface
+    return room.load(path, dtype, shardings)
+
+
+def read_spec(path: str | Path) -> ModelSpec:
+  """The architecture of the model at `path`, of which only the description is read.
+
+  Raises as `load`.
+  """
+  path = _find(path)
+  with _refusing_nonsense(path):
+    return (gguf_model if path.is_file() else huggingface).load_spec(path)
+
+
+def _find(path: str | Path) -> Path:
+  """The file or directory of the model at `path`."""
   path = Path(path)
   if path.is_file():
     shards.refuse_pickle(path)
-    return gguf_model.load(path, dtype, shardings)
+    return path
   if not path.is_dir():
     raise FileNotFoundError(f"no such model: {path}")
   if (path / "metrics.jsonl").is_file():
     path /= "model"
     if not path.is_dir():
       raise FileNotFoundError(f"no {path}: the run has not finished, or saved no model")
-  return huggingface.load(path, dtype, shardings)
+  return path
+
+
+@contextlib.contextmanager
+def _refusing_nonsense(path: Path) -> Iterator[None]:
+  """Raises ValueError for what files say that is of another type or size than anybody writes."""
+  try:
+    yield
+  except (ArithmeticError, AttributeError, LookupError, TypeError, RecursionError) as error:
+    raise ValueError(f"{path} is no model that can be read: {error!r:.200}") from error
 
 
 def save(
@@ -58,4 +87,4 @@ def save(
   huggingface.save(Path(path), spec, params, tokenizer, dtype)
 
 
-__all__ = ["load", "load_adapters", "save", "save_adapters"]
+__all__ = ["load", "load_adapters", "read_spec", "save", "save_adapters"]

@@ -58,6 +58,8 @@ def load_adapters(directory: str | Path) -> tuple[Params, LoraSettings]:
     tensors = {name: file.get_tensor(name) for name in file.keys()}
   numbers = [int(found[1]) for name in tensors if (found := _LAYER.match(name))]
   layers = 1 + max(numbers, default=-1)
+  if layers > len(tensors):
+    raise ValueError(f"{directory} has {len(tensors)} tensors, too few for {layers} layers")
   adapters: Params = {}
   for key, module in MODULES.items():
     names = {p: [_NAME.format(i, module, p.upper()) for i in range(layers)] for p in ("a", "b")}

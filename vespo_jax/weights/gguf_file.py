@@ -17,6 +17,7 @@ import numpy as np
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
+_MAX_HEADER_BYTES = 1 << 26  # large vocabularies take a quarter of it, and in Python much more
 _NUMBERS = {  # the codes of `struct`
   0: "B",
   1: "b",
@@ -58,8 +59,8 @@ def read_header(path: Path) -> GGUFFile:
 
   Raises:
     ValueError: naming the file, and the tensor, if the file is no GGUF of version 2 or 3, is one of
-      several parts, is truncated, or a key or a tensor is there twice, overlaps another, or is of a
-      type that is not known.
+      several parts, is truncated, its header is longer than `_MAX_HEADER_BYTES`, or a key or a
+      tensor is there twice, overlaps another, or is of a type that is not known.
   """
   size = path.stat().st_size
   if size < 8 or path.open("rb").read(4) != MAGIC:
@@ -82,11 +83,13 @@ def read_header(path: Path) -> GGUFFile:
       raise ValueError(
         f"{path} is truncated or corrupt: its header ends at byte {cursor.at}"
       ) from error
-  if metadata.get("split.count", 1) > 1:
+  if metadata.get("split.count", 1) not in (0, 1):
     raise ValueError(
       f"{path} is one of {metadata['split.count']} parts; merge them with gguf-split"
     )
   alignment = metadata.get("general.alignment", 32)
+  if not isinstance(alignment, int) or not 1 <= alignment <= _MAX_HEADER_BYTES:
+    raise ValueError(f"general.alignment={alignment!r:.50} of {path} is no alignment")
   start = -(-cursor.at // alignment) * alignment
   return GGUFFile(path, metadata, _locate(path, entries, start, size))
 
@@ -112,19 +115,25 @@ class _Cursor:
   """Reads the header forwards; past the end, `struct.error`."""
 
   def __init__(self, data: mmap.mmap):
-    self.data, self.at = data, len(MAGIC)
+    self.data, self.at, self.end = data, len(MAGIC), min(len(data), _MAX_HEADER_BYTES)
 
   def number(self, code: str) -> Any:
-    (value,) = struct.unpack_from("<" + code, self.data, self.at)
-    self.at += struct.calcsize("<" + code)
-    return value
+    return self.numbers(1, code)[0]
+
+  def numbers(self, count: int, code: str) -> tuple[Any, ...]:
+    code = f"<{count}{code}"
+    return struct.unpack_from(code, self.data, self.skip(struct.calcsize(code)))
 
   def text(self) -> str:
-    length = self.number("Q")
-    if length > len(self.data) - self.at:
+    start = self.skip(self.number("Q"))
+    return self.data[start : self.at].decode()
+
+  def skip(self, size: int) -> int:
+    """Moves on by `size` bytes; returns where they begin."""
+    if size > self.end - self.at:
       raise struct.error
-    self.at += length
-    return self.data[self.at - length : self.at].decode()
+    self.at += size
+    return self.at - size
 
   def value(self, kind: int) -> Any:
     if kind == _STRING:
@@ -134,14 +143,9 @@ class _Cursor:
     if kind != _ARRAY:
       return self.number(_NUMBERS[kind])
     kind, length = self.number("I"), self.number("Q")
-    if kind not in _NUMBERS:
-      return [self.value(kind) for _ in range(length)]
-    if length > len(self.data) - self.at:
-      raise struct.error
-    code = f"<{length}{_NUMBERS[kind]}"
-    values = struct.unpack_from(code, self.data, self.at)
-    self.at += struct.calcsize(code)
-    return list(values)
+    if kind in _NUMBERS:
+      return list(self.numbers(length, _NUMBERS[kind]))
+    return [self.value(kind) for _ in range(length)]
 
 
 def _entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -71,6 +71,11 @@ def load(
   return spec, assemble(spec, _source(file, spec), dtype, shardings), tokenizer
 
 
+def load_spec(path: Path) -> ModelSpec:
+  """The architecture of the model in the GGUF file at `path`. Raises ValueError as `load`."""
+  return read_spec(read_config(read_header(path)), path)
+
+
 def read_config(file: GGUFFile) -> dict[str, Any]:
   """The metadata as a Hugging Face config.
 

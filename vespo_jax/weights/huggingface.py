@@ -41,6 +41,12 @@ def load(
   return spec, assemble(spec, source, dtype, shardings), tokenizer
 
 
+def load_spec(directory: Path) -> ModelSpec:
+  """The architecture of the model in `directory`. Raises FileNotFoundError or ValueError."""
+  path = directory / "config.json"
+  return read_spec(read_json(path), path)
+
+
 def save(
   directory: Path,
   spec: ModelSpec,

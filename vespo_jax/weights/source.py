@@ -54,6 +54,11 @@ def assemble(
     ValueError: naming the tensor and the file, if one is unknown, missing, mis-shaped, not
       readable, or not finite.
   """
+  if spec.layers * max(spec.experts, 1) > len(source.tensors):  # before a table of them is made
+    raise ValueError(
+      f"{source.place} has {len(source.tensors)} tensors, too few for {spec.layers} layers"
+      + (f" of {spec.experts} experts" if spec.experts else "")
+    )
   rows = list(table(spec))
   _check(spec, rows, source)
   groups: dict[tuple[str, ...], list[Row]] = {}

@@ -1,0 +1,164 @@
+"""From a command line to the values of a config, not checked yet: the file, then its overrides.
+
+A config file is Python and runs as code; a run directory's `config.json` is data.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.machinery
+import json
+import os
+import traceback
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vespo_jax.config_rules import RULES, ConfigError, one_line, shown
+
+Values = dict[str, Any]  # by dotted key
+
+USAGE = "--config=FILE, --workdir=DIR and --config.KEY=VALUE"
+
+
+def read_command(argv: Sequence[str]) -> tuple[Values, Path]:
+  """The values and the run directory that a command line names.
+
+  Args:
+    argv: `sys.argv`: the program, then `--config=FILE`, `--workdir=DIR` and any number of
+      `--config.KEY=VALUE`, in any order; of two for one key the last one counts.
+
+  Raises:
+    ConfigError: for another argument, an unknown key, or a file that cannot be read.
+  """
+  given: dict[str, list[str]] = {"--config": [], "--workdir": []}
+  overrides: list[tuple[str, str]] = []
+  for argument in argv[1:]:
+    flag, equals, value = argument.partition("=")
+    if flag not in given and not flag.startswith("--config."):
+      raise ConfigError(f"unexpected argument {shown(argument)}; there are {USAGE}")
+    if not equals:
+      raise ConfigError(f"{shown(argument)} has no value; there are {USAGE}")
+    if flag in given:
+      given[flag].append(value)
+    else:
+      overrides.append((flag.removeprefix("--config."), value))
+  if len(given["--config"]) != 1:
+    raise ConfigError("give one --config=FILE, for instance --config=configs/quickstart.py")
+  if len(given["--workdir"]) != 1 or not given["--workdir"][0]:
+    raise ConfigError("give one --workdir=DIR, the directory of this run")
+  check_keys(key for key, _ in overrides)
+  workdir = _workdir(given["--workdir"][0])
+  try:
+    values = read_file(Path(given["--config"][0]))
+  except ConfigError as error:
+    raise ConfigError(f"--config={error}") from error
+  for key, text in overrides:
+    _override(values, key, text)
+  return values, workdir
+
+
+def read_file(path: Path) -> Values:
+  """The values of a config file, `.py` with a `get_config()` or the `.json` of a run directory.
+
+  Raises ConfigError naming the file, the line where that is known, and what is wrong.
+  """
+  if not os.path.isfile(path):
+    raise ConfigError(f"{str(path)!r}: no such file")
+  if path.suffix == ".json":
+    return flatten(_read_json(path))
+  if path.suffix == ".py":
+    return _run(path)
+  raise ConfigError(f"{str(path)!r} is neither a .py file nor a run directory's config.json")
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict | FrozenConfigDict) -> Values:
+  """The values of a nested config by dotted key; free options, such as the task's, stay a dict."""
+  nested = (ConfigDict, FrozenConfigDict)
+  return _flatten(config.to_dict() if isinstance(config, nested) else config, "")
+
+
+def _flatten(config: Mapping[str, Any], prefix: str) -> Values:
+  flat: Values = {}
+  for name, value in config.items():
+    key = f"{prefix}{name}"
+    section = isinstance(value, Mapping) and key not in RULES
+    flat |= _flatten(value, f"{key}.") if section else {key: value}
+  return flat
+
+
+def check_keys(keys: Iterable[str]) -> None:
+  """Raises ConfigError for the first key that there is not, with the nearest that there is."""
+  for key in keys:
+    if key in RULES or _options_of(key):
+      continue
+    inside = [known for known in RULES if known.startswith(f"{key}.")]
+    if inside and key:
+      raise ConfigError(f"{key} is a section, not a value; it holds {', '.join(inside[:5])}")
+    leaves = {known.rpartition(".")[2]: known for known in RULES}
+    close = difflib.get_close_matches(key, RULES, n=1) or [
+      leaves[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1)
+    ]
+    hint = f"did you mean {close[0]}?" if close else "configs/base.py lists every key"
+    raise ConfigError(f"unknown config key {shown(key)}; {hint}")
+
+
+def _override(values: Values, key: str, text: str) -> None:
+  if key in RULES:
+    values[key] = RULES[key].read(text)
+    return
+  section = _options_of(key)
+  options = values.get(section)
+  if isinstance(options, dict):  # anything else is refused later
+    values[section] = {**options, key.removeprefix(f"{section}."): RULES[section].read(text)}
+
+
+def _options_of(key: str) -> str:
+  """The section of free options that the key is in, or ""."""
+  free = [known for known, rule in RULES.items() if rule.kind is dict]
+  return next((known for known in free if key.startswith(f"{known}.") and key != f"{known}."), "")
+
+
+def _workdir(text: str) -> Path:
+  """The run directory, if it is one or can become one."""
+  path = Path(text)
+  existing = next((place for place in (path, *path.parents) if os.path.lexists(place)), path)
+  if not os.path.isdir(existing):
+    raise ConfigError(f"--workdir={shown(text)}: {shown(str(existing))} is not a directory")
+  if not os.access(existing, os.W_OK | os.X_OK):
+    raise ConfigError(f"--workdir={shown(text)}: {shown(str(existing))} cannot be written to")
+  return path
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+  try:
+    config = json.loads(path.read_bytes())
+  except (OSError, ValueError, RecursionError) as error:
+    raise ConfigError(
+      f"{str(path)!r} is not readable JSON: {type(error).__name__}: {one_line(error)}"
+    ) from error
+  if not isinstance(config, dict):
+    raise ConfigError(f"{str(path)!r} does not hold a JSON object")
+  return config
+
+
+def _run(path: Path) -> Values:
+  """What a config file's `get_config()` returns."""
+  loader = importlib.machinery.SourceFileLoader("config_file", str(path))
+  module = types.ModuleType(loader.name)
+  module.__file__ = str(path)
+  try:
+    loader.exec_module(module)
+    config = module.get_config()
+    if not isinstance(config, (ConfigDict, FrozenConfigDict)):
+      raise TypeError(f"get_config() must return a ConfigDict, not a {type(config).__name__}")
+    return flatten(config)
+  except (Exception, SystemExit) as error:  # the file is the user's code and may raise anything
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    lines += [error.lineno] if isinstance(error, SyntaxError) else []
+    where = f", line {lines[-1]}" if lines else ""
+    raise ConfigError(f"{str(path)!r}{where}: {type(error).__name__}: {one_line(error)}") from error
