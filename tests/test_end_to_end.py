@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import debug, quickstart
+from configs import debug
 from tests.watched import pickle_watch
 from vespo_jax import config as config_lib
 from vespo_jax import launch, metrics, models, objectives, replay_failure
@@ -343,11 +343,22 @@ def test_sigterm_saves_the_state_and_exits_75(data_dir, tmp_path):
 
 def test_reward_rises(data_dir, tmp_path):
   """The quickstart's own start and task; only an end-to-end run catches a wrong sign."""
-  config = quickstart.get_config()
-  config.task.data_dir = data_dir
-  config.updates = 40
-  config.evaluation.problems, config.evaluation.samples_per_problem = 100, 4
-  result = launch.train(config_lib.validate(config), tmp_path)
+  done = subprocess.run(
+    command(
+      tmp_path,
+      data_dir,
+      "--config.updates=30",
+      "--config.evaluation.problems=100",
+      config="quickstart",
+    ),
+    cwd=REPOSITORY,
+    env={**os.environ, "XLA_FLAGS": ""},  # here running takes longer than compiling
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert done.returncode == 0, done.stderr
+  result = json.loads((tmp_path / "result.json").read_text())
   reward = [row["reward/mean"] for row in metrics.read(tmp_path / "metrics.jsonl")]
   assert np.mean(reward[-10:]) > np.mean(reward[:10]) + 0.05
   assert result["evaluation_after"]["accuracy"] > result["evaluation_before"]["accuracy"] + 0.05

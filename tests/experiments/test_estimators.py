@@ -147,6 +147,7 @@ def test_the_integral_of_the_kernel_is_its_surrogate(advantage):
   np.testing.assert_allclose(f_W, kernels.surrogate(vespo, advantage), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_smoke_run_writes_everything(tmp_path, capsys):
   assert __main__.main(["--preset=smoke", f"--out={tmp_path}"]) == 0
   rows = [json.loads(line) for line in (tmp_path / "results.jsonl").open()]
