@@ -242,8 +242,8 @@ def _check_correction(
   undelivered = [key for key in objective.needs if key.startswith("topk_")]
   if undelivered:
     raise ConfigError(
-      f"objective.{objective.name}.divergence='topk' needs top-K log-probs, which the sampler does "
-      "not report; use 'binary'"
+      f"objective.{objective.name}.divergence='topk' needs the policy's log-probs at the sampler's "
+      "top-K tokens, which the learner does not compute; use 'binary'"
     )
 
 

@@ -72,7 +72,7 @@ def summary(result: dict[str, Any], workdir: Path) -> str:
   return (
     f"\n{result['updates']} updates in {result['wall_time_s']:.0f} s"
     f"\nheld-out accuracy before: {before}\nheld-out accuracy after:  {after}"
-    f"\nreport: {workdir / 'report.html'}"
+    f"\nreport: {workdir / report.PAGE}"
   )
 
 

@@ -1,7 +1,8 @@
 """Trains a policy: `python -m vespo_jax.train --config=configs/NAME.py --workdir=runs/NAME`.
 
-The same command again resumes. Exit codes: 0 finished, 1 a process failed, 2 bad usage or config,
-3 diverged, 75 preempted (SIGTERM or Ctrl-C; the run is saved, give the same command again).
+The same command again resumes. Exit codes: 0 finished, 1 a process or the disk failed, 2 bad usage
+or config, 3 diverged, 75 preempted (SIGTERM or Ctrl-C; the run is saved, give the same command
+again).
 """
 
 from __future__ import annotations
