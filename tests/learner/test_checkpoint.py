@@ -193,7 +193,8 @@ def test_any_number_of_devices_restores_what_any_other_saved(tmp_path):
   checkpoints = Checkpoints(tmp_path / "one", SPEC)
   checkpoints.save(RunState(checkpointed_state(1), Snapshot(), {}), 5)
   checkpoints.close()
-  environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+  environment = {**os.environ, "XLA_FLAGS": flags}
   done = subprocess.run(
     [sys.executable, "-m", "tests.learner.many_devices", str(tmp_path)],
     cwd=REPOSITORY,

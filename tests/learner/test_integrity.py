@@ -99,6 +99,19 @@ def test_an_honest_worker_is_never_flagged(workers, most_lag, step, engine):
   assert max(verdict.score for verdict in verdicts) < 0.85  # with room to spare
 
 
+@pytest.mark.parametrize("tail", [1.5, 2.0, 2.5])
+def test_heavy_tails_of_stale_weights_are_no_lie(tail):
+  """A hundredth of the tokens have ratios whose mean, 1, lies beyond what a result has seen."""
+  world, rng, monitor, scores = World(seed=7, updates=60), np.random.default_rng(0), Monitor(), []
+  for update in range(60):
+    rollouts, policy_BT = world.result(update, lag=0, rows=96)
+    deviations_BT = np.where(rng.random(policy_BT.shape) < 0.01, tail, 0.02)
+    ratios_BT = rng.normal(size=policy_BT.shape) * deviations_BT - deviations_BT**2 / 2
+    monitor, verdict = judge(monitor, Thresholds(), 0, rollouts, ratios_BT, update)
+    scores.append(verdict.score)
+  assert max(scores) < 0.85
+
+
 def scaled(factor):
   def lie(world, update):
     rollouts, policy_BT = world.result(update, lag=2)
@@ -172,7 +185,7 @@ def test_half_a_percent_is_seen_in_the_average_and_three_in_a_row_quarantine():
       seen.append(verdict.status)
   assert set(statuses[1.0]) == {"ok"}
   assert statuses[0.995][0] == "ok"  # one result is not enough
-  assert statuses[0.995].count("ok") < 10
+  assert statuses[0.995].count("ok") < 20
   in_a_row = "".join(status[0] for status in statuses[0.995])
   assert "ffq" in in_a_row and "fff" not in in_a_row and "qq" not in in_a_row
 

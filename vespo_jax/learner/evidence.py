@@ -14,6 +14,7 @@ from vespo_jax.diagnostics import STALENESS_BUCKETS
 from vespo_jax.types import Rollout
 
 Levels = dict[str, tuple[float, float]]
+UNSEEN = 1.5  # standard errors of a sum of so few terms; see `calibration`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +54,24 @@ def gather(
 
 
 def calibration(log_ratio_N: np.ndarray, floor_nats: float) -> float:
-  """z = sum_t (ratio_t - 1) / sqrt(sum_t (ratio_t - 1)^2 + N floor^2), standard normal for tokens
-  drawn with the probabilities they report; below `floor_nats` the ratios are rounding."""
-  excess_N = np.expm1(np.clip(log_ratio_N.astype(np.float64), -20.0, 20.0))
-  variation = np.sum(excess_N**2) + len(excess_N) * floor_nats**2
-  return float(np.sum(excess_N) / variation**0.5) if len(excess_N) else 0.0
+  """z = sum_t d_t / sqrt(sum_t d_t^2 + N floor^2) with d_t = ratio_t - 1, standard normal for tokens
+  drawn with the probabilities they report; below `floor_nats` the ratios are rounding.
+
+  Stale weights have heavy tails: a policy that has learnt a token which its sampler almost never
+  drew has a large ratio there, which N draws may all miss, and then their sum is below 0. How much
+  may be missing is known from what is not: of the mass that left the drawn tokens,
+  sum_t max(-d_t, 0), a fraction of `UNSEEN / sqrt(n)`, where n = (sum_t d_t^2)^2 / sum_t d_t^4
+  counts the terms that decide the variation. A negative sum is forgiven so much.
+  """
+  d_N = np.expm1(np.clip(log_ratio_N.astype(np.float64), -20.0, 20.0))
+  if not len(d_N):
+    return 0.0
+  total, squares = float(np.sum(d_N)), float(np.sum(d_N**2))
+  if total < 0:
+    deciding = squares**2 / np.sum(d_N**4)
+    unseen = min(1.0, UNSEEN / deciding**0.5) * float(np.sum(np.maximum(-d_N, 0.0)))
+    total = min(total + unseen, 0.0)
+  return total / (squares + len(d_N) * floor_nats**2) ** 0.5
 
 
 def disagreement(log_ratio_N: np.ndarray, lags_N: np.ndarray, floor_nats: float) -> Levels:

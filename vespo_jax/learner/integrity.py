@@ -7,7 +7,8 @@ Three tests of a result, each blind to what is legitimate:
 - **calibration** needs no history. A token really drawn with the reported probability mu, given
   those before it, has E_mu[policy / mu] = 1, however stale the weights and whatever the engine's
   numerics. So sum_t (ratio_t - 1) is a martingale and, over the root of its quadratic variation, a
-  standard normal z. For scaled, swapped or invented log-probs it is not.
+  standard normal z. For scaled, swapped or invented log-probs it is not. (What heavy tails of stale
+  weights do to it: `evidence.calibration`.)
 - **disagreement**, mean |log policy - log mu| per token, grows with staleness. It is compared, in
   log space and at the lag the worker claims, with moving averages of what all workers show there.
   Weights older than claimed, or tokens that are not the worker's, stand out.
