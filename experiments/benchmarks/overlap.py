@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.benchmarks.workload import Workload
 from vespo_jax import metrics
 
 UPDATES, WARM_UP = 40, 8
@@ -30,13 +31,14 @@ ALIKE = {
 MODES = {"turns": {}, "beside": {"runtime.mode": "async"}}
 
 
-def measure(repetitions: int) -> dict[str, Any]:
+def measure(workload: Workload, repetitions: int) -> dict[str, Any]:
   """Seconds per update of both ways by repetition, and of sampling and updating alone.
 
   Raises OSError if this machine cannot give two processes a core each.
   """
   if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
     raise OSError("needs two cores, and an operating system that lets processes choose theirs")
+  del workload  # it is the quickstart's
   results: dict[str, Any] = {mode: [] for mode in MODES} | {"sample": [], "update": []}
   for _ in range(repetitions):
     for mode, changes in MODES.items():
@@ -51,16 +53,17 @@ def measure(repetitions: int) -> dict[str, Any]:
   return results
 
 
-def describe(results: dict[str, Any]) -> str:
+def describe(results: dict[str, Any], workload: Workload) -> str:
   """The medians, how much faster side by side is, and how much faster it could be."""
+  del workload
   middle = {name: statistics.median(seconds) for name, seconds in results.items()}
   lines = [
-    f"  {name}: {middle[name]:.3f} s [{min(results[name]):.3f}, {max(results[name]):.3f}]"
+    f"{name}: {middle[name]:.3f} s [{min(results[name]):.3f}, {max(results[name]):.3f}]"
     for name in results
   ]
   gain = middle["turns"] / middle["beside"]
   bound = middle["turns"] / max(middle["sample"], middle["update"])
-  return "\n".join([*lines, f"  {gain:.2f}x as fast side by side; {bound:.2f}x is the limit"])
+  return "\n".join([*lines, f"{gain:.2f}x as fast side by side; {bound:.2f}x is the limit"])
 
 
 def _run(workdir: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from vespo_jax.models.head import (
   token_logprobs,
 )
 from vespo_jax.models.moe import Routing, pack_expert_ids
-from vespo_jax.models.params import abstract, count, describe, head_table, init
+from vespo_jax.models.params import abstract, count, describe, head_table, init, unstack
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.models.transformer import REMAT, forward, forward_groups, forward_routed
 
@@ -58,4 +58,5 @@ __all__ = [
   "quantize",
   "save",
   "token_logprobs",
+  "unstack",
 ]

@@ -17,22 +17,24 @@ class KVCache:
   """What `forward` reads and extends.
 
   Attributes:
-    keys_LBKHS, values_LBKSH: the tokens of row b are in its slots 0, 1, .. without a gap; slots
-      from its length on hold nothing of use.
+    keys, values: an array of each layer, [B, K, H, S] and [B, K, S, H]: both products of attention
+      are plain ones, and a layer is no slice of anything that would have to be copied. The tokens
+      of row b are in its slots 0, 1, .. without a gap; slots from its length on hold nothing of
+      use.
     lengths_B: int32, the tokens of each row: slot and rotary position of its next one.
   """
 
-  keys_LBKHS: Array
-  values_LBKSH: Array
+  keys: tuple[Array, ...]
+  values: tuple[Array, ...]
   lengths_B: Array
 
 
 def init_cache(spec: ModelSpec, batch: int, slots: int, dtype: jnp.dtype = jnp.float32) -> KVCache:
   """An empty cache of `slots` tokens for each of `batch` rows."""
-  L, K, H = spec.layers, spec.kv_heads, spec.head_width
+  K, H, layers = spec.kv_heads, spec.head_width, range(spec.layers)
   return KVCache(
-    keys_LBKHS=jnp.zeros((L, batch, K, H, slots), dtype),
-    values_LBKSH=jnp.zeros((L, batch, K, slots, H), dtype),
+    keys=tuple(jnp.zeros((batch, K, H, slots), dtype) for _ in layers),
+    values=tuple(jnp.zeros((batch, K, slots, H), dtype) for _ in layers),
     lengths_B=jnp.zeros((batch,), jnp.int32),
   )
 
@@ -45,19 +47,18 @@ def copy_rows(
   `count` is a scalar array, so that one program copies any number of rows; under `jit` with `cache`
   donated nothing else moves. Rows of the source must be no longer than the cache has slots.
   """
-  slots = min(cache.keys_LBKHS.shape[-1], source.keys_LBKHS.shape[-1])
-  source_keys, source_values = source.keys_LBKHS[..., :slots], source.values_LBKSH[..., :slots, :]
+  slots = min(cache.keys[0].shape[-1], source.keys[0].shape[-1])
+  source = dataclasses.replace(
+    source,
+    keys=tuple(keys[..., :slots] for keys in source.keys),
+    values=tuple(values[..., :slots, :] for values in source.values),
+  )
 
   def copy(i: Array, cache: KVCache) -> KVCache:
     def put(into: Array, rows: Array) -> Array:
-      row = jax.lax.dynamic_slice_in_dim(rows, source_rows_I[i], 1, axis=1)
-      return jax.lax.dynamic_update_slice(into, row, (0, rows_I[i], 0, 0, 0))
+      row = jax.lax.dynamic_slice_in_dim(rows, source_rows_I[i], 1)
+      return jax.lax.dynamic_update_slice(into, row, (rows_I[i], *(0,) * (into.ndim - 1)))
 
-    return dataclasses.replace(
-      cache,
-      keys_LBKHS=put(cache.keys_LBKHS, source_keys),
-      values_LBKSH=put(cache.values_LBKSH, source_values),
-      lengths_B=cache.lengths_B.at[rows_I[i]].set(source.lengths_B[source_rows_I[i]]),
-    )
+    return jax.tree.map(put, cache, source)
 
   return jax.lax.fori_loop(0, count, copy, cache)

@@ -100,6 +100,16 @@ def count(spec: ModelSpec) -> int:
   return sum(math.prod(info.shape) for info in jax.tree.leaves(describe(spec)))
 
 
+def unstack(params: Params) -> Params:
+  """The same parameters, `layers` a tuple of one tree for each: as generation, which reads every
+  kernel again for every token, takes them without copying slices of the stack."""
+  layers = params["layers"]
+  if isinstance(layers, tuple):
+    return params
+  count = jax.tree.leaves(layers)[0].shape[0]
+  return {**params, "layers": tuple(jax.tree.map(lambda x: x[l], layers) for l in range(count))}
+
+
 def head_table(params: Params) -> Array:
   """The output projection, [V, D]: the head, or the embedding where it is tied."""
   return params.get("head", params["embedding"])

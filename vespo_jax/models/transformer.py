@@ -17,6 +17,7 @@ from vespo_jax.models import attention
 from vespo_jax.models.cache import KVCache
 from vespo_jax.models.layers import linear, rms_norm, rotary_angles, rotate, swiglu
 from vespo_jax.models.moe import Routing, mixture
+from vespo_jax.models.params import unstack
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.types import Array, HostArray, Params
 
@@ -55,7 +56,8 @@ def forward_routed(
   """Final hidden states, after the last norm and before the head.
 
   Args:
-    params: as described by `models.params.describe(spec)`; their type is the compute type.
+    params: as described by `models.params.describe(spec)`, or with a cache as `unstack` has them;
+      their type is the compute type.
     tokens_BT: int32 ids.
     positions: [B, T] int32 rotary positions; None counts the real tokens of each segment from 0
       (with a cache: on from the row's length).
@@ -241,48 +243,43 @@ def _cached_layers(
   cache: KVCache,
   expert_ids_LMA: Array | None,
 ) -> tuple[Array, KVCache, Routing | None]:
-  """All blocks; the tokens attend to the cached ones and causally to each other.
+  """All blocks; the tokens' keys and values are written to the cache, which they then attend to.
 
-  Their keys and values are written at the end, all layers at once: under `jit` with the cache in a
-  loop's carry, or donated, that is in place.
+  Under `jit` with the cache in a loop's carry, or donated, that is in place.
   """
   B, T = segments_BT.shape
   real_BT = segments_BT != 0
-  causal_BTT = jnp.tri(T, dtype=bool) & real_BT[:, None, :]
-  cached_BS = jnp.arange(cache.keys_LBKHS.shape[-1]) < cache.lengths_B[:, None]
+  rows_B1 = jnp.arange(B)[:, None]
+  slots_BT = cache.lengths_B[:, None] + jnp.arange(T)  # padding comes after what may be looked at
+  seen_BTS = jnp.arange(cache.keys[0].shape[-1]) <= slots_BT[:, :, None]
+  extended = []
+  routings = []
+  for l, layer in enumerate(unstack(params)["layers"]):
 
-  def body(hidden_MD: Array, inputs: tuple[Params, Array, Array | None]):
-    layer, l, expert_ids_MA = inputs
-    new = []  # this layer's keys and values leave `attend` this way
-
-    def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array) -> Array:
+    def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array, l: int = l) -> Array:
       queries, keys, values = (_rows(x, B) for x in (queries_MNH, keys_MKH, values_MKH))
-      new.extend([keys, values])
-      cached = attention.Block(cache.keys_LBKHS[l], cache.values_LBKSH[l], cached_BS[:, None])
-      own = attention.block(keys, values, causal_BTT)
-      return attention.attend(queries, own, cached).reshape(B * T, -1)
+      keys = cache.keys[l].at[rows_B1, :, :, slots_BT].set(keys, mode="drop", unique_indices=True)
+      values = (
+        cache.values[l].at[rows_B1, :, slots_BT].set(values, mode="drop", unique_indices=True)
+      )
+      extended.append((keys, values))
+      mixed = attention.attend(queries, attention.Block(keys, values, seen_BTS))
+      return mixed.reshape(B * T, -1)
 
     hidden_MD, routing = _block(
-      layer, spec, hidden_MD, angles, attend, real_BT.reshape(-1), expert_ids_MA
+      layer,
+      spec,
+      hidden_MD,
+      angles,
+      attend,
+      real_BT.reshape(-1),
+      None if expert_ids_LMA is None else expert_ids_LMA[l],
     )
-    return hidden_MD, (*new, routing)
-
-  hidden_MD, (keys_LBTKH, values_LBTKH, routing) = jax.lax.scan(
-    body, hidden_MD, (params["layers"], jnp.arange(spec.layers), expert_ids_LMA)
-  )
-  rows_B1 = jnp.arange(B)[:, None]
-  slots_BT = cache.lengths_B[:, None] + jnp.arange(T)
-
-  def put(into: Array, at: tuple, new_LBTKH: Array) -> Array:
-    return into.at[at].set(jnp.moveaxis(new_LBTKH, 0, 2), mode="drop", unique_indices=True)
-
-  every = slice(None)
-  extended = KVCache(
-    keys_LBKHS=put(cache.keys_LBKHS, (every, rows_B1, every, every, slots_BT), keys_LBTKH),
-    values_LBKSH=put(cache.values_LBKSH, (every, rows_B1, every, slots_BT), values_LBTKH),
-    lengths_B=cache.lengths_B + jnp.sum(real_BT, axis=1, dtype=jnp.int32),
-  )
-  return hidden_MD, extended, routing
+    routings.append(routing)
+  keys, values = zip(*extended, strict=True)
+  lengths_B = cache.lengths_B + jnp.sum(real_BT, axis=1, dtype=jnp.int32)
+  stacked = None if routings[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *routings)
+  return hidden_MD, KVCache(keys, values, lengths_B), stacked
 
 
 def _rows(x: Array, rows: int) -> Array:

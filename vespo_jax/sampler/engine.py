@@ -101,7 +101,7 @@ class Engine:
     Running sequences keep the keys and values of their tokens; with `recompute` those are computed
     again by the new weights, as if prompt and response so far were the prompt.
     """
-    self._version, self._params = version, params
+    self._version, self._params = version, models.unstack(params)
     if self._cache is None:
       slots = _multiple(self.longest_prompt + self.settings.max_new_tokens - 1)
       dtype = models.head_table(params).dtype
