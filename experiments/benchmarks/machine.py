@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+SETTLE_S = 0.1  # the threads of a BLAS go on spinning for a while
 Times = dict[str, list[float]]  # name -> seconds of each repetition
 
 
@@ -24,6 +24,7 @@ def interleaved(tasks: Mapping[str, Callable[[], Any]], repetitions: int) -> Tim
   times: Times = {name: [] for name in tasks}
   for i in range(repetitions + 1):
     for name, task in tasks.items():
+      time.sleep(SETTLE_S)
       started = time.perf_counter()
       jax.block_until_ready(task())
       if i:
@@ -43,10 +44,20 @@ def spread(values: Sequence[float], unit: str = "s", digits: int = 3) -> str:
 
 
 def products(shapes: Sequence[tuple[int, int, int]]) -> Callable[[], Any]:
-  """A task that multiplies matrices [M, K] @ [K, N] of each shape, one after another."""
-  pairs = [(jnp.ones((M, K)), jnp.ones((K, N))) for M, K, N in shapes]
-  multiply = jax.jit(jnp.matmul)
-  return lambda: [multiply(a, b) for a, b in pairs]
+  """A task that multiplies matrices [M, K] @ [K, N] of each shape, one after another, by NumPy's
+  BLAS and into memory that is there already: what the cores can do."""
+  rng = np.random.default_rng(0)
+  arrays = {
+    (M, K, N): [rng.normal(size=shape).astype(np.float32) for shape in ((M, K), (K, N), (M, N))]
+    for M, K, N in set(shapes)
+  }
+
+  def run() -> None:
+    for shape in shapes:
+      a, b, c = arrays[shape]
+      np.matmul(a, b, out=c)
+
+  return run
 
 
 def product_flops(shapes: Sequence[tuple[int, int, int]]) -> float:

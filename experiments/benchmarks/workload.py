@@ -6,12 +6,19 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vespo_jax import advantages, models, objectives
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
-from vespo_jax.learner.update import StepSettings, compile_update, init_state, make_update
+from vespo_jax.learner.update import (
+  StepSettings,
+  compile_update,
+  init_state,
+  make_update,
+  place_state,
+)
 from vespo_jax.models import ModelSpec
 from vespo_jax.sampler import Settings
 from vespo_jax.sharding import make_mesh
@@ -105,8 +112,9 @@ class Workload:
       LossSettings(micro_batches=self.micro_batches),
       StepSettings(),
     )
-    state = init_state(jax.tree.map(lambda x: x.copy(), params), optimizer)
-    return state, compile_update(update, make_mesh({"data": 1}), spec, state)
+    mesh = make_mesh({"data": 1})
+    state = place_state(mesh, spec, init_state(jax.tree.map(jnp.copy, params), optimizer))
+    return state, compile_update(update, mesh, spec, state)
 
   @property
   def sequences(self) -> int:

@@ -21,6 +21,10 @@ from vespo_jax.models.params import unstack
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.types import Array, HostArray, Params
 
+# Up to so many layers, none is a step of a loop: what the backward pass keeps of each is then not
+# copied into a stack and out of it again, for a program whose compilation takes as much longer.
+UNROLLED = 8
+
 _KEEP_PROJECTIONS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 REMAT: Mapping[str, Callable[[Callable], Callable]] = {
   "none": lambda block: block,
@@ -204,7 +208,8 @@ def _layers(
     return _block(layer, spec, hidden_MD, angles, attend, real_M, expert_ids_MA)
 
   body = REMAT[remat](body)
-  return jax.lax.scan(body, hidden_MD, (params["layers"], expert_ids_LMA))
+  unroll = spec.layers if spec.layers <= UNROLLED else 1
+  return jax.lax.scan(body, hidden_MD, (params["layers"], expert_ids_LMA), unroll=unroll)
 
 
 def _block(
