@@ -25,7 +25,7 @@ def _chunked(hidden_MD: Array, table_VD: Array, targets_M: Array) -> Array:
 
 
 def measure(workload: Workload, repetitions: int) -> dict[str, Any]:
-  """Seconds of log-probs and their gradients both ways, and the MB of temporaries of the programs."""
+  """Seconds of log-probs with their gradients both ways, and MB of the programs' temporaries."""
   del workload  # the vocabulary is the point
   keys = jax.random.split(jax.random.key(0), 4)
   arguments = (
@@ -47,7 +47,7 @@ def describe(results: dict[str, Any], workload: Workload) -> str:
   """Both ways, and their ratios."""
   del workload
   lines = [
-    f"{name}: {machine.spread(results[f'{name}_s'])}, {results[f'{name}_mb']:,.0f} MB of temporaries"
+    f"{name}: {machine.spread(results[f'{name}_s'])}, {results[f'{name}_mb']:,.0f} MB temporary"
     for name in ("chunked", "naive")
   ]
   time = machine.median_ratio(results["chunked_s"], results["naive_s"])

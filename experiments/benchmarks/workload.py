@@ -1,4 +1,4 @@
-"""The work that is timed: a policy, how much it samples, and the arithmetic that cannot be avoided."""
+"""The work that is timed: a policy, what it samples, and the arithmetic that takes at least."""
 
 from __future__ import annotations
 

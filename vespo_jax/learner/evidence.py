@@ -54,8 +54,8 @@ def gather(
 
 
 def calibration(log_ratio_N: np.ndarray, floor_nats: float) -> float:
-  """z = sum_t d_t / sqrt(sum_t d_t^2 + N floor^2) with d_t = ratio_t - 1, standard normal for tokens
-  drawn with the probabilities they report; below `floor_nats` the ratios are rounding.
+  """z = sum_t d_t / sqrt(sum_t d_t^2 + N floor^2), where d_t = ratio_t - 1: standard normal for
+  tokens drawn with the probabilities they report; below `floor_nats` the ratios are rounding.
 
   Stale weights have heavy tails: a policy that has learnt a token which its sampler almost never
   drew has a large ratio there, which N draws may all miss, and then their sum is below 0. How much

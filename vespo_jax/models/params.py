@@ -104,10 +104,13 @@ def unstack(params: Params) -> Params:
   """The same parameters, `layers` a tuple of one tree for each: as generation, which reads every
   kernel again for every token, takes them without copying slices of the stack."""
   layers = params["layers"]
-  if isinstance(layers, tuple):
-    return params
-  count = jax.tree.leaves(layers)[0].shape[0]
-  return {**params, "layers": tuple(jax.tree.map(lambda x: x[l], layers) for l in range(count))}
+  return params if isinstance(layers, tuple) else {**params, "layers": _unstacked(layers)}
+
+
+@jax.jit
+def _unstacked(layers: Params) -> tuple[Params, ...]:
+  leaves, tree = jax.tree.flatten(layers)
+  return tuple(tree.unflatten(parts) for parts in zip(*leaves, strict=True))
 
 
 def head_table(params: Params) -> Array:

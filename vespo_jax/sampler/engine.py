@@ -19,7 +19,7 @@ from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Array, Params, Rollout, TokenIds
 
 PROMPT_BUCKET = 16  # prompts are padded to such multiples, so few shapes are ever compiled
-PREFILL_TOKENS = 128  # prompts are computed so many (padded) tokens at a time, or one by one
+PREFILL_TOKENS = 512  # prompts are computed so many (padded) tokens at a time, or one by one
 IDLE_FRACTION = 8  # with sequences waiting, decoding goes on until 1 / 8 of the slots are idle
 
 
