@@ -1,14 +1,15 @@
 """Log-probabilities of given tokens, without ever building [tokens, V].
 
-The head runs over chunks of tokens and is rematerialised in the backward pass, so its memory is one
-chunk of logits, whatever the batch and the vocabulary.
+The head runs over blocks of the vocabulary, each of which is read once in the forward pass and once
+in the backward pass, where the gradient of its rows is complete when it is left. Its memory is one
+block of logits, whatever the batch and the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -18,7 +19,25 @@ from vespo_jax.models.spec import ModelSpec
 from vespo_jax.models.transformer import forward, forward_groups
 from vespo_jax.types import Array, Params, TrainBatch
 
-_CHUNK_LOGITS = 1 << 22  # logits alive at a time: 16 MiB of float32
+_BLOCK_LOGITS = 1 << 22  # logits alive at a time: 16 MiB of float32
+_LEAST_COLUMNS = 128  # of a block, for products that are worth their overhead
+
+
+@flax.struct.dataclass
+class Statistics:
+  """Of the distributions softmax(logits) of M tokens, float32 [M] each.
+
+  Attributes:
+    logit_M: of the target.
+    log_z_M: log sum exp of all logits.
+    mean_M: sum_v p_v logit_v.
+    squares_M: sum_v p_v^2.
+  """
+
+  logit_M: Array
+  log_z_M: Array
+  mean_M: Array
+  squares_M: Array
 
 
 def chunked_logprobs(
@@ -27,45 +46,100 @@ def chunked_logprobs(
   """Log-prob of each target and entropy of each distribution, float32 [M], in nats.
 
   The distribution is softmax(hidden @ table^T / temperature), computed in float32. Both results are
-  differentiable with respect to `hidden_MD` and `table_VD`.
+  differentiable, once and in reverse, with respect to `hidden_MD` and `table_VD`.
   """
-
-  def statistics(logits_CV: Array, targets_C: Array) -> tuple[Array, Array]:
-    log_z_C = jax.nn.logsumexp(logits_CV, axis=-1)
-    probs_CV = jnp.exp(logits_CV - log_z_C[:, None])
-    return _at(logits_CV, targets_C) - log_z_C, log_z_C - jnp.sum(probs_CV * logits_CV, axis=-1)
-
-  return _chunked(statistics, hidden_MD, table_VD, targets_M, temperature)
+  return _logprobs(hidden_MD, table_VD, jnp.asarray(targets_M), temperature)
 
 
-def _at(values_CV: Array, targets_C: Array) -> Array:
-  return jnp.take_along_axis(values_CV, targets_C[:, None], axis=-1)[:, 0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _logprobs(
+  hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: float
+) -> tuple[Array, Array]:
+  return _logprobs_forward(hidden_MD, table_VD, targets_M, temperature)[0]
 
 
-def _chunked(
-  statistics: Callable[[Array, Array], Any],
-  hidden_MD: Array,
-  table_VD: Array,
-  targets_M: Array,
-  temperature: float,
-) -> Any:
-  """`statistics(logits_CV, targets_C)`, arrays [C] each, over chunks of the tokens."""
-  M, D = hidden_MD.shape
-  chunks = -(-M // max(128, _CHUNK_LOGITS // table_VD.shape[0]))
-  size = -(-M // chunks)
-  padding = chunks * size - M
+def _logprobs_forward(hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: float):
+  found = _statistics(hidden_MD, table_VD, targets_M, temperature)
+  entropy_M = found.log_z_M - found.mean_M
+  kept = (hidden_MD, table_VD, targets_M, found.log_z_M, entropy_M)
+  return (found.logit_M - found.log_z_M, entropy_M), kept
 
-  # Chunk j holds tokens j, j + chunks, ..: a sharded token axis stays sharded within each chunk.
-  def cut(x: Array) -> Array:
-    x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
-    return jnp.moveaxis(x.reshape(size, chunks, *x.shape[1:]), 1, 0)
 
-  @jax.checkpoint
-  def one_chunk(hidden_CD: Array, targets_C: Array) -> Any:
-    return statistics((hidden_CD @ table_VD.T).astype(jnp.float32) / temperature, targets_C)
+def _logprobs_backward(temperature: float, kept: tuple, gradients: tuple[Array, Array]):
+  """With p = softmax(l): d log p_y / dl = 1[y] - p, and d entropy / dl = -p (log p + entropy)."""
+  hidden_MD, table_VD, targets_M, log_z_M, entropy_M = kept
+  of_logprob_M, of_entropy_M = gradients
 
-  results = jax.lax.map(lambda args: one_chunk(*args), (cut(hidden_MD), cut(targets_M)))
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1)[:M], results)
+  def block(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+    of_hidden_MD, of_table_VD = sums
+    rows_CD, logits_MC, ids_C, fresh_C = _block(j, hidden_MD, table_VD, temperature)
+    logp_MC = jnp.where(fresh_C, logits_MC - log_z_M[:, None], -jnp.inf)
+    p_MC = jnp.exp(logp_MC)
+    factor_MC = of_logprob_M[:, None] + of_entropy_M[:, None] * jnp.where(
+      fresh_C, logp_MC + entropy_M[:, None], 0.0
+    )
+    hit_MC = (ids_C == targets_M[:, None]) & fresh_C
+    of_logits_MC = jnp.where(hit_MC, of_logprob_M[:, None], 0.0) - p_MC * factor_MC
+    of_logits_MC = (of_logits_MC / temperature).astype(hidden_MD.dtype)
+    of_rows_CD = jax.lax.dynamic_slice_in_dim(of_table_VD, ids_C[0], len(ids_C))
+    of_rows_CD += of_logits_MC.T @ hidden_MD
+    return (
+      of_hidden_MD + of_logits_MC @ rows_CD,
+      jax.lax.dynamic_update_slice_in_dim(of_table_VD, of_rows_CD, ids_C[0], 0),
+    )
+
+  start = (jnp.zeros_like(hidden_MD), jnp.zeros_like(table_VD))
+  blocks = _blocks(len(hidden_MD), len(table_VD))[0]
+  return *jax.lax.fori_loop(0, blocks, block, start), None
+
+
+_logprobs.defvjp(_logprobs_forward, _logprobs_backward)
+
+
+def _blocks(tokens: int, vocabulary: int) -> tuple[int, int]:
+  """How many blocks of the vocabulary there are, and the columns of each."""
+  columns = max(_LEAST_COLUMNS, _BLOCK_LOGITS // tokens)
+  count = -(-vocabulary // columns)
+  return count, -(-vocabulary // count)
+
+
+def _block(
+  j: Array, hidden_MD: Array, table_VD: Array, temperature: float
+) -> tuple[Array, Array, Array, Array]:
+  """Rows of the table, their logits, their ids, and which of them no block before has had: the last
+  block begins early enough to be whole."""
+  V = len(table_VD)
+  columns = _blocks(len(hidden_MD), V)[1]
+  start = jnp.minimum(j * columns, V - columns)
+  rows_CD = jax.lax.dynamic_slice_in_dim(table_VD, start, columns)
+  logits_MC = (hidden_MD @ rows_CD.T).astype(jnp.float32) / temperature
+  ids_C = start + jnp.arange(columns)
+  return rows_CD, logits_MC, ids_C, ids_C >= j * columns
+
+
+def _statistics(
+  hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: float
+) -> Statistics:
+  def block(j: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+    peak_M, one_M, two_M, first_M, logit_M = sums
+    _, logits_MC, ids_C, fresh_C = _block(j, hidden_MD, table_VD, temperature)
+    new_M = jnp.maximum(peak_M, jnp.max(logits_MC, axis=-1))  # an old column changes no maximum
+    shrunk_M = jnp.exp(peak_M - new_M)
+    exp_MC = jnp.where(fresh_C, jnp.exp(logits_MC - new_M[:, None]), 0.0)
+    hit_MC = (ids_C == targets_M[:, None]) & fresh_C
+    return (
+      new_M,
+      one_M * shrunk_M + jnp.sum(exp_MC, axis=-1),
+      two_M * shrunk_M**2 + jnp.sum(exp_MC**2, axis=-1),
+      first_M * shrunk_M + jnp.sum(exp_MC * logits_MC, axis=-1),
+      logit_M + jnp.sum(jnp.where(hit_MC, logits_MC, 0.0), axis=-1),
+    )
+
+  zeros_M = jnp.zeros(len(hidden_MD), jnp.float32)
+  start = (jnp.full_like(zeros_M, -jnp.inf), zeros_M, zeros_M, zeros_M, zeros_M)
+  blocks = _blocks(len(hidden_MD), len(table_VD))[0]
+  peak_M, one_M, two_M, first_M, logit_M = jax.lax.fori_loop(0, blocks, block, start)
+  return Statistics(logit_M, peak_M + jnp.log(one_M), first_M / one_M, two_M / one_M**2)
 
 
 def token_logprobs(
@@ -135,12 +209,9 @@ def group_logit_norms(
   """|d log pi(y_t) / d logits|^2 = 1 - 2 pi(y_t) + sum_v pi(v)^2 of every response token, float32
   [P, R, T], at temperature 1 of the scaled logits."""
 
-  def statistics(logits_CV: Array, targets_C: Array) -> Array:
-    probs_CV = jax.nn.softmax(logits_CV, axis=-1)
-    return 1 - 2 * _at(probs_CV, targets_C) + jnp.sum(probs_CV**2, axis=-1)
-
   hidden_MD, targets_M, _ = _group_hidden(params, spec, batch)
-  squares_M = _chunked(statistics, hidden_MD, head_table(params), targets_M, temperature)
+  found = _statistics(hidden_MD, head_table(params), targets_M, temperature)
+  squares_M = 1 - 2 * jnp.exp(found.logit_M - found.log_z_M) + found.squares_M
   return squares_M.reshape(batch.response_tokens_PRT.shape)
 
 
