@@ -8,6 +8,8 @@ key/value head, and of the R samples of a prompt, are rows of one product.
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -35,12 +37,38 @@ def block(keys_BTKH: Array, values_BTKH: Array, mask: Array) -> Block:
   return Block(keys_BTKH.transpose(0, 2, 3, 1), values_BTKH.transpose(0, 2, 1, 3), mask)
 
 
+QUERY_BLOCK = 1024  # longer rows of queries are attended in such pieces
+
+
 def attend(queries_BTNH: Array, own: Block, prefix: Block | None = None) -> Array:
   """softmax(q k / sqrt(H)) v over both blocks; returns [B, T, N * H] in the queries' type.
 
   The B rows of a call with a prefix are prompt-major, R rows to each of the prefix's P prompts.
   Scores and sums are float32. A query that may attend to nothing gets zeros.
+
+  Beyond `QUERY_BLOCK` queries the memory of scores grows with T and not with T^2: pieces of so many
+  follow one another, and the scores of each are computed again in the backward pass.
   """
+  B, T = queries_BTNH.shape[:2]
+  if T <= QUERY_BLOCK:
+    return _attend(queries_BTNH, own, prefix)
+  pieces = -(-T // QUERY_BLOCK)
+  padding = [(0, 0), (0, pieces * QUERY_BLOCK - T)]
+  queries = jnp.pad(queries_BTNH, [*padding, (0, 0), (0, 0)])
+  mask = jnp.pad(
+    jnp.broadcast_to(own.mask, (len(own.mask), T, own.mask.shape[-1])), [*padding, (0, 0)]
+  )
+
+  @jax.checkpoint
+  def piece(start: Array) -> Array:
+    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, QUERY_BLOCK, axis=1)
+    return _attend(cut(queries), dataclasses.replace(own, mask=cut(mask)), prefix)
+
+  mixed = jax.lax.map(piece, QUERY_BLOCK * jnp.arange(pieces))
+  return jnp.moveaxis(mixed, 0, 1).reshape(B, -1, mixed.shape[-1])[:, :T]
+
+
+def _attend(queries_BTNH: Array, own: Block, prefix: Block | None) -> Array:
   B, T, N, H = queries_BTNH.shape
   K = own.keys_BKHS.shape[1]
   scaled = queries_BTNH * jnp.asarray(H**-0.5, queries_BTNH.dtype)
