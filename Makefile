@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart smollm2 test test-slow test-ray test-parity golden lint warm-start
+.PHONY: setup quickstart smollm2 test test-slow test-ray test-parity bench bench-peers golden \
+  lint warm-start
 
 setup: $(READY)
 
@@ -51,6 +52,22 @@ $(PARITY): $(READY) requirements-parity.txt
 
 test-parity: $(PARITY)  ## against torch and transformers, in an environment of its own
 	.venv-parity/bin/python -m pytest -m parity --override-ini=addopts=--strict-markers
+
+bench: $(READY)  ## every benchmark, against this machine's own limits
+	$(BIN)/python -m experiments.benchmarks
+
+PEERS := .venv-peers/.ready
+
+$(PEERS): requirements-peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-peers.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  google-tunix==0.1.7
+	@touch $(PEERS)
+
+bench-peers: $(READY) $(PEERS)  ## TRL and Tunix on the same work, in an environment of their own
+	$(BIN)/python -m experiments.benchmarks.peers
 
 golden: $(PARITY)  ## regenerate tests/models/golden
 	.venv-parity/bin/python -m tests.parity.make_golden

@@ -96,6 +96,9 @@ def get_config() -> ConfigDict:
   config.runtime.ray.num_gpus = 0.0  # of each sampler
   config.runtime.ray.resources = ConfigDict()  # custom resources of each, by name; set in the file
   config.runtime.profile_updates = 0  # updates traced by jax.profiler, into profile/; 0: none
+  # where compiled programs are kept, for other runs too; "": nowhere. JAX's own variable,
+  # JAX_COMPILATION_CACHE_DIR, goes before
+  config.runtime.compilation_cache = "runs/compilation_cache"
   config.runtime.gpu_memory_fraction = 0.45  # of a GPU's memory, for the learner, and the samplers
 
   config.sampler = ConfigDict()

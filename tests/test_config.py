@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -369,3 +370,31 @@ def test_the_whole_check_starts_no_backend_and_loads_nothing_heavy():
   assert code == 75 and not started and "reasoning_gym.factory" in modules
   for heavy in ("orbax", "matplotlib", "pyarrow", "tensorflow_datasets", "vespo_jax.learner"):
     assert heavy not in modules, heavy
+
+
+@pytest.mark.parametrize("before", [None, "elsewhere"])
+def test_compiled_programs_are_kept_where_the_config_says_unless_the_environment_does(
+  before, tmp_path
+):
+  """The programs of the process itself, and by its environment those of its children."""
+  program = """
+import os, sys, jax
+from vespo_jax import train
+train.keep_programs(sys.argv[1])
+jax.block_until_ready(jax.jit(lambda x: jax.numpy.sin(x @ x))(jax.numpy.ones((9, 9))))
+print(os.environ["JAX_COMPILATION_CACHE_DIR"])
+"""
+  env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+  env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  if before:
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / before)
+  done = subprocess.run(
+    [sys.executable, "-c", program, str(tmp_path / "configured")],
+    env=env,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  used = tmp_path / (before or "configured")
+  assert done.stdout.strip() == str(used)
+  assert list(used.iterdir()) and [used] == list(tmp_path.iterdir())

@@ -219,6 +219,7 @@ RULES: dict[str, Rule] = {
   "runtime.hang_timeout_s": _seconds(),
   "runtime.max_failures": _at_least(0),
   "runtime.gpu_memory_fraction": _fraction(open_top=False),
+  "runtime.compilation_cache": TEXT,
   "sampler.source": _one_of_or_replay("process"),
   "sampler.processes": _at_least(1),
   "sampler.slots": _at_least(0),

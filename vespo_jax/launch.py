@@ -31,7 +31,12 @@ from vespo_jax.types import Params, TrainState
 
 __all__ = ["CheckpointError", "ChildDied", "Diverged", "SamplersFailed", "train"]
 
-CHANGEABLE = ("updates", "mesh.", "checkpoint.")  # keys that may differ when a run is resumed
+CHANGEABLE = (
+  "updates",
+  "mesh.",
+  "checkpoint.",
+  "runtime.compilation_cache",
+)  # keys that may differ when a run is resumed
 
 
 def train(

@@ -97,7 +97,9 @@ def _measure(name: str, workload: Workload, repetitions: int) -> dict[str, Any]:
 
 def _in_own_process(name: str, workload: Workload, repetitions: int) -> dict[str, Any]:
   """The same, by this command in a new process, so that its memory is its own."""
-  sizes = [f"--{key.replace('_', '-')}={value}" for key, value in vars(workload).items()]
+  sizes = [
+    f"--{key.replace('_', '-')}={value}" for key, value in dataclasses.asdict(workload).items()
+  ]
   options = [f"--only={name}", "--json", f"--repetitions={repetitions}", *sizes]
   command = [sys.executable, "-m", "experiments.benchmarks", *options]
   process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -1,0 +1,175 @@
+"""`python -m experiments.benchmarks.growth`: how time and memory grow, one size at a time.
+
+Each row is one size of a small workload; the slope between the last two sizes, in powers of the
+size, stands in the figure: 1 is proportional. Time is the fastest of three calls after a warm-up;
+memory is what XLA reserves for the temporaries of the update, or of a chunk of decoding. Writes
+docs/growth.png and docs/growth.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from experiments.benchmarks.workload import TINY, Workload
+from vespo_jax import models, sampler
+from vespo_jax.models import ModelSpec
+from vespo_jax.types import Params
+
+SMALL = Workload(prompts=4, samples=4, micro_batches=4)
+REPETITIONS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized(Workload):
+  """A workload whose model is changed in the fields of `changes`."""
+
+  changes: tuple[tuple[str, int], ...] = ()
+
+  @functools.cached_property
+  def policy(self) -> tuple[ModelSpec, Params]:
+    """The changed model, with random weights."""
+    spec = dataclasses.replace(TINY, **dict(self.changes))
+    return spec, models.init(spec, jax.random.key(0))
+
+
+def _sizes(name: str, size: int) -> Workload:
+  """The workload of one point of a sweep."""
+  if name == "prompts":
+    return dataclasses.replace(SMALL, prompts=size)  # as many micro-batches: each grows
+  if name == "response tokens":
+    return dataclasses.replace(SMALL, prompts=1, samples=2, micro_batches=1, new_tokens=size)
+  if name == "minibatches N":
+    return dataclasses.replace(SMALL, prompts=16, minibatches=size, micro_batches=1)
+  fields = {name: size}
+  if name == "width":  # with heads and MLP in proportion
+    fields |= {"heads": size // 32, "kv_heads": size // 64, "mlp_width": 4 * size}
+  return Sized(
+    **dataclasses.asdict(SMALL),
+    changes=tuple((key.replace("vocabulary", "vocab_size"), v) for key, v in fields.items()),
+  )
+
+
+SWEEPS = {
+  "prompts": (4, 8, 16, 32, 64),
+  "response tokens": (256, 512, 1024, 2048, 4096, 8192, 16384),
+  "vocabulary": (512, 2048, 8192, 32768, 131072),
+  "width": (64, 128, 256, 512, 1024),
+  "layers": (1, 2, 4, 8, 16, 32),
+  "minibatches N": (1, 2, 4, 8, 16),
+}
+
+
+def update_cost(work: Workload) -> tuple[float, float]:
+  """Seconds and MB of temporaries of the updates of a step."""
+  state, update = work.make_update()
+  batch = work.make_batch()
+  memory = jax.jit(update).lower(state, batch).compile().memory_analysis()
+
+  def step() -> None:
+    nonlocal state
+    for _ in range(work.minibatches):
+      state, metrics = update(state, batch)
+    jax.block_until_ready(metrics)
+
+  return _fastest(step), memory.temp_size_in_bytes / 1e6
+
+
+def sample_cost(work: Workload) -> float:
+  """Seconds of sampling."""
+  spec, params = work.policy
+  prompts = work.make_prompts()
+  return _fastest(lambda: sampler.generate(params, spec, prompts, jax.random.key(0), work.settings))
+
+
+def _fastest(call: Callable[[], object]) -> float:
+  call()
+  seconds = []
+  for _ in range(REPETITIONS):
+    started = time.perf_counter()
+    call()
+    seconds.append(time.perf_counter() - started)
+  return min(seconds)
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+  """d log value / d log size between the last two."""
+  return math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Measures every sweep, prints it row by row and writes the figure and the table."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.growth")
+  parser.add_argument("--only", choices=SWEEPS, help="one sweep")
+  parser.add_argument("--out", type=Path, default=Path("docs"), help="where it is written")
+  options = parser.parse_args(argv)
+  rows: dict[str, list[tuple[int, float, float, float]]] = {}
+  for name in [options.only] if options.only else SWEEPS:
+    for size in SWEEPS[name]:
+      work = _sizes(name, size)
+      update_s, update_mb = update_cost(work)
+      long = name == "response tokens" and size > 2048  # 16k steps of decoding take minutes
+      sample_s = math.nan if long else sample_cost(work)
+      rows.setdefault(name, []).append((size, update_s, update_mb, sample_s))
+      print(f"{name} {size}: update {update_s:.3f} s, {update_mb:.0f} MB, sample {sample_s:.3f} s")
+  options.out.mkdir(parents=True, exist_ok=True)
+  _draw(rows, options.out / "growth.png")
+  (options.out / "growth.md").write_text(_table(rows))
+  return 0
+
+
+def _draw(rows: dict[str, list[tuple[int, float, float, float]]], path: Path) -> None:
+  figure, axes = plt.subplots(2, len(rows), figsize=(3 * len(rows), 5.5), squeeze=False)
+  for column, (name, points) in zip(axes.T, rows.items(), strict=True):
+    sizes, update_s, update_mb, sample_s = (list(x) for x in zip(*points, strict=True))
+    for axis, values, label in (
+      (column[0], update_s, "update"),
+      (column[0], sample_s, "sample"),
+      (column[1], update_mb, "update"),
+    ):
+      known = [(a, b) for a, b in zip(sizes, values, strict=True) if not math.isnan(b)]
+      power = slope(*(list(x) for x in zip(*known, strict=True)))
+      axis.loglog(*zip(*known, strict=True), marker="o", label=f"{label} (slope {power:.2f})")
+      axis.legend(fontsize=8)
+      axis.set_xlabel(name)
+  axes[0, 0].set_ylabel("seconds")
+  axes[1, 0].set_ylabel("MB of temporaries")
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+  plt.close(figure)
+
+
+def _table(rows: dict[str, list[tuple[int, float, float, float]]]) -> str:
+  lines = [
+    "# Growth",
+    "",
+    "`python -m experiments.benchmarks.growth` (two CPU cores, float32): the reference policy, 4",
+    "prompts x 4 samples of 32 + 64 tokens, and one size at a time changed. Seconds of the update",
+    "and of sampling, MB of the update's temporaries.",
+    "",
+    "![growth](growth.png)",
+    "",
+    "| size | update s | update MB | sample s |",
+    "| --- | --- | --- | --- |",
+  ]
+  for name, points in rows.items():
+    for size, update_s, update_mb, sample_s in points:
+      sample = "" if math.isnan(sample_s) else f"{sample_s:.3f}"
+      lines.append(f"| {name} {size:,} | {update_s:.3f} | {update_mb:.0f} | {sample} |")
+  return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+  sys.exit(main())
