@@ -45,10 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     script = f"experiments.benchmarks.peers.{PEERS[name]}"
     commands[name] = [options.python, "-m", script, *sizes]
   rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
-  for _ in range(options.rounds):
+  for i in range(options.rounds):
     for name, command in list(commands.items()):
       try:
         rounds[name].append(_run(command))
+        step = rounds[name][-1]["rl_step_s"]
+        print(f"round {i + 1}/{options.rounds}: {name} {step:.2f} s a step", file=sys.stderr)
       except OSError as error:
         print(f"error: {name}: {error}", file=sys.stderr)
         del commands[name]
