@@ -36,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--json", action="store_true", help="print one JSON object")
   for name, value in SIZES.items():
     parser.add_argument(f"--{name}", type=int, default=value)
+  parser.add_argument("--micro-batches", type=int, default=16, help="pieces of our update")
   options = parser.parse_args(argv)
+  if min(options.rounds, options.repetitions) < 1:
+    parser.error("--rounds and --repetitions must be at least 1")
   sizes = [f"--{name}={getattr(options, name.replace('-', '_'))}" for name in SIZES]
   sizes.append(f"--repetitions={options.repetitions}")
   ours = [sys.executable, "-m", "experiments.benchmarks", "--only=rl_step", "--json"]
-  commands = {OURS: [*ours, *sizes]}
+  commands = {OURS: [*ours, *sizes, f"--micro-batches={options.micro_batches}"]}
   for name in [options.only] if options.only else PEERS:
     script = f"experiments.benchmarks.peers.{PEERS[name]}"
     commands[name] = [options.python, "-m", script, *sizes]
@@ -84,7 +87,10 @@ def _run(command: list[str]) -> dict[str, Any]:
     raise OSError(f"took longer than {TIMEOUT_S:g} s") from error
   except subprocess.CalledProcessError as error:
     raise OSError(f"exit code {error.returncode}: {error.stderr[-2000:]}") from error
-  result = json.loads(process.stdout.splitlines()[-1])
+  try:
+    result = json.loads(process.stdout.splitlines()[-1])
+  except (IndexError, json.JSONDecodeError) as error:
+    raise OSError(f"it printed no result: {process.stdout[-2000:]!r}") from error
   medians = {
     key: statistics.median(result[key]) if isinstance(result[key], list) else result[key]
     for key in (*COLUMNS, MEMORY)
