@@ -49,6 +49,7 @@ def main() -> None:
       max_steps=options.repetitions + 1,
       use_cpu=True,
       bf16=False,
+      gradient_checkpointing=False,  # TRL's default, True, is slower
       report_to="none",
       save_strategy="no",
       logging_strategy="no",
