@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def train(
     CheckpointError: if the run cannot be restored or saved.
     Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
   """
+  keep_programs(config.runtime.compilation_cache)
   fresh = _claim(config, workdir)
   finished = _finished(config, workdir)
   if finished is not None:
@@ -69,6 +71,17 @@ def train(
     if fresh:  # nothing has run under this config: the corrected one may have the directory
       (workdir / "config.json").unlink()
     raise
+
+
+def keep_programs(directory: str) -> None:
+  """Keeps what is compiled, by this process and those it starts, in `directory` for the next run:
+  unless that is "", or the environment's JAX_COMPILATION_CACHE_DIR names another place."""
+  if directory:
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(directory))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+      value = os.environ[name]  # JAX is imported by now and has read these
+      jax.config.update(name.lower(), float(value) if name.endswith("SECS") else value)
 
 
 def summary(result: dict[str, Any], workdir: Path) -> str:

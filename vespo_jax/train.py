@@ -14,8 +14,6 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
-import jax
-
 from vespo_jax import config as config_lib
 
 PREEMPTED = 75  # exit code
@@ -28,7 +26,6 @@ def main(argv: list[str]) -> int:
   except config_lib.ConfigError as error:
     return _fail(error, 2)
   os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", str(config.runtime.gpu_memory_fraction))
-  keep_programs(config.runtime.compilation_cache)
   from vespo_jax import launch  # heavy, so only once the command line is known to be good
 
   try:
@@ -49,17 +46,6 @@ def main(argv: list[str]) -> int:
     return PREEMPTED
   print(launch.summary(result, workdir))
   return 0
-
-
-def keep_programs(directory: str) -> None:
-  """Keeps what is compiled, by this process and those it starts, in `directory` for the next run:
-  unless that is "", or the environment's JAX_COMPILATION_CACHE_DIR names another place."""
-  if directory:
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(directory))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-      value = os.environ[name]  # JAX is imported by now and has read these
-      jax.config.update(name.lower(), float(value) if name.endswith("SECS") else value)
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -7,8 +7,6 @@ block of logits, whatever the batch and the vocabulary.
 
 from __future__ import annotations
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -48,26 +46,26 @@ def chunked_logprobs(
   The distribution is softmax(hidden @ table^T / temperature), computed in float32. Both results are
   differentiable, once and in reverse, with respect to `hidden_MD` and `table_VD`.
   """
-  return _logprobs(hidden_MD, table_VD, jnp.asarray(targets_M), temperature)
+  return _logprobs(hidden_MD, table_VD, jnp.asarray(targets_M), jnp.float32(temperature))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@jax.custom_vjp
 def _logprobs(
-  hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: float
+  hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: Array
 ) -> tuple[Array, Array]:
   return _logprobs_forward(hidden_MD, table_VD, targets_M, temperature)[0]
 
 
-def _logprobs_forward(hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: float):
+def _logprobs_forward(hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: Array):
   found = _statistics(hidden_MD, table_VD, targets_M, temperature)
   entropy_M = found.log_z_M - found.mean_M
-  kept = (hidden_MD, table_VD, targets_M, found.log_z_M, entropy_M)
+  kept = (hidden_MD, table_VD, targets_M, temperature, found.log_z_M, entropy_M)
   return (found.logit_M - found.log_z_M, entropy_M), kept
 
 
-def _logprobs_backward(temperature: float, kept: tuple, gradients: tuple[Array, Array]):
+def _logprobs_backward(kept: tuple, gradients: tuple[Array, Array]):
   """With p = softmax(l): d log p_y / dl = 1[y] - p, and d entropy / dl = -p (log p + entropy)."""
-  hidden_MD, table_VD, targets_M, log_z_M, entropy_M = kept
+  hidden_MD, table_VD, targets_M, temperature, log_z_M, entropy_M = kept
   of_logprob_M, of_entropy_M = gradients
 
   def block(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -90,7 +88,7 @@ def _logprobs_backward(temperature: float, kept: tuple, gradients: tuple[Array, 
 
   start = (jnp.zeros_like(hidden_MD), jnp.zeros_like(table_VD))
   blocks = _blocks(len(hidden_MD), len(table_VD))[0]
-  return *jax.lax.fori_loop(0, blocks, block, start), None
+  return *jax.lax.fori_loop(0, blocks, block, start), None, None
 
 
 _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
@@ -104,7 +102,7 @@ def _blocks(tokens: int, vocabulary: int) -> tuple[int, int]:
 
 
 def _block(
-  j: Array, hidden_MD: Array, table_VD: Array, temperature: float
+  j: Array, hidden_MD: Array, table_VD: Array, temperature: Array | float
 ) -> tuple[Array, Array, Array, Array]:
   """Rows of the table, their logits, their ids, and which of them no block before has had: the last
   block begins early enough to be whole."""
@@ -118,7 +116,7 @@ def _block(
 
 
 def _statistics(
-  hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: float
+  hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: Array | float
 ) -> Statistics:
   def block(j: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
     peak_M, one_M, two_M, first_M, logit_M = sums
