@@ -32,12 +32,8 @@ from vespo_jax.types import Params, TrainState
 
 __all__ = ["CheckpointError", "ChildDied", "Diverged", "SamplersFailed", "train"]
 
-CHANGEABLE = (
-  "updates",
-  "mesh.",
-  "checkpoint.",
-  "runtime.compilation_cache",
-)  # keys that may differ when a run is resumed
+# keys that may differ when a run is resumed
+CHANGEABLE = ("updates", "mesh.", "checkpoint.", "runtime.compilation_cache")
 
 
 def train(

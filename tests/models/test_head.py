@@ -39,6 +39,23 @@ def test_values_and_gradients_equal_the_dense_head(tokens, temperature, monkeypa
     np.testing.assert_allclose(got, want, atol=1e-4, rtol=1e-4)
 
 
+def test_a_sum_over_many_blocks_is_not_rounded_to_bfloat16(monkeypatch):
+  monkeypatch.setattr(head, "_BLOCK_LOGITS", 1)
+  rng = np.random.default_rng(0)
+  hidden = jnp.asarray(rng.normal(size=(4, 16)), jnp.bfloat16)
+  table = jnp.asarray(rng.normal(size=(128 * 64, 16)), jnp.bfloat16)  # 64 blocks
+  targets = jnp.asarray(rng.integers(0, len(table), 4))
+
+  def gradient(function, *arguments):
+    loss = lambda h, t: jnp.sum(function(h, t, targets, 1.0)[0])
+    return np.asarray(jax.jit(jax.grad(loss))(*arguments), np.float32)
+
+  exact = gradient(dense, hidden.astype(jnp.float32), table.astype(jnp.float32))
+  found = gradient(models.chunked_logprobs, hidden, table)
+  # logits and probabilities are rounded once, 2^-9 each; a sum of 64 roundings would be beyond
+  np.testing.assert_allclose(found, exact, atol=4 * 2.0**-9 * np.abs(exact).max())
+
+
 def test_no_array_of_tokens_by_vocabulary_is_built():
   """In the compiled forward and backward pass, temporaries are far below one [tokens, V] array."""
   tokens, width, vocab = 8192, 32, 4096

@@ -16,7 +16,8 @@ Three tests of a result, each blind to what is legitimate:
   chance is too improbable to have sampled it twice.
 
 What cannot be seen: a claim of *older* weights than were used (it makes a rollout look staler than
-it is), lies that most workers share, and, by disagreement, those of the first `warmup` results.
+it is), lies that most workers share, by disagreement those of the first `warmup` results, and by
+calibration probabilities that are reported a little too large where stale weights have heavy tails.
 """
 
 from __future__ import annotations

@@ -81,14 +81,17 @@ def _logprobs_backward(kept: tuple, gradients: tuple[Array, Array]):
     of_logits_MC = (of_logits_MC / temperature).astype(hidden_MD.dtype)
     of_rows_CD = jax.lax.dynamic_slice_in_dim(of_table_VD, ids_C[0], len(ids_C))
     of_rows_CD += of_logits_MC.T @ hidden_MD
+    of_hidden_MD += jnp.matmul(of_logits_MC, rows_CD, preferred_element_type=jnp.float32)
     return (
-      of_hidden_MD + of_logits_MC @ rows_CD,
+      of_hidden_MD,
       jax.lax.dynamic_update_slice_in_dim(of_table_VD, of_rows_CD, ids_C[0], 0),
     )
 
-  start = (jnp.zeros_like(hidden_MD), jnp.zeros_like(table_VD))
+  # the sum over blocks is float32 whatever the parameters are; a row of the table is of one block
+  start = (jnp.zeros_like(hidden_MD, jnp.float32), jnp.zeros_like(table_VD))
   blocks = _blocks(len(hidden_MD), len(table_VD))[0]
-  return *jax.lax.fori_loop(0, blocks, block, start), None, None
+  of_hidden_MD, of_table_VD = jax.lax.fori_loop(0, blocks, block, start)
+  return of_hidden_MD.astype(hidden_MD.dtype), of_table_VD, None, None
 
 
 _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
