@@ -77,7 +77,7 @@ def test_a_decode_step_copies_no_cache_and_no_kernel():
   enough = jax.ShapeDtypeStruct((), jnp.int32)
   compiled = device.decode.lower(params, SPEC, settings, cache, rows, enough).compile()
   layer = cache.keys[0].size * 4
-  assert temporary_bytes(compiled) < 2 * layer
+  assert temporary_bytes(compiled) < layer / 2
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes >= 2 * SPEC.layers * layer  # the cache is where it was
 
