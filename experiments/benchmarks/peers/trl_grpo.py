@@ -66,7 +66,7 @@ def main() -> None:
     generate = trainer.model.generate
     trainer.model.generate = clock.timed(generate)
     trainer.train()
-  assert min(clock.widths) >= options.prompt_tokens + options.new_tokens, clock.widths
+  assert clock.widths == {options.prompt_tokens + options.new_tokens}, clock.widths
   steps, generating = clock.steps[1:], clock.generating[1:]
   packages = ("trl", "torch", "transformers")
   result = {
@@ -74,7 +74,6 @@ def main() -> None:
     "update_s": [a - b for a, b in zip(steps, generating, strict=True)],
     "rl_step_s": steps,
     "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
-    "widths": sorted(clock.widths),  # tokens of the rows that `generate` returned
     "versions": {name: importlib.metadata.version(name) for name in packages},
   }
   print(json.dumps(result))
@@ -126,11 +125,12 @@ def _model() -> transformers.PreTrainedModel:
 
 
 def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-  words = {f"w{i}": i for i in range(VOCABULARY)}
+  # special tokens are found inside words too: none may begin another
+  words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
   backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w2"))
   backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend, pad_token="w0", eos_token="w1", padding_side="left"
+    tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left"
   )
 
 
