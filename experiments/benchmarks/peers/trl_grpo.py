@@ -29,19 +29,20 @@ def main() -> None:
   for name, value in (("prompts", 32), ("samples", 8), ("prompt-tokens", 32), ("new-tokens", 64)):
     parser.add_argument(f"--{name}", type=int, default=value)
   parser.add_argument("--repetitions", type=int, default=3)
-  # sequences of a forward and backward pass; 256, all at once, takes three times the memory
+  # sequences of a forward and backward pass; 0: all at once, in three times the memory
   parser.add_argument("--batch", type=int, default=32)
   options = parser.parse_args()
   torch.set_num_threads(2)
   sequences = options.prompts * options.samples
+  batch = options.batch or sequences
   with tempfile.TemporaryDirectory() as folder:
     arguments = trl.GRPOConfig(
       output_dir=folder,
       loss_type="vespo",
       beta=0.0,
       learning_rate=1e-4,
-      per_device_train_batch_size=options.batch,
-      gradient_accumulation_steps=sequences // options.batch,
+      per_device_train_batch_size=batch,
+      gradient_accumulation_steps=sequences // batch,
       num_generations=options.samples,
       max_completion_length=options.new_tokens,
       generation_kwargs={"min_new_tokens": options.new_tokens},
