@@ -15,7 +15,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import files, metrics, models, parts, report, training, weights
+from vespo_jax import files, memory, metrics, models, parts, report, training, weights
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.learner import manifest
@@ -54,6 +54,7 @@ def train(
     Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
   """
   keep_programs(config.runtime.compilation_cache)
+  memory.return_after_compiling()
   fresh = _claim(config, workdir)
   finished = _finished(config, workdir)
   if finished is not None:
