@@ -19,6 +19,7 @@ from vespo_jax.types import TokenIds
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 _MAX_VOCABULARY = 2**24  # the library takes memory in proportion to the largest id
+_LONGEST_CHARACTER = 4  # tokens: a byte each
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters that no tokenizer gives a meaning
 
 
@@ -91,6 +92,19 @@ class Tokenizer:
   def decode(self, ids: TokenIds) -> str:
     """The text of `ids`, special tokens left out."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+  def pieces(self, ids: TokenIds) -> list[str]:
+    """The text of each id, such that together they are `decode(ids)`.
+
+    A character of several tokens is the last one's. Where no such pieces exist, in bytes that are
+    no text, each id stands for itself.
+    """
+    stream = TextStream(self)
+    texts = [stream.add(id) for id in ids]
+    if texts:
+      texts[-1] += stream.end()
+    whole = "".join(texts) == self.decode(ids)
+    return texts if whole else [self.decode([id]) for id in ids]
 
   def encode_prompt(self, question: str, *, raw: bool = False) -> list[int]:
     """The ids a policy is given to answer `question`.
@@ -187,6 +201,33 @@ class Tokenizer:
     if found is None:
       raise ValueError(f"the tokenizer has no token {token!r}")
     return found
+
+
+class TextStream:
+  """The text of ids that come one by one, in pieces that are final."""
+
+  def __init__(self, tokenizer: Tokenizer):
+    self._decode = tokenizer.decode
+    self._ids: list[int] = []  # those of the last piece, and those behind it
+    self._read = 0  # how many of them the text is out of
+    self._shown = ""  # the text of these
+
+  def add(self, id: int) -> str:
+    """What the id adds to the text: "" while a character is not complete."""
+    self._ids.append(int(id))
+    text = self._decode(self._ids)
+    waits = text.endswith("\ufffd") and len(self._ids) - self._read < _LONGEST_CHARACTER
+    return "" if waits or len(text) <= len(self._shown) else self._take(text)
+
+  def end(self) -> str:
+    """What is left of the text."""
+    return self._take(self._decode(self._ids))
+
+  def _take(self, text: str) -> str:
+    piece = text[len(self._shown) :]
+    del self._ids[: self._read]  # the last piece stays: a text's first token may lose its space
+    self._read, self._shown = len(self._ids), self._decode(self._ids)
+    return piece
 
 
 def read_json(path: Path) -> dict[str, Any]:
