@@ -118,11 +118,26 @@ class Tokenizer:
     if self.chat is None or raw:
       ids = self.encode(question if raw else question + "\n")
       return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None else ids
-    cut = next(c for c in map(chr, _PRIVATE_USE) if c not in question + self.chat.source)
-    for token in self._special.values():  # cut in two, so that no piece holds the whole token
-      question = question.replace(token, token[0] + cut + token[1:])
-    turn = {"role": "user", "content": question}
-    text = self.chat.render([turn], add_generation_prompt=True)
+    return self.encode_chat([{"role": "user", "content": question}])
+
+  def encode_chat(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
+    """The ids of a conversation, up to where the next answer begins.
+
+    `turns` have a role and a content each. What looks like a special token in a content stays text.
+    Raises ValueError naming what has no id, why the template refuses, or that there is none.
+    """
+    if self.chat is None:
+      raise ValueError("the tokenizer has no chat template")
+    contents = "".join(turn["content"] for turn in turns)
+    cut = next(c for c in map(chr, _PRIVATE_USE) if c not in contents + self.chat.source)
+
+    def harmless(content: str) -> str:
+      for token in self._special.values():  # cut in two, so that no piece holds the whole token
+        content = content.replace(token, token[0] + cut + token[1:])
+      return content
+
+    turns = [{**turn, "content": harmless(turn["content"])} for turn in turns]
+    text = self.chat.render(turns, add_generation_prompt=True)
     return [id for piece in text.split(cut) for id in _encode(self._template_backend, piece)]
 
   def encode_response(self, answer: str) -> list[int]:

@@ -68,14 +68,17 @@ def write_rollouts(
 
 
 def _tokens(
-  rollout: Rollout, per_token: Mapping[str, np.ndarray], tokenizer: Tokenizer
+  rollout: Rollout, per_token: Mapping[str, HostArray], tokenizer: Tokenizer
 ) -> dict[str, list[Any]]:
   """The lists of one rollout, an entry per token of its response."""
-  numbers = {"behaviour_logprob": rollout.behaviour_logprobs, **per_token}
+  numbers = {"behaviour_logprob": rollout.behaviour_logprobs} | dict(per_token)
   length = len(rollout.response_ids)
   return {
     "token_text": tokenizer.pieces(rollout.response_ids),
-    **{f"token_{name}": [_short(x) for x in x_T[:length]] for name, x_T in numbers.items()},
+    **{
+      f"token_{name}": [_short(x) for x in np.asarray(x_T)[:length]]
+      for name, x_T in numbers.items()
+    },
   }
 
 

@@ -140,9 +140,9 @@ def _shortened(record: Record) -> Record:
       for key in ("token_text", *PER_TOKEN):
         if isinstance(record.get(key), list):
           record[key] = [*record[key][: cut.start], marks.get(key), *record[key][cut.stop :]]
-  numbers = [record.get(key) for key in ("update", "weight_version")]
-  if "staleness" not in record and all(isinstance(x, int) for x in numbers):
-    record["staleness"] = max(numbers[0] - 1 - numbers[1], 0)
+  update, version = record.get("update"), record.get("weight_version")
+  if "staleness" not in record and isinstance(update, int) and isinstance(version, int):
+    record["staleness"] = max(update - 1 - version, 0)
   return record
 
 
