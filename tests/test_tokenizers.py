@@ -26,6 +26,13 @@ def test_pieces_are_the_text_of_each_id(text):
     assert any(character in piece for piece in pieces)
 
 
+def test_what_is_no_character_is_the_piece_of_its_own_byte():
+  tokenizer = byte_tokenizer()
+  (x, d), (half, _) = tokenizer.encode("xd"), tokenizer.encode("é")
+  assert tokenizer.pieces([x, half, d, d]) == ["x", "\ufffd", "d", "d"]
+  assert tokenizer.pieces([half, half, x, half]) == ["\ufffd", "\ufffd", "x", "\ufffd"]
+
+
 def test_pieces_keep_the_spaces_that_a_text_loses_at_its_start():
   backend = hf.Tokenizer(hf.models.BPE(vocab={"<eos>": 0, "▁a": 1, "▁b": 2, "c": 3}, merges=[]))
   backend.decoder = hf.decoders.Metaspace()

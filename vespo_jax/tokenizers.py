@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,13 +97,17 @@ class Tokenizer:
   def pieces(self, ids: TokenIds) -> list[str]:
     """The text of each id, such that together they are `decode(ids)`.
 
-    A character of several tokens is the last one's. Where no such pieces exist, in bytes that are
-    no text, each id stands for itself.
+    A character of several tokens is the last one's; of what turned out to be none, U+FFFD, the
+    first one's. Where no such pieces exist, in bytes that are no text, each id stands for itself.
     """
     stream = TextStream(self)
-    texts = [stream.add(id) for id in ids]
-    if texts:
-      texts[-1] += stream.end()
+    texts: list[str] = []
+    for i, id in enumerate(ids):
+      text = stream.add(id) + (stream.end() if i == len(ids) - 1 else "")
+      waiting = len(texts) - len(list(itertools.takewhile(lambda t: not t, reversed(texts))))
+      while waiting < i and text.startswith("\ufffd"):
+        texts[waiting], text, waiting = "\ufffd", text[1:], waiting + 1
+      texts.append(text)
     whole = "".join(texts) == self.decode(ids)
     return texts if whole else [self.decode([id]) for id in ids]
 

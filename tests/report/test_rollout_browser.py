@@ -183,7 +183,8 @@ def shade(colour, record, i, scales):
     return "odd", 1 - math.exp(min(behaviour + ratio, 0))
   if colour == "coefficient":
     value = record["token_coefficient"][i] - 1
-    return ("up", value / scales["coefficient"]) if value > 0 else ("down", -value)
+    scale = scales["coefficient"]
+    return ("up", value / scale) if value > 0 else ("down", -value / min(scale, 1))
   value = ratio if colour == "log_ratio" else record["advantage"]
   return "up" if value > 0 else "down", abs(value) / scales[colour]
 

@@ -130,7 +130,7 @@ function browse(data) {
     const mean = all.reduce((sum, x) => sum + (Number(x.reward) || 0), 0) / all.length;
     return element("div", "line", element("span", "dots", ...dots),
       element("span", "", `reward ${format(mean)}`),
-      element("span", "", `${matched.length} of ${all.length} match`),
+      ...(matched.length < all.length ? [element("span", "", `${matched.length} of ${all.length}`)] : []),
       element("span", "", `upd ${format(all[0].update)}`));
   }
 

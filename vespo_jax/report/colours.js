@@ -19,6 +19,7 @@ function modes(scales) {
     value < neutral ? -1 : 1,
     Math.min(Math.abs(value - neutral) / (value < neutral ? below : above), 1),
   ];
+  const lower = Math.min(scales.coefficient, 1); // nothing is below 0
   return {
     log_ratio: {
       title: "log ratio, policy against behaviour",
@@ -47,9 +48,9 @@ function modes(scales) {
     coefficient: {
       title: "coefficient of the objective",
       value: (rollout, i) => rollout.coefficient?.[i],
-      shade: (value) => around(value, 1, 1, scales.coefficient),
-      legend: [0, 1, 1 + scales.coefficient],
-      words: ["dropped", "amplified"],
+      shade: (value) => around(value, 1, lower, scales.coefficient),
+      legend: [1 - lower, 1, 1 + scales.coefficient],
+      words: ["damped", "amplified"],
     },
     none: {
       title: "nothing", value: () => undefined, shade: () => [0, 0], legend: [], words: [],

@@ -160,7 +160,7 @@ def _scales(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   advantages = _finite([record.get("advantage") for record in records])
   return {
     "log_ratio": _round_up(np.abs(tokens("token_log_ratio")), PERCENTILE),
-    "coefficient": _round_up(np.asarray(tokens("token_coefficient")) - 1.0, PERCENTILE),
+    "coefficient": _round_up(np.abs(np.asarray(tokens("token_coefficient")) - 1.0), PERCENTILE),
     "advantage": _round_up(np.abs(advantages), 100.0),
   }
 
