@@ -191,6 +191,14 @@ def test_a_pipe_has_a_prompt_a_line_and_gets_answers_alone(model, monkeypatch, c
   assert not set(expected) - {"\n"} - set(filter(str.isprintable, expected))
 
 
+def test_every_line_of_a_pipe_stands_alone(model, prompts, monkeypatch, capsys):
+  monkeypatch.setattr(models, "load", lambda path: model)
+  code, captured = piped(monkeypatch, capsys, "1\n/reset\n", "--samples=2")
+  assert code == 0 and prompts == [model[2].encode_prompt(line) for line in ("1", "/reset")]
+  answers = [f"<|im_end|>no {n}{i}\ufffd[2J\ufffd\ufffd    ." for n in (1, 2) for i in (0, 1)]
+  assert captured.out.splitlines() == answers
+
+
 def test_a_pipe_goes_on_after_a_line_that_is_no_prompt(model, monkeypatch, capsys):
   monkeypatch.setattr(models, "load", lambda path: model)
   code, captured = piped(monkeypatch, capsys, "1\n" + "x" * 300 + "\n2\n", "--temperature=0")
