@@ -130,11 +130,19 @@ def test_a_run_that_failed_shows_why_and_what_it_failed_on(small_run):
   (small_run / "failure" / "rollouts.jsonl").write_text(
     "".join(f"{json.dumps(x)}\n" for x in lines)
   )
-  (small_run / "failure" / "report.json").write_text(json.dumps({"why": "its loss is <nan>"}))
+  (small_run / "failure" / "report.json").write_text(
+    json.dumps({"update": 9, "why": "its loss is <nan>"})
+  )
   text = rendered(small_run)
+  assert "All 72 rollouts in <code>rollouts/</code> and <code>failure/</code>" in text
   assert "The run could not go on: its loss is &lt;nan&gt;." in text
   found = Page(text).data()["rollouts"]
   assert len(found) == 64 + 8 and found[-1]["log_ratio"] == ["NaN"]  # in place of the 64 recorded
+  with metrics.MetricsWriter(small_run / "metrics.jsonl") as writer:
+    writer.write({"step": 10})  # it was resumed
+  (small_run / "rollouts" / "000010.jsonl").write_text(last)
+  text = rendered(small_run)
+  assert "could not go on" not in text and len(Page(text).data()["rollouts"]) == 3 * 64
 
 
 def test_records_of_anything_make_a_page(small_run):

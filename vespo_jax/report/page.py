@@ -161,13 +161,14 @@ def _figure(file: Path, title: str, caption: str) -> str:
 
 def _browser(run: Run) -> str:
   shown, total = len(run.rollouts), run.rollouts_total
+  where = "<code>rollouts/</code>" + (" and <code>failure/</code>" if run.failure else "")
   if shown < total:
     kept = (
-      f"{shown} of the {total} rollouts in <code>rollouts/</code>: whole groups spread over the "
-      "run, as many of low as of high mean reward"
+      f"{shown} of the {total} rollouts in {where}: whole groups spread over the run, as many of "
+      "low as of high mean reward"
     )
   else:
-    kept = f"All {shown} rollouts in <code>rollouts/</code>"
+    kept = f"All {shown} rollouts in {where}"
   recorded, prompts = run.setting("rollouts.save_groups"), run.setting("batch.prompts")
   if isinstance(recorded, int) and isinstance(prompts, int) and 0 <= recorded < prompts:
     kept += f"; the run recorded {recorded} of the {prompts} groups of each update"

@@ -86,12 +86,15 @@ def pack(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _files(workdir: Path) -> list[Path]:
-  """In the order of updates; what a failed update left stands for what it recorded before."""
+  """In the order of updates. What a failed update left, if none was made since, stands for what it
+  recorded before."""
   files = {file.stem: file for file in sorted((workdir / "rollouts").glob("*.jsonl"))}
   failed = workdir / "failure" / "rollouts.jsonl"
   if failed.is_file():
-    first = next(iter(_read(failed)), {}).get("update")
-    files[f"{first:06d}" if isinstance(first, int) else "failed"] = failed
+    update = next(iter(_read(failed)), {}).get("update")
+    stem = f"{update:06d}" if isinstance(update, int) else ""
+    if stem >= max(files, default=""):
+      files[stem] = failed
   return [files[stem] for stem in sorted(files)]
 
 

@@ -26,7 +26,7 @@ class Run:
     rows: metrics, in the order of their updates; never empty.
     config: the resolved config, nested; empty when the file is missing.
     result: what the run ended with; empty while it has not ended.
-    failure: why it cannot go on, in words; "" where no update was bad.
+    failure: why it could not go on, in words; "" where its last update is good.
     rollouts: the sample of its rollouts that `rollouts.load` takes.
     rollouts_total: how many rollouts the directory holds.
   """
@@ -76,7 +76,7 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     rows=rows,
     config=_load_object(path / "config.json"),
     result=_load_object(path / "result.json"),
-    failure=str(_load_object(path / "failure" / "report.json").get("why", "")),
+    failure=_failure(path, rows[-1]["step"]),
     rollouts=sample,
     rollouts_total=total,
   )
@@ -86,6 +86,11 @@ def evaluations(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """The held-out evaluations a result holds, by "before" and "after"."""
   found = {when: result.get(f"evaluation_{when}") for when in ("before", "after")}
   return {when: evaluation for when, evaluation in found.items() if evaluation}
+
+
+def _failure(path: Path, step: Any) -> str:
+  found = _load_object(path / "failure" / "report.json")
+  return str(found.get("why", "")) if found.get("update") == step else ""
 
 
 def _load_object(path: Path) -> dict[str, Any]:
