@@ -199,6 +199,16 @@ def test_every_line_of_a_pipe_stands_alone(model, prompts, monkeypatch, capsys):
   assert captured.out.splitlines() == answers
 
 
+def test_a_pipe_that_nobody_reads_any_more_ends_in_silence(model, prompts, monkeypatch, capsys):
+  monkeypatch.setattr(models, "load", lambda path: model)
+  reader, writer = os.pipe()
+  os.close(reader)
+  with os.fdopen(writer, "w") as out:
+    monkeypatch.setattr(sys, "stdout", out)
+    code, captured = piped(monkeypatch, capsys, "1\n2\n")
+  assert code == 0 and captured.err == "" and len(prompts) == 1
+
+
 def test_a_pipe_goes_on_after_a_line_that_is_no_prompt(model, monkeypatch, capsys):
   monkeypatch.setattr(models, "load", lambda path: model)
   code, captured = piped(monkeypatch, capsys, "1\n" + "x" * 300 + "\n2\n", "--temperature=0")

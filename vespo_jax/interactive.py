@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from vespo_jax.metrics import printable
 
 PROMPT = "> "
 MAX_SAMPLES = 64
+INTERRUPTED = 130  # exit code, as shells have it
 HELP = """\
   /reset              forget the conversation so far
   /system TEXT        what the model is told first, from the next turn on; without TEXT, nothing
@@ -34,7 +36,15 @@ def run(conversation: Conversation) -> int:
   for stream in (sys.stdin, sys.stdout):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="replace")
-  return _session(conversation) if sys.stdin.isatty() else _pipe(conversation)
+  if sys.stdin.isatty():
+    return _session(conversation)
+  try:
+    return _pipe(conversation)
+  except KeyboardInterrupt:
+    return INTERRUPTED
+  except BrokenPipeError:  # whoever reads has enough; nor is there anything to flush at the end
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _pipe(conversation: Conversation) -> int:

@@ -96,8 +96,8 @@ def test_filters_find_what_python_finds(browser, many):
     assert abs(float(re.search(r"mean reward ([\d.]+)", told)[1]) - mean) < 6e-4
     rows = "document.getElementById('list').ariaActiveDescendantElement?.ariaSetSize"
     assert int(browser.run(rows)) == len(expected)
-    at = dict(part.split("=") for part in browser.run("location.hash.slice(1)").split("&") if part)
-    assert at.keys() == {part.split("=")[0] for part in query.split("&") if part}
+    names = {part.split("=")[0] for part in query.split("&") if part}
+    assert {part.split("=")[0] for part in browser.run(ADDRESS).split("&") if part} == names
   assert browser.errors == []
 
 
@@ -113,6 +113,7 @@ SET = """((name, value) => {
     form[name].dispatchEvent(new Event("input", { bubbles: true }));
   }
 })"""
+ADDRESS = "new Promise((done) => setTimeout(() => done(location.hash.slice(1)), 320))"
 SELECTED = (
   """[...document.querySelectorAll("#shown .numbers")].map((x) => x.textContent).join(" ")"""
 )
@@ -137,10 +138,10 @@ def test_orders_and_keys_lead_to_what_python_sorts(browser, many):
     places = (("Home", 0), ("j", 1), ("ArrowDown", 2), ("k", 1), ("End", 1999), ("ArrowUp", 1998))
     for pressed, i in places:
       browser.press(pressed)
-      at = browser.run("new URLSearchParams(location.hash.slice(1)).get('at')")
-      assert at == key(expected[i]), (order, pressed)
-    shown = browser.run(SELECTED)
-    assert f"update {expected[1998]['update']}group" in shown, order
+      update, group, number = key(expected[i]).split("-")
+      shown = browser.run(SELECTED)
+      assert f"update {update}group {group}task" in shown, (order, pressed)
+      assert f"sample {number}reward" in shown, (order, pressed)
     assert browser.run("document.querySelectorAll('.row').length") < 60  # of 2,000
     active = "document.querySelector('.row[aria-selected=true]')"
     assert browser.run(f"{active}.getBoundingClientRect().bottom <= innerHeight * 2")
@@ -157,7 +158,7 @@ def test_the_address_brings_back_what_was_looked_at(browser, many):
   for name, value in (("status", "wrong"), ("staleness", "2.."), ("sort", "longest response")):
     browser.run(f"{SET}('{name}', '{value}')")
   browser.press(*"jjjjjjj", "c", "g")
-  link = browser.run("location.href")
+  link = f"{address}#{browser.run(ADDRESS)}"
   before = browser.run("document.getElementById('detail').outerHTML")
   assert f"at={key(chosen)}" in link and "colour=probability" in link and "pane=all" in link
   browser.open(link)
@@ -166,8 +167,8 @@ def test_the_address_brings_back_what_was_looked_at(browser, many):
   assert browser.run(
     "document.querySelector('#rollouts').getBoundingClientRect().top < innerHeight"
   )
-  browser.open(address + "#colour=<b>&sort=x&view=y&at=1&pane=z&reward=a..b&status=nothing")
-  assert browser.errors == []
+  browser.run("location.hash = 'colour=<b>&sort=x&view=y&at=1&pane=z&reward=a..b&status=nothing'")
+  assert browser.run(ADDRESS) and browser.errors == []
 
 
 TOKENS = """[...document.querySelectorAll("#shown pre[data-key]")].map((pre) =>
@@ -190,27 +191,27 @@ def shade(colour, record, i, scales):
 
 
 @needs_chromium
-@pytest.mark.parametrize("colour", ["log_ratio", "probability", "advantage", "coefficient"])
-def test_every_token_has_the_colour_of_its_number(browser, many, colour):
+def test_every_token_has_the_colour_of_its_number(browser, many):
   address, records = many
   scales = rollouts.pack(records)["scales"]
   rng = np.random.default_rng(0)
-  seen = set()
-  browser.open(f"{address}#colour={colour}&pane=all")
-  for group in rng.choice(250, 3, replace=False):
-    mine = records[8 * group : 8 * group + 8]
-    browser.run(f"location.hash = 'colour={colour}&pane=all&at={key(mine[0])}'")
-    shown = browser.run(f"new Promise((done) => setTimeout(() => done({TOKENS}), 50))")
-    assert len(shown) == 8
-    for record, tokens in zip(mine, shown, strict=True):
-      assert [text for _, _, text in tokens] == record["token_text"]
-      for i, (side, strength, _) in enumerate(tokens):
-        expected_side, expected = shade(colour, record, i, scales)
-        if side:
-          assert side == expected_side
-          seen.add((side, float(strength) == 1))
-        assert abs(float(strength or 0) - min(expected, 1)) < 6e-4
-  assert {side for side, _ in seen} == ({"odd"} if colour == "probability" else {"up", "down"})
+  browser.open(address)
+  for colour in ("log_ratio", "probability", "advantage", "coefficient"):
+    seen = set()
+    for group in rng.choice(250, 3, replace=False):
+      mine = records[8 * group : 8 * group + 8]
+      browser.run(f"location.hash = 'colour={colour}&pane=all&at={key(mine[0])}'")
+      shown = browser.run(f"new Promise((done) => setTimeout(() => done({TOKENS}), 50))")
+      assert len(shown) == 8
+      for record, tokens in zip(mine, shown, strict=True):
+        assert [text for _, _, text in tokens] == record["token_text"]
+        for i, (side, strength, _) in enumerate(tokens):
+          expected_side, expected = shade(colour, record, i, scales)
+          if side:
+            assert side == expected_side
+            seen.add(side)
+          assert abs(float(strength or 0) - min(expected, 1)) < 6e-4
+    assert seen == ({"odd"} if colour == "probability" else {"up", "down"})
   assert browser.errors == []
 
 
@@ -274,7 +275,7 @@ def test_hostile_text_is_seen_and_does_nothing(browser, tmp_path):
     line["token_text"] = [text[:5], text[5:]]
   file.write_text("".join(json.dumps(line) + "\n" for line in lines))
   address, _ = _page(workdir)
-  for view in ("view=groups", "pane=all", ""):
+  for view in ("view=groups", ""):
     browser.open(f"{address}#{view}")
     for i in range(len(HOSTILE)):
       seen = browser.run("document.getElementById('rollouts').textContent")

@@ -65,7 +65,15 @@ function fromAddress() {
   return Object.fromEntries(Object.entries(DEFAULTS).map(([key, value]) => [key, given.get(key) ?? value]));
 }
 
+let writing = 0;
+
+// Once it has been quiet: browsers refuse more than a hundred changes in half a minute.
 function toAddress(state) {
+  clearTimeout(writing);
+  writing = setTimeout(writeAddress, 300, state);
+}
+
+function writeAddress(state) {
   const changed = Object.entries(state).filter(([key, value]) => value !== DEFAULTS[key]);
   const hash = new URLSearchParams(changed).toString();
   history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);

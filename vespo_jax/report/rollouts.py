@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,16 @@ Record = dict[str, Any]
 _T = TypeVar("_T")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Group:
+  records: list[Record]
+  size: int  # bytes in the page
+
+  @property
+  def reward(self) -> float:
+    return sum(_finite([record.get("reward") for record in self.records])) / len(self.records)
+
+
 def load(workdir: Path) -> tuple[list[Record], int]:
   """A sample of a run's recorded rollouts, shortened, and how many there are in all.
 
@@ -47,13 +58,14 @@ def load(workdir: Path) -> tuple[list[Record], int]:
     for record in _read(file):
       key = json.dumps([record.get("update"), record.get("group_id")])
       groups.setdefault(key, []).append(record)
-  kept = list(groups.values())
-  count, size = sum(map(len, kept)), sum(len(json.dumps(pack(group))) for group in kept)
-  while len(kept) > 2 and (count > MAX_ROLLOUTS or size > MAX_BYTES):
+  kept = [_Group(records, len(json.dumps(pack(records)))) for records in groups.values()]
+  while len(kept) > 2:
+    count, size = sum(len(group.records) for group in kept), sum(group.size for group in kept)
     fraction = min(MAX_ROLLOUTS / count, MAX_BYTES / size)
-    kept = _both_halves(kept, max(2, min(math.floor(len(kept) * fraction), len(kept) - 1)))
-    count, size = sum(map(len, kept)), sum(len(json.dumps(pack(group))) for group in kept)
-  return [record for group in kept for record in group][:MAX_ROLLOUTS], total
+    if fraction >= 1:
+      break
+    kept = _both_halves(kept, max(2, math.floor(len(kept) * fraction)))
+  return [record for group in kept for record in group.records][:MAX_ROLLOUTS], total
 
 
 def pack(records: Sequence[Record]) -> dict[str, Any]:
@@ -109,16 +121,12 @@ def _read(file: Path) -> list[Record]:
   return [_shortened(record) for record in records]
 
 
-def _both_halves(groups: Sequence[list[Record]], limit: int) -> list[list[Record]]:
+def _both_halves(groups: Sequence[_Group], limit: int) -> list[_Group]:
   """Of `limit` groups, one half of low and one of high mean reward, each spread over the run."""
-  order = sorted(range(len(groups)), key=lambda i: _mean_reward(groups[i]))
+  order = sorted(range(len(groups)), key=lambda i: groups[i].reward)
   low, high = sorted(order[: len(order) // 2]), sorted(order[len(order) // 2 :])
   chosen = _spread(low, limit // 2) + _spread(high, limit - limit // 2)
   return [groups[i] for i in sorted(chosen)]
-
-
-def _mean_reward(group: Sequence[Record]) -> float:
-  return sum(_finite([record.get("reward") for record in group])) / len(group)
 
 
 def _spread(items: Sequence[_T], limit: int) -> list[_T]:
