@@ -107,7 +107,7 @@ function browse(data) {
     const [one] = item;
     const grouped = state.view === "groups";
     const line = grouped ? groupLine(inGroup.get(one.group), item) : rolloutLine(one);
-    const snippet = (grouped ? one.prompt : one.response).slice(0, 160);
+    const snippet = (grouped ? one.prompt : one.response).slice(0, 160).replace(/[\ud800-\udbff]$/, "");
     const node = element("div", `row ${statusClass(one, grouped)}`, line,
       element("div", "snippet", ...visible(snippet, true)));
     node.id = `row-${i}`;
