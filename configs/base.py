@@ -183,6 +183,7 @@ def get_config() -> ConfigDict:
 
   config.rollouts = ConfigDict()
   config.rollouts.save_groups = 2  # groups of each minibatch written to rollouts/; -1: all
+  config.rollouts.save_tokens = True  # with the text, log ratio and coefficient of every token
   config.rollouts.save_all = False  # every rollout, to rollouts.parquet/, for sampler.source=replay
 
   # Devices of the learner along each axis; -1: all that are left.

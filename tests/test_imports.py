@@ -26,6 +26,8 @@ ROOMS = [
     "train",
     "replay_failure",
     "evaluate",
+    "conversation",
+    "interactive",
     "sample",
     "convert",
   },

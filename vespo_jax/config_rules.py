@@ -284,6 +284,7 @@ RULES: dict[str, Rule] = {
   "rollouts.save_groups": Rule(
     int, "an integer, at least -1 and below 2**31", lambda value: -1 <= value <= _LARGEST_INT
   ),
+  "rollouts.save_tokens": FLAG,
   "rollouts.save_all": FLAG,
   **{f"mesh.{axis}": _axis() for axis in MESH_AXES},
 }

@@ -204,6 +204,7 @@ def _loop_settings(config: FrozenConfigDict) -> LoopSettings:
     checkpoint_every=config.checkpoint.every,
     evaluation_every=config.evaluation.every,
     save_groups=config.rollouts.save_groups,
+    save_tokens=config.rollouts.save_tokens,
     profile_updates=config.runtime.profile_updates,
     max_skipped=config.guards.max_skipped,
   )

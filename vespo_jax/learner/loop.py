@@ -40,6 +40,7 @@ class LoopSettings:
   checkpoint_every: int
   evaluation_every: int
   save_groups: int
+  save_tokens: bool
   profile_updates: int
   max_skipped: int
 
@@ -212,7 +213,8 @@ class Loop:
       return
     pending, self._pending = self._pending, None
     fetched = jax.device_get(pending.device_metrics)
-    columns, log_ratio_PRT = fetched.pop(PER_SEQUENCE), fetched.pop(PER_TOKEN)["log_ratio"]
+    columns, per_token = fetched.pop(PER_SEQUENCE), fetched.pop(PER_TOKEN)
+    log_ratio_PRT = per_token["log_ratio"]
     causes = [cause for cause, found in fetched.pop(CAUSES).items() if found]
     ended = fetched.pop(SKIPS_LEFT) < 0
     norms = dict(zip(leaf_names(self.state.params), fetched.pop(PER_LEAF), strict=True))
@@ -246,13 +248,18 @@ class Loop:
     self._row, self._checkpoint_s = row, 0.0
     self.metrics.write(row)
     self.progress.update(row)
-    self._record(minibatch, columns)
+    self._record(minibatch, columns, per_token if self.settings.save_tokens else {})
     if ended:
-      self._break_down(minibatch, columns, norms, explain(causes, row, norms))
+      self._break_down(minibatch, columns, per_token, norms, explain(causes, row, norms))
     if causes:
       self.progress.message(f"update {row['step']} was skipped: {explain(causes, row, norms)}")
 
-  def _record(self, minibatch: Minibatch, columns: dict[str, np.ndarray]) -> None:
+  def _record(
+    self,
+    minibatch: Minibatch,
+    columns: dict[str, np.ndarray],
+    per_token: dict[str, np.ndarray],
+  ) -> None:
     """Writes what was trained on, as far as it is kept."""
     step, rollouts = self._row["step"], minibatch.rollouts
     record(self.workdir / "schedule.jsonl", step - 1, plan_of(rollouts))
@@ -262,12 +269,13 @@ class Loop:
     if groups:
       kept = rollouts if groups < 0 else rollouts[: groups * self.settings.samples_per_prompt]
       path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
-      write_rollouts(path, kept, columns, self.problems, step)
+      write_rollouts(path, kept, columns, per_token, self.problems, step)
 
   def _break_down(
     self,
     minibatch: Minibatch,
     columns: dict[str, np.ndarray],
+    per_token: dict[str, np.ndarray],
     norms: dict[str, float],
     why: str,
   ) -> NoReturn:
@@ -277,7 +285,14 @@ class Loop:
     where = f"the evidence is in {self.breakdown.folder}"
     try:
       self.breakdown.write(
-        self._run_state(), minibatch, self._row, columns, norms, why, self.checkpoints.newest()
+        self._run_state(),
+        minibatch,
+        self._row,
+        columns,
+        per_token,
+        norms,
+        why,
+        self.checkpoints.newest(),
       )
     except (OSError, CheckpointError) as error:
       where = f"the evidence could not be written: {error}"
