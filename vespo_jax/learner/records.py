@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vespo_jax.learner.intake import Problems
+from vespo_jax.learner.intake import ProblemSet
 from vespo_jax.types import HostArray, Rollout
 
 
@@ -14,7 +14,7 @@ def write_rollouts(
   path: Path,
   rollouts: Sequence[Rollout],
   columns: Mapping[str, HostArray],
-  problems: Problems,
+  problems: ProblemSet,
   update: int,
 ) -> None:
   """Writes one JSON object per rollout, prompt-major; the file is replaced.
@@ -39,7 +39,7 @@ def write_rollouts(
         "example_id": rollout.example_id,
         "prompt": decode(rollout.prompt_ids),
         "response": decode(rollout.response_ids),
-        "answer": problems.examples[rollout.example_id].answer,
+        "answer": problems.answer(rollout),
         "reward": rollout.reward,
         "reward_status": rollout.reward_status,
         "finish": rollout.finish,
