@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
   # DAPO's dynamic sampling (vespo_jax/learner/groups.py): groups whose rewards are all equal are
   # dropped, and the next prompts of the stream asked in their place, until the minibatch is full.
   config.batch.dynamic = ConfigDict()
-  config.batch.dynamic.enabled = False
+  config.batch.dynamic.enabled = False  # False: every group is trained on
   # rounds of sampling for one minibatch, the first included; if it is not full after them, the run
   # is saved and stops
   config.batch.dynamic.max_rounds = 10
@@ -139,10 +139,10 @@ def get_config() -> ConfigDict:
   config.task.seed = 0  # of the generated problems
   config.task.data_dir = "runs/data"  # where prepared datasets are kept
   config.task.grade_timeout_s = 10.0  # seconds the verifier may spend on one answer
-  # Prompts by their running success rate p (vespo_jax/tasks/curriculum.py), drawn by the weight
-  # floor + (1 - floor) 4 p (1 - p); 1: no curriculum, every epoch asks every prompt once.
+  # With a floor below 1, prompts are drawn by their running success rate p, with the weight
+  # floor + (1 - floor) 4 p (1 - p) (vespo_jax/tasks/curriculum.py); else every epoch asks all once.
   config.task.curriculum = ConfigDict()
-  config.task.curriculum.floor = 1.0
+  config.task.curriculum.floor = 1.0  # weight of what is always or never solved; the largest is 1
   config.task.curriculum.decay = 0.5  # of the running rate, per measurement
 
   # The policy: a model directory, or random weights of the sizes below.

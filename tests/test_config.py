@@ -16,6 +16,7 @@ from vespo_jax import config as config_lib
 from vespo_jax import launch, objectives, parts, train, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.gradient import LossSettings
+from vespo_jax.learner.integrity import Monitor
 from vespo_jax.runtime.schedule import Schedule, record
 
 REPOSITORY = Path(__file__).parent.parent
@@ -280,6 +281,17 @@ def test_the_schedule_is_that_of_the_config(tmp_path):
   assert replayed.plan(0, 8) == ((0, 0),)
   with pytest.raises(ConfigError, match="runtime.clock=.* no plan for update 1, and updates=2"):
     parse(*flags, "--config.updates=2")
+
+
+def test_samplers_are_not_judged_by_what_is_left_of_their_draws():
+  """Calibration needs all of what was drawn from the whole softmax."""
+  for flags, calibrated in (
+    ([], True),
+    (["--config.batch.dynamic.enabled=true"], False),
+    (["--config.sampler.top_p=0.9", "--config.sampler.allow_truncation=true"], False),
+  ):
+    guard = parts.make_guard(parse(*flags)[0], None, Monitor(), print)
+    assert guard._thresholds.calibrated == calibrated
 
 
 def test_a_recorded_schedule_has_no_place_for_further_rounds(tmp_path):

@@ -45,6 +45,7 @@ SCHEDULES = {
     "updates": 6,
   },
 }
+SCHEDULES["chosen ahead"] = SCHEDULES["chosen"] | SCHEDULES["logical"]
 # with a proximal and a reference policy, evaluations on the way, and every rollout kept
 CHANGES = {
   "correction.denominator": "proximal",
@@ -138,10 +139,11 @@ def test_a_run_that_was_stopped_ends_the_same(name, stops, whole, data_dir, tmp_
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_the_middle_of_a_refill_ends_the_same(whole, data_dir, tmp_path):
+@pytest.mark.parametrize("name", ["chosen", "chosen ahead"])
+def test_a_run_stopped_in_the_middle_of_a_refill_ends_the_same(name, whole, data_dir, tmp_path):
   """Whenever an order of a refill is waited for, and at the bound of its rounds."""
-  config, workdir = make_config(data_dir, "chosen"), tmp_path / "run"
-  expected, refills = whole("chosen"), set()
+  config, workdir = make_config(data_dir, name), tmp_path / "run"
+  expected, refills = whole(name), set()
   original = Intake._ask
 
   def ask(self, update, prompts):
@@ -158,7 +160,7 @@ def test_a_run_stopped_in_the_middle_of_a_refill_ends_the_same(whole, data_dir, 
         break
   assert len(refills) >= 3
   assert_same(outcome(workdir), expected)
-  few = make_config(data_dir, "chosen", **{"batch.dynamic.max_rounds": 1})
+  few = make_config(data_dir, name, **{"batch.dynamic.max_rounds": 1})
   again = tmp_path / "again"
   with pytest.raises(launch.NoSignal, match="batch.dynamic.max_rounds=1"):
     launch.train(few, again)
