@@ -75,6 +75,8 @@ def test_a_mixture_has_names_weights_and_sizes():
     "words": {"name": "family/words", "weight": 0.5, "train_size": 7, "test_size": 3},
   }
   sums, words = read_mixture(mixture, **SIZES).values()
+  backwards = dict(reversed(mixture.items()))  # a config written as JSON is sorted
+  assert list(read_mixture(backwards, **SIZES)) == ["sums", "words"]
   assert (sums.name, sums.weight, sums.options) == ("family/sums", 3, {"terms": 2})
   assert (sums.train_size, sums.test_size) == (100, 10)
   assert (words.options, words.train_size, words.test_size) == ({}, 7, 3)

@@ -42,13 +42,13 @@ class Ingredient:
 def read_mixture(
   mixture: Mapping[str, Any], *, train_size: int, test_size: int
 ) -> dict[str, Ingredient]:
-  """The ingredients of a config's mixture, by label, and their sizes where it does not say.
+  """The ingredients of a config's mixture, sorted by label, of these sizes where it does not say.
 
   Raises ValueError naming the label and what is wrong with it, or why the weights are.
   """
   fields = {field.name for field in dataclasses.fields(Ingredient)}
   found = {}
-  for label, value in mixture.items():
+  for label, value in sorted(mixture.items()):
     if not _LABEL.fullmatch(label):
       raise ValueError(f"the label {label!r:.100} may have letters, digits, '_' and '-'")
     if not isinstance(value, Mapping) or not {"name", "weight"} <= value.keys() <= fields:
