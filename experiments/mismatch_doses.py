@@ -27,8 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import quickstart
-from vespo_jax import config as config_lib
-from vespo_jax import diagnostics, models, parts, sampler
+from vespo_jax import config_tasks, diagnostics, models, parts, sampler
 from vespo_jax.learner import gradient
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.models import ModelSpec
@@ -104,7 +103,7 @@ def quickstart_policy(prompts: int) -> tuple[ModelSpec, Params, list[list[int]],
   """The policy that the quickstart starts from, that many of its prompts, and how it samples."""
   config = quickstart.get_config()
   spec, params, tokenizer = models.load(config.policy.path)
-  task = config_lib.make_task(config)
+  task = config_tasks.make_task(config)
   examples = (Example(0, *entry) for entry in task.generate(config.task.seed, prompts))
   ids = [tokenizer.encode_prompt(task.prompt(example)) for example in examples]
   return spec, params, ids, parts.sampler_settings(config, tokenizer)

@@ -19,6 +19,7 @@ ROOMS = [
   {
     "config_rules",
     "config_file",
+    "config_tasks",
     "config",
     "parts",
     "training",

@@ -16,9 +16,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vespo_jax import advantages, files, objectives, tasks, weights
+from vespo_jax import advantages, files, objectives, weights
 from vespo_jax.config_file import Values, check_keys, flatten, read_command, read_file
-from vespo_jax.config_rules import REPLAY, ROOMS, RULES, ConfigError, one_line, shown
+from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, replayed, shown
+from vespo_jax.config_tasks import check_prompts, make_tasks
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
@@ -68,7 +69,8 @@ def _check(values: Values) -> FrozenConfigDict:
   _check_sampler(config)
   _check_batch(config)
   _check_policy(config)
-  make_task(config)  # last: its package takes a second to import
+  check_prompts(config)
+  make_tasks(config)  # last: its package takes a second to import
   return config
 
 
@@ -100,11 +102,6 @@ def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSet
   except ValueError as error:
     raise ConfigError(f"lora.{error}") from error
   return settings
-
-
-def replayed(value: str) -> Path | None:
-  """The run directory of a value `replay:RUN`, else None."""
-  return Path(value.removeprefix(REPLAY)) if value.startswith(REPLAY) else None
 
 
 def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
@@ -152,17 +149,6 @@ def make_spec(config: FrozenConfigDict) -> ModelSpec:
     return weights.read_spec(policy.path)
   except (ValueError, OSError) as error:
     raise ConfigError(f"policy.path={shown(policy.path)}: {one_line(error)}") from error
-
-
-def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
-  """The configured task. Raises ConfigError naming the known ones."""
-  options = config.task.options.to_dict()
-  try:
-    return tasks.make(config.task.name, **options)
-  except ValueError as error:
-    key = f"task.name={shown(config.task.name)}"
-    keys = f"{key} with task.options={shown(options)}" if options else key
-    raise ConfigError(f"{keys}: {one_line(error)}") from error
 
 
 def write(config: ConfigDict | FrozenConfigDict, path: Path) -> None:
@@ -319,11 +305,6 @@ def _check_batch(config: FrozenConfigDict) -> None:
     raise ConfigError(
       f"batch.samples_per_prompt={batch.samples_per_prompt} must be at least 2: advantages are "
       f"relative to the group with advantage.name={config.advantage.name!r}"
-    )
-  if config.evaluation.problems > config.task.test_size:
-    raise ConfigError(
-      f"evaluation.problems={config.evaluation.problems} must be at most "
-      f"task.test_size={config.task.test_size}"
     )
 
 

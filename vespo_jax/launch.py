@@ -21,6 +21,7 @@ from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, Retention, RunState
 from vespo_jax.learner.failure import Breakdown, Diverged
+from vespo_jax.learner.groups import NoSignal
 from vespo_jax.learner.integrity import Monitor
 from vespo_jax.learner.loop import Loop, LoopSettings
 from vespo_jax.learner.saved import RolloutWriter
@@ -30,10 +31,16 @@ from vespo_jax.runtime import schedule as schedules
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params, TrainState
 
-__all__ = ["CheckpointError", "ChildDied", "Diverged", "SamplersFailed", "train"]
+__all__ = ["CheckpointError", "ChildDied", "Diverged", "NoSignal", "SamplersFailed", "train"]
 
 # keys that may differ when a run is resumed
-CHANGEABLE = ("updates", "mesh.", "checkpoint.", "runtime.compilation_cache")
+CHANGEABLE = (
+  "updates",
+  "mesh.",
+  "checkpoint.",
+  "runtime.compilation_cache",
+  "batch.dynamic.max_rounds",
+)
 
 
 def train(
@@ -51,7 +58,8 @@ def train(
     ConfigError: if `workdir` holds a run of another config, the mesh does not fit the devices, or
       the policy at `policy.path` lacks what the config asks of it.
     CheckpointError: if the run cannot be restored or saved.
-    Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
+    Diverged, NoSignal, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json`
+      says so.
   """
   keep_programs(config.runtime.compilation_cache)
   memory.return_after_compiling()
@@ -127,7 +135,7 @@ def _run(
     state=run.state,
     mesh=mesh,
     sampler=sampler,
-    intake=parts.make_intake(config, sampler, problems, schedule, origin, run.samplers.results),
+    intake=parts.make_intake(config, sampler, problems, schedule, origin, run),
     problems=problems,
     schedule=schedule,
     guard=parts.make_guard(config, sampler, Monitor.from_dict(run.monitor), progress.message),

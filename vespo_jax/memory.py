@@ -25,8 +25,8 @@ def return_after_compiling() -> None:
   """
   trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
-  def heard(event: str, seconds: float, **_: object) -> None:
-    if trim is not None and event == COMPILED and seconds >= LEAST_S:
+  def heard(event: str, duration_secs: float, **_: str | int) -> None:
+    if trim is not None and event == COMPILED and duration_secs >= LEAST_S:
       trim(0)
 
   jax.monitoring.register_event_duration_secs_listener(heard)

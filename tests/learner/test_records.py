@@ -13,9 +13,7 @@ from vespo_jax.tokenizers import byte_tokenizer
 def test_no_text_is_an_order_to_a_terminal(tmp_path):
   """`cat` of the file is harmless, whatever was sampled."""
   tokenizer = byte_tokenizer()
-  problems = types.SimpleNamespace(
-    tokenizer=tokenizer, examples=[types.SimpleNamespace(answer="\x9b2J")]
-  )
+  problems = types.SimpleNamespace(tokenizer=tokenizer, answer=lambda rollout: "\x9b2J")
   hostile = rollout(0, 2)
   hostile.example_id, hostile.response_ids = 0, np.array(tokenizer.encode("\x1b[2J\x9b2J\u202e"))
   columns = {"advantage": np.zeros((1, 1))}
@@ -26,8 +24,8 @@ def test_no_text_is_an_order_to_a_terminal(tmp_path):
 
 
 def test_every_rollout_has_its_own_numbers(tmp_path):
-  examples = [types.SimpleNamespace(answer=str(i)) for i in range(3)]
-  problems = types.SimpleNamespace(tokenizer=byte_tokenizer(), examples=examples)
+  answer = lambda rollout: str(rollout.example_id)
+  problems = types.SimpleNamespace(tokenizer=byte_tokenizer(), answer=answer)
   rollouts = [rollout(group, 2) for group in (5, 5, 6, 6)]
   for i, record in enumerate(rollouts):
     record.example_id, record.weight_versions = i // 2 + 1, np.array([3, 4], np.int32)

@@ -14,7 +14,7 @@ import numpy as np
 
 from vespo_jax import files
 from vespo_jax.learner.checkpoint import Checkpoints, RunState
-from vespo_jax.learner.intake import Minibatch, Problems
+from vespo_jax.learner.intake import Minibatch, ProblemSet
 from vespo_jax.learner.numerics import PER_LEAF, leaf_names
 from vespo_jax.learner.records import write_rollouts
 from vespo_jax.learner.saved import Origin, RolloutWriter
@@ -59,7 +59,7 @@ class Breakdown:
   folder: Path
   spec: ModelSpec
   origin: Origin
-  problems: Problems
+  problems: ProblemSet
 
   def write(
     self,

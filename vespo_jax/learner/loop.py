@@ -18,8 +18,9 @@ from vespo_jax.learner.anchors import Anchors
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
 from vespo_jax.learner.failure import Breakdown, Diverged, explain
+from vespo_jax.learner.groups import NoSignal
 from vespo_jax.learner.guard import Guard
-from vespo_jax.learner.intake import Intake, Minibatch, Problems, SavedIntake
+from vespo_jax.learner.intake import Intake, Minibatch, ProblemSet, SavedIntake
 from vespo_jax.learner.numerics import CAUSES, PER_LEAF, SKIPS_LEFT, GuardedUpdate, leaf_names
 from vespo_jax.learner.records import write_rollouts
 from vespo_jax.learner.rows import host_metrics
@@ -84,7 +85,7 @@ class Loop:
   mesh: Mesh
   sampler: Sampler
   intake: Intake | SavedIntake
-  problems: Problems
+  problems: ProblemSet
   schedule: Schedule
   guard: Guard
   saved: RolloutWriter | None
@@ -115,11 +116,12 @@ class Loop:
     """Updates until the end, or until `stop`; saves; returns "finished" or "preempted".
 
     Raises:
+      NoSignal: if no minibatch can be filled, with the run saved.
       Diverged: with the evidence written by `breakdown`.
       CheckpointError: if the run could not be saved.
       SamplersFailed, ChildDied, TimeoutError: if the samplers or the grader fail.
     """
-    reason = "finished"
+    reason, unfilled = "finished", None
     try:
       while self.step < self.settings.updates:
         if self.schedule.publishes(self.step):
@@ -131,10 +133,14 @@ class Loop:
         self._make_update()
     except Preempted:
       reason = "preempted"
+    except NoSignal as error:
+      unfilled = error
     self._finish_pending()
     self._end_profile()
     self._save()
     self.checkpoints.wait()
+    if unfilled is not None:
+      raise unfilled
     if reason == "finished":
       self._publish()
     return reason
@@ -205,7 +211,14 @@ class Loop:
 
   def _run_state(self) -> RunState:
     samplers = self.intake.snapshot(newest=not self.schedule.publishes(self.step))
-    return RunState(self.state, samplers, self.guard.monitor.to_dict(), self.reference)
+    return RunState(
+      self.state,
+      samplers,
+      self.guard.monitor.to_dict(),
+      self.reference,
+      self.intake.state(),
+      self.intake.rates(),
+    )
 
   def _finish_pending(self) -> None:
     """Fetches, writes and checks the metrics of the previous update."""

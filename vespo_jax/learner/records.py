@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vespo_jax.learner.intake import Problems
+from vespo_jax.learner.intake import ProblemSet
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import HostArray, Rollout
 
@@ -21,7 +21,7 @@ def write_rollouts(
   rollouts: Sequence[Rollout],
   columns: Mapping[str, HostArray],
   per_token: Mapping[str, HostArray],
-  problems: Problems,
+  problems: ProblemSet,
   update: int,
 ) -> None:
   """Writes one JSON object per rollout, prompt-major; the file is replaced.
@@ -51,7 +51,7 @@ def write_rollouts(
         "example_id": rollout.example_id,
         "prompt": decode(rollout.prompt_ids),
         "response": decode(rollout.response_ids),
-        "answer": problems.examples[rollout.example_id].answer,
+        "answer": problems.answer(rollout),
         "reward": rollout.reward,
         "reward_status": rollout.reward_status,
         "finish": rollout.finish,
