@@ -25,6 +25,8 @@ ROOMS = [
     "launch",
     "train",
     "replay_failure",
+    "subjects",
+    "evaluate_flags",
     "evaluate",
     "sample",
     "convert",

@@ -57,6 +57,10 @@ class Task(Protocol):
   def score(self, example: Example, response: str) -> Score:
     """The verdict on a response; called in a grader process, and may take or do anything."""
 
+  def answer(self, response: str) -> str | None:
+    """What a response answers, for majority votes, or None; not run in a grader process, so it only
+    cuts text."""
+
 
 families = Registry("task family")
 
