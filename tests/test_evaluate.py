@@ -1,28 +1,20 @@
-"""Evaluation of real runs: it changes nothing, and the command finds what the run found."""
+"""The command on a real run: it finds what the run found, and changes nothing there."""
 
 import json
 
-import jax
-import numpy as np
 import pytest
 
-from tests.test_end_to_end import debug_config, rows
+from tests.test_end_to_end import debug_config
 from vespo_jax import evaluate, launch, metrics, models, subjects
 from vespo_jax.evaluation import records
 
 SMALL = {
-  "updates": 4,
-  "checkpoint.every": 2,
+  "updates": 2,
+  "staleness.minibatches": 1,
+  "checkpoint.every": 1,
+  "evaluation.every": 1,
   "evaluation.problems": 6,
   "evaluation.samples_per_problem": 2,
-}
-LOGICAL = {
-  "runtime.mode": "async",
-  "staleness.minibatches": 1,
-  "runtime.max_staleness": 2,
-  "runtime.clock": "logical",
-  "sampler.processes": 2,
-  "checkpoint.every": 0,
 }
 
 
@@ -31,44 +23,12 @@ def data_dir(tmp_path_factory):
   return str(tmp_path_factory.mktemp("data"))
 
 
-def run(workdir, data_dir, **changes):
-  launch.train(debug_config(data_dir, **{**SMALL, **changes}), workdir)
-  return workdir
-
-
 @pytest.fixture(scope="module")
 def evaluated_run(data_dir, tmp_path_factory):
-  """Evaluated before, in the middle, and after."""
-  return run(tmp_path_factory.mktemp("runs") / "on", data_dir, **{"evaluation.every": 2})
-
-
-def same_but_for_evaluations(evaluated, plain):
-  """The metrics, timings aside, and the parameters, to the bit; returns what was evaluated."""
-  kept, found = [], []
-  for workdir in (evaluated, plain):
-    lines = [json.loads(row) for row in rows(workdir)]
-    kept.append([{k: v for k, v in r.items() if not k.startswith("evaluation/")} for r in lines])
-    found.append([{k: v for k, v in r.items() if k.startswith("evaluation/")} for r in lines])
-  assert kept[0] == kept[1] and not any(found[1])
-  trees = [jax.tree.leaves(models.load(workdir)[1]) for workdir in (evaluated, plain)]
-  for one, other in zip(*trees, strict=True):
-    np.testing.assert_array_equal(one, other)
-  return found[0]
-
-
-def test_an_evaluation_during_a_run_changes_nothing(evaluated_run, data_dir, tmp_path):
-  found = same_but_for_evaluations(evaluated_run, run(tmp_path / "off", data_dir))
-  assert [bool(row) for row in found] == [False, True, False, False]
-  names = {"accuracy", "low", "high", "pass_at_2"}
-  assert found[1].keys() == {f"evaluation/{name}" for name in names}
-  assert found[1]["evaluation/accuracy"] <= found[1]["evaluation/pass_at_2"]
-
-
-def test_an_evaluation_during_an_asynchronous_run_changes_nothing(data_dir, tmp_path):
-  run(tmp_path / "on", data_dir, **LOGICAL, **{"evaluation.every": 1})
-  run(tmp_path / "off", data_dir, **LOGICAL)
-  found = same_but_for_evaluations(tmp_path / "on", tmp_path / "off")
-  assert [bool(row) for row in found] == [True, True, True, False]
+  """Two updates; evaluated before, in the middle, and after."""
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  launch.train(debug_config(data_dir, **SMALL), workdir)
+  return workdir
 
 
 def command(*arguments, **flags):
@@ -84,7 +44,7 @@ def test_the_command_finds_what_the_run_found(evaluated_run, capsys, monkeypatch
     name: value for name, value in after.items() if name != "pass_at_k"
   }
   assert found["pass_at_k"]["2"]["value"] == after["pass_at_k"]["2"]
-  assert found["step"] == 4 and found["model"] == f"{evaluated_run} after update 4"
+  assert found["step"] == 2 and found["model"] == f"{evaluated_run} after update 2"
   assert "problem 6/6" in printed.err
   written = records.read(evaluated_run / "evaluation" / found["records"].rpartition("/")[2])
   assert written.about.weights == found["weights"]
@@ -104,14 +64,14 @@ def test_a_checkpoint_is_evaluated_as_the_run_did_and_nothing_is_changed(evaluat
   unfinished = evaluated_run / "checkpoints" / "9.orbax-checkpoint-tmp"
   unfinished.mkdir()  # as if the run were saving it at this moment
   before = sorted((evaluated_run / "checkpoints").rglob("*"))
-  assert command("--json", workdir=evaluated_run, checkpoint=2) == 0
+  assert command("--json", workdir=evaluated_run, checkpoint=1) == 0
   found = json.loads(capsys.readouterr().out)
-  row = metrics.read(evaluated_run / "metrics.jsonl")[1]
-  assert found["accuracy"] == row["evaluation/accuracy"] and found["step"] == 2
+  row = metrics.read(evaluated_run / "metrics.jsonl")[0]
+  assert found["accuracy"] == row["evaluation/accuracy"] and found["step"] == 1
   assert sorted((evaluated_run / "checkpoints").rglob("*")) == before
   unfinished.rmdir()
   assert command(workdir=evaluated_run, checkpoint=3) == 2
-  assert "no checkpoint of update 3; it has [2, 4]" in capsys.readouterr().err
+  assert "no checkpoint of update 3; it has [1, 2]" in capsys.readouterr().err
 
 
 def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):
