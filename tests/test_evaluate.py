@@ -13,6 +13,7 @@ SMALL = {
   "staleness.minibatches": 1,
   "checkpoint.every": 1,
   "evaluation.every": 1,
+  "sampler.stop_strings": ("#%",),  # which nothing has, but everybody must be able to look for
   "evaluation.problems": 6,
   "evaluation.samples_per_problem": 2,
 }
@@ -81,6 +82,7 @@ def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):
   assert command("--compare", str(tmp_path / "a"), str(tmp_path / "b")) == 0
   text = capsys.readouterr().out
   assert "4 problems x 2 samples" in text and "differs: seeds: [0], [1]" in text
+  assert text.splitlines()[-1].startswith(f"records: {tmp_path / 'a'}/update000002-")
   assert command("--compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json") == 0
   found = json.loads(capsys.readouterr().out)
   assert found["differences"]["avg@2"]["low"] <= found["differences"]["avg@2"]["high"]

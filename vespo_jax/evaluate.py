@@ -57,8 +57,9 @@ def _evaluate(flags: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _compare(flags: argparse.Namespace) -> tuple[dict[str, Any], str]:
-  found = comparison.compare(*(records.read(records.newest(place)) for place in flags.compare))
-  return found, comparison.table(found)
+  paths = [records.newest(place) for place in flags.compare]
+  found = comparison.compare(*map(records.read, paths)) | {"records": list(map(str, paths))}
+  return found, f"{comparison.table(found)}\nrecords: {paths[0]}, {paths[1]}"
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -138,11 +138,14 @@ def read_checkpoint(
   with contextlib.closing(
     Checkpoints(workdir / "checkpoints", spec, read_only=True)
   ) as checkpoints:
-    at_most = there[-1] if step is None else step
-    run = learner.restore(checkpoints, at_most, lambda _, problem: damaged.append(problem))
+    at_most = config.updates if step is None else step  # newer ones may be there by now
+    run = learner.restore(
+      checkpoints, at_most, lambda place, problem: damaged.append(f"{place}: {problem}")
+    )
   found = None if run is None else int(run.state.step)
   if run is None or found is None or (step is not None and found != step):
-    raise CheckpointError(f"the checkpoint in {workdir} cannot be read: {'; '.join(damaged)}")
+    why = "; ".join(damaged) or "the run has removed it"
+    raise CheckpointError(f"a checkpoint in {workdir} cannot be read: {why}")
   return found, spec, learner.policy(run.state), tokenizer
 
 

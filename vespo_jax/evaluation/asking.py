@@ -38,7 +38,8 @@ class Evaluator:
     timeout_s: float,
     prompts_per_order: int,
   ):
-    self.problems, self.count, self.settings, self.seed = problems, count, settings, seed
+    self.problems = problems
+    self._count, self._settings, self._seed = count, settings, seed
     self._timeout_s, self._chunk = timeout_s, prompts_per_order
 
   def run(self, sampler: Sampler, weight_version: int) -> Evaluation:
@@ -46,7 +47,7 @@ class Evaluator:
 
     Raises what the sampler's channels and the grader raise.
     """
-    asked = self.ask(sampler, weight_version, range(self.count), self.seed)
+    asked = self.ask(sampler, weight_version, range(self._count), self._seed)
     return summarise(np.array([[rollout.reward for rollout in group] for _, group in asked]))
 
   def ask(
@@ -61,7 +62,7 @@ class Evaluator:
       for ahead in range(number + (number > 0), min(number + 2, len(chunks))):
         sampler.put(self._order(ahead, chunks[ahead], weight_version, seed))
       rollouts = sampler.get(self._timeout_s, _order_id(number)).rollouts
-      samples = self.settings.samples_per_prompt
+      samples = self._settings.samples_per_prompt
       self.problems.grade(rollouts, np.repeat(np.array(chunk), samples))
       for i, index in enumerate(chunk):
         yield index, rollouts[i * samples : (i + 1) * samples]
@@ -74,7 +75,7 @@ class Evaluator:
       stream=EVALUATION_STREAM,
       prompts=self.problems.prompts(indices),
       group_ids=indices,
-      settings=self.settings,
+      settings=self._settings,
       plan=((0, weight_version),),
     )
 

@@ -93,7 +93,7 @@ class Checkpoints:
   ):
     self._directory, self._spec, self._metric = directory.resolve(), spec, retention.best_metric
     self._read_only = read_only
-    reading = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+    reading = ocp.CheckpointManagerOptions(create=False)  # and nothing is cleaned up
     writing = ocp.CheckpointManagerOptions(
       create=True,
       cleanup_tmp_directories=True,
