@@ -210,27 +210,30 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
   """
   step, spec, params, tokenizer = subject.load()
   sampling = dataclasses.replace(subject.sampling, stop_ids=tokenizer.stop_ids)
-  about = About(
-    model=subject.name if step is None else f"{subject.name} after update {step}",
-    step=step,
-    weights=manifest.digest_of(params),
-    task=subject.task.name,
-    options=dict(subject.task.options),
-    version=subject.task.version,
-    problems=subject.problems,
-    samples=sampling.samples_per_prompt,
-    seeds=seeds,
-    temperature=sampling.temperature,
-    top_p=sampling.top_p,
-    max_new_tokens=sampling.max_new_tokens,
-    stop_strings=list(sampling.stop_strings),
-    dtype=subject.dtype,
-  )
-  path = subject.out / about.file_name
-  if path.is_file():
-    return records.read(path), path
+  task = subject.task
+  votable = {task.name: task} if isinstance(task, tasks.Votable) else {}
   with contextlib.ExitStack() as stack:
     problems = subject.open_problems(tokenizer, stack)
+    count = min(subject.problems, len(problems.examples))
+    about = About(
+      model=subject.name if step is None else f"{subject.name} after update {step}",
+      step=step,
+      weights=manifest.digest_of(params),
+      task=task.name,
+      options=dict(task.options),
+      problems=count,
+      problem_set=session.digest(problems, count),
+      samples=sampling.samples_per_prompt,
+      seeds=seeds,
+      temperature=sampling.temperature,
+      top_p=sampling.top_p,
+      max_new_tokens=sampling.max_new_tokens,
+      stop_strings=list(sampling.stop_strings),
+      dtype=subject.dtype,
+    )
+    path = subject.out / about.file_name
+    if path.is_file():
+      return records.read(path), path
     sampler = start_sampler(
       "threads",
       spec,
@@ -241,15 +244,15 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
     sampler.publish(0, params)
     evaluator = Evaluator(
       problems,
-      subject.problems,
+      count,
       sampling,
       seed=seeds[0],
       timeout_s=subject.timeout_s,
       prompts_per_order=max(subject.sequences // sampling.samples_per_prompt, 1),
     )
-    progress = metrics.Progress(subject.problems * len(seeds), unit="problem")
+    progress = metrics.Progress(count * len(seeds), unit="problem")
     stack.enter_context(progress)
-    return session.collect(evaluator, sampler, about, path, progress), path
+    return session.collect(evaluator, sampler, about, path, progress, votable), path
 
 
 def _finished(config: FrozenConfigDict, workdir: Path) -> int | None:

@@ -86,7 +86,9 @@ def test_the_name_says_the_update_and_differs_with_anything_but_the_name():
   assert about(model="x").file_name == about(model="y").file_name
   assert about().file_name.startswith("update000003-")
   assert about(step=None).file_name.startswith("model-")
-  changes = dict(weights="cd", samples=3, seeds=[1], temperature=0.0, top_p=0.5, dtype="int8")
+  changes = dict(
+    weights="cd", problem_set="ab", samples=3, seeds=[1], temperature=0.0, top_p=0.5, dtype="int8"
+  )
   names = {about(**{name: value}).file_name for name, value in changes.items()}
   assert len(names | {about().file_name}) == len(changes) + 1
 

@@ -1,5 +1,6 @@
 """An evaluation from the first question to the last record, and one that was killed in between."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from tests.evaluation.example import about
 from vespo_jax import metrics
-from vespo_jax.evaluation import Evaluator, records, session, summary
+from vespo_jax.evaluation import Evaluator, comparison, records, session, summary
 from vespo_jax.sampler import Result, Settings
 from vespo_jax.tasks import Example
 from vespo_jax.types import Rollout
@@ -52,7 +53,6 @@ class Problems:
   """Right are the answers to even problems, and first samples."""
 
   tokenizer = types.SimpleNamespace(decode=lambda ids: f"it is {ids[0]}")
-  task = types.SimpleNamespace(answer=lambda text: text.split()[-1])
   examples = [Example(i, f"question {i}", f"answer {i}", "{}") for i in range(5)]
 
   def prompts(self, indices):
@@ -61,14 +61,18 @@ class Problems:
   def grade(self, rollouts, indices):
     for number, (rollout, index) in enumerate(zip(rollouts, indices, strict=True)):
       rollout.reward = float(index % 2 == 0 or number % 2 == 0)
+      rollout.task = "asked"
       rollout.reward_status = "ok" if rollout.reward else "wrong"
 
 
-def collect(path, sampler):
+VOTABLE = {"asked": types.SimpleNamespace(answer=lambda text: text.split()[-1])}
+
+
+def collect(path, sampler, votable=VOTABLE):
   settings = Settings(4, samples_per_prompt=2)
   evaluator = Evaluator(Problems(), 5, settings, seed=0, timeout_s=1.0, prompts_per_order=2)
   with metrics.Progress(10, unit="problem") as progress:
-    return session.collect(evaluator, sampler, ABOUT, path, progress)
+    return session.collect(evaluator, sampler, ABOUT, path, progress, votable)
 
 
 def test_every_answer_of_every_seed_is_recorded(tmp_path, capsys):
@@ -121,3 +125,17 @@ def test_a_summary_and_its_table(tmp_path):
   assert "16 ok, 4 wrong; 50.0% cut off at 8 tokens, 2.0 tokens on average" in table
   rows = [line.split()[0] for line in table.splitlines()]
   assert rows[3:6] == ["k", "1", "2"]
+
+
+def test_without_answers_there_is_no_vote(tmp_path):
+  evaluated = collect(tmp_path / "a.jsonl", Sampler(), votable={})
+  found = summary.summary(evaluated)
+  assert "maj_at_k" not in found and "maj@" not in summary.table(found)
+  assert set(comparison.compare(evaluated, evaluated)["differences"]) == {"avg@2", "pass@2"}
+
+
+def test_the_digest_tells_problems_apart():
+  digests = {session.digest(Problems(), count) for count in (1, 2, 2)}
+  other = Problems()
+  other.examples = [dataclasses.replace(Problems.examples[0], metadata="{ }")]
+  assert len(digests | {session.digest(other, 1)}) == 3

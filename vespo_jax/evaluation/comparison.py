@@ -11,7 +11,7 @@ import numpy as np
 from vespo_jax.evaluation import bootstrap
 from vespo_jax.evaluation.accuracy import shown_ks
 from vespo_jax.evaluation.records import About, Evaluated, texts
-from vespo_jax.evaluation.summary import align, curves
+from vespo_jax.evaluation.summary import align, curves, has_votes
 
 PERMUTATIONS = 100_000  # where not all can be counted
 _COUNTABLE = 10**9  # sums times problems: seconds
@@ -88,7 +88,9 @@ def compare(one: Evaluated, other: Evaluated) -> dict[str, Any]:
   whole = all(np.isin(evaluated.rewards_SPR, (0.0, 1.0)).all() for evaluated in (one, other))
   test = sign_flip_test(difference_P, 1 / (n * units) if whole else None)
   names = {f"avg@{n}": 0}
-  names |= {f"pass@{k}": k for k in shown_ks(n)[1:]} | {f"maj@{k}": n + k for k in shown_ks(n)[1:]}
+  names |= {f"pass@{k}": k for k in shown_ks(n)[1:]}
+  if has_votes(one) or has_votes(other):
+    names |= {f"maj@{k}": n + k for k in shown_ks(n)[1:]}
   return {
     "models": [evaluated.about.model for evaluated in (one, other)],
     "problems": one.about.problems,

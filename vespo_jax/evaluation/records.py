@@ -31,8 +31,9 @@ class About:
     model: what it is called; of no account where evaluations are told apart.
     step: updates that made it; None if it is no run's.
     weights: their SHA-256.
-    task, options, version: of the task.
+    task, options: of the task.
     problems: held-out problems, the first so many.
+    problem_set: their SHA-256.
     samples: responses to each, per seed.
     seeds: of the sampling.
     temperature, top_p, max_new_tokens, stop_strings: of the sampling, as `sampler.Settings`.
@@ -44,8 +45,8 @@ class About:
   weights: str
   task: str
   options: dict[str, Any]
-  version: str
   problems: int
+  problem_set: str
   samples: int
   seeds: list[int]
   temperature: float

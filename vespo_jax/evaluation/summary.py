@@ -32,7 +32,7 @@ def summary(evaluated: Evaluated) -> dict[str, Any]:
 
   `accuracy`, `low` and `high` are those of `summarise` over all samples; `avg_at_k`, `pass_at_k`
   and `maj_at_k` have bootstrap intervals (`bootstrap.intervals`) and are of k samples under one
-  seed, the mean over seeds.
+  seed, the mean over seeds. Of a task without answers to vote for there is no `maj_at_k`.
   """
   about = evaluated.about
   values_SPK = curves(evaluated)
@@ -49,12 +49,14 @@ def summary(evaluated: Evaluated) -> dict[str, Any]:
   by_seed = values_SPK[:, :, 0].mean(axis=1)
   plain = summarise(pooled_PR).to_dict()
   del plain["pass_at_k"]  # over all seeds; below it is of one
+  curves_at_k = {"pass_at_k": {str(k): triples[k] for k in range(1, n + 1)}}
+  if has_votes(evaluated):
+    curves_at_k["maj_at_k"] = {str(k): triples[n + k] for k in range(1, n + 1)}
   return {
     **dataclasses.asdict(about),
     **plain,
     "avg_at_k": {"k": n, **triples[0]},
-    "pass_at_k": {str(k): triples[k] for k in range(1, n + 1)},
-    "maj_at_k": {str(k): triples[n + k] for k in range(1, n + 1)},
+    **curves_at_k,
     "avg_by_seed": {str(seed): float(x) for seed, x in zip(about.seeds, by_seed, strict=True)},
     "statuses": dict(sorted(statuses.items())),
     "truncated_fraction": float(np.mean([r.finish == "length" for r in responses])),
@@ -63,14 +65,20 @@ def summary(evaluated: Evaluated) -> dict[str, Any]:
   }
 
 
+def has_votes(evaluated: Evaluated) -> bool:
+  """Whether any response has an answer that can be voted for."""
+  records = [record for of in evaluated.records for record in of]
+  return any(r.answer is not None for record in records for r in record.responses)
+
+
 def table(found: Mapping[str, Any]) -> str:
   """A summary for people: accuracy, avg, pass and maj at some k, and how the responses ended."""
   accuracy = Evaluation(**{name: found[name] for name in _names(Evaluation) if name in found})
   k = found["avg_at_k"]["k"]
-  rows = [("k", "pass@k", "maj@k")]
+  shown_curves = [name for name in ("pass_at_k", "maj_at_k") if name in found]
+  rows = [["k", *(name.replace("_at_", "@") for name in shown_curves)]]
   for shown in map(str, shown_ks(k)):
-    passed, voted = (_interval(found[curve][shown]) for curve in ("pass_at_k", "maj_at_k"))
-    rows.append((shown, passed, voted))
+    rows.append([shown, *(_interval(found[name][shown]) for name in shown_curves)])
   several = len(found["seeds"]) > 1
   lines = [
     f"held-out accuracy: {accuracy}",
