@@ -117,7 +117,7 @@ def table(found: dict[str, Any]) -> str:
   rows = [("", "A", "B", "A - B, in points")]
   for name, of in found["differences"].items():
     a, b = (f"{value:.1%}" for value in of["values"])
-    gap, low, high = (f"{100 * of[key]:+.1f}" for key in ("difference", "low", "high"))
+    gap, low, high = (_points(of[key]) for key in ("difference", "low", "high"))
     rows.append((name, a, b, f"{gap} [{low}, {high}]"))
   lines = [f"{letter}: {model}" for letter, model in zip("AB", found["models"], strict=True)]
   lines += [f"differs: {name}: {a!r}, {b!r}" for name, (a, b) in found["settings"].items()]
@@ -130,6 +130,10 @@ def table(found: dict[str, Any]) -> str:
       f"paired sign-flip test of {test['of']}: {_p(test['p'])} ({how} sign flips)",
     ]
   )
+
+
+def _points(share: float) -> str:
+  return f"{round(100 * share, 1) + 0.0:+.1f}"  # without -0.0
 
 
 def _p(p: float) -> str:
