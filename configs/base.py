@@ -182,7 +182,7 @@ def get_config() -> ConfigDict:
   config.evaluation = ConfigDict()
   config.evaluation.every = 0  # updates between evaluations during the run; 0: before and after
   config.evaluation.problems = 200  # held-out prompts
-  config.evaluation.samples_per_problem = 4  # responses to each, at temperature 1
+  config.evaluation.samples_per_problem = 4  # responses to each, at temperature 1; k of avg@k
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 100  # updates between checkpoints, when weights are published; 0: none

@@ -26,6 +26,8 @@ ROOMS = [
     "launch",
     "train",
     "replay_failure",
+    "subjects",
+    "evaluate_flags",
     "evaluate",
     "conversation",
     "interactive",

@@ -242,6 +242,7 @@ def _evaluate_during(
     "evaluation/accuracy": evaluation.accuracy,
     "evaluation/low": evaluation.low,
     "evaluation/high": evaluation.high,
+    **{f"evaluation/pass_at_{k}": passed for k, passed in evaluation.pass_at_k.items()},
   }
 
 

@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 from vespo_jax import config as config_lib
 from vespo_jax import parts, sharding
 from vespo_jax.learner.anchors import Anchors, copy
-from vespo_jax.learner.checkpoint import Checkpoints, RunState, abstract_like
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState, abstract_like
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.numerics import GuardedUpdate, Limits
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
@@ -116,18 +116,44 @@ def make_learner(
 
 
 def load_checkpoint(workdir: Path) -> tuple[ModelSpec, Params, Tokenizer]:
-  """The policy of a run's newest good checkpoint, on one device, with adapters merged.
+  """The policy of a run's newest good checkpoint: see `read_checkpoint`."""
+  return read_checkpoint(workdir)[1:]
 
-  Raises FileNotFoundError if there is none, ConfigError, CheckpointError.
+
+def read_checkpoint(
+  workdir: Path, step: int | None = None
+) -> tuple[int, ModelSpec, Params, Tokenizer]:
+  """The policy of a run's checkpoint after `step` updates, or of its newest good one, and its step;
+  on one device, with adapters merged. Nothing is changed there: the run may be under way.
+
+  Raises FileNotFoundError naming the checkpoints there are, ConfigError, CheckpointError.
   """
   config = config_lib.read(workdir / "config.json")
+  there = checkpoint_steps(workdir)
+  if not there or (step is not None and step not in there):
+    wanted = "no checkpoint" if step is None else f"no checkpoint of update {step}"
+    raise FileNotFoundError(f"{workdir} has {wanted}; it has {there or 'none'}")
   spec, params, tokenizer = parts.load_policy(config)
   learner = make_learner(config, sharding.make_mesh({"data": 1}), spec, params)
-  with contextlib.closing(Checkpoints(workdir / "checkpoints", spec)) as checkpoints:
-    run = learner.restore(checkpoints, config.updates, lambda place, problem: None)
-  if run is None:
-    raise FileNotFoundError(f"{workdir} has no checkpoint")
-  return spec, learner.policy(run.state), tokenizer
+  damaged: list[str] = []
+  with contextlib.closing(
+    Checkpoints(workdir / "checkpoints", spec, read_only=True)
+  ) as checkpoints:
+    at_most = config.updates if step is None else step  # newer ones may be there by now
+    run = learner.restore(
+      checkpoints, at_most, lambda place, problem: damaged.append(f"{place}: {problem}")
+    )
+  found = None if run is None else int(run.state.step)
+  if run is None or found is None or (step is not None and found != step):
+    why = "; ".join(damaged) or "the run has removed it"
+    raise CheckpointError(f"a checkpoint in {workdir} cannot be read: {why}")
+  return found, spec, learner.policy(run.state), tokenizer
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+  """The updates after which a run has checkpoints, ascending."""
+  names = [path.name for path in (workdir / "checkpoints").glob("*")]
+  return sorted(int(name) for name in names if name.isdecimal())
 
 
 def loss_settings(config: FrozenConfigDict) -> LossSettings:
