@@ -120,10 +120,18 @@ class Progress:
     total_updates: the committed updates the run will end with.
     start: the committed updates it starts from.
     stream: where to show it; standard error when None.
+    noun: what is counted.
   """
 
-  def __init__(self, total_updates: int, *, start: int = 0, stream: TextIO | None = None):
-    self._total = total_updates
+  def __init__(
+    self,
+    total_updates: int,
+    *,
+    start: int = 0,
+    stream: TextIO | None = None,
+    noun: str = "update",
+  ):
+    self._total, self._noun = total_updates, noun
     self._start = start
     self._stream = stream or sys.stderr
     self._bar: LiveBar | None = None
@@ -159,7 +167,7 @@ class Progress:
     if self._bar is not None:
       self._bar.update(self._bar.task_ids[0], completed=step, status=" ".join(status))
       return
-    self._unprinted = f"update {step}/{self._total}  {'  '.join(status)}"
+    self._unprinted = f"{self._noun} {step}/{self._total}  {'  '.join(status)}"
     if step >= self._total or now - self._printed_at >= PLAIN_INTERVAL_S:
       self._print(self._unprinted)
       self._printed_at, self._unprinted = now, ""
@@ -189,6 +197,7 @@ def _describe(row: Mapping[str, Any]) -> list[str]:
   """The few numbers of a row worth watching, in a fixed order."""
   shown = {
     "reward/mean": "reward {:.3f}",
+    "data/nll": "nll {:.3f}",
     "entropy/mean": "entropy {:.2f}",
     "staleness/mean": "staleness {:.1f}",
   }

@@ -101,14 +101,31 @@ class Tokenizer:
 
     Raises ValueError naming what has no id, or why the template refuses.
     """
-    if self.chat is None or raw:
-      ids = self.encode(question if raw else question + "\n")
-      return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None else ids
-    cut = next(c for c in map(chr, _PRIVATE_USE) if c not in question + self.chat.source)
-    for token in self._special.values():  # cut in two, so that no piece holds the whole token
-      question = question.replace(token, token[0] + cut + token[1:])
-    turn = {"role": "user", "content": question}
-    text = self.chat.render([turn], add_generation_prompt=True)
+    if self.chat is not None and not raw:
+      return self.encode_turns([{"role": "user", "content": question}])
+    ids = self.encode(question if raw else question + "\n")
+    return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None else ids
+
+  def encode_turns(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
+    """The ids a policy is given to answer the last of `turns`, each a role and a content.
+
+    What looks like a special token in a content stays text. Raises ValueError naming what has no
+    id, or why the template refuses; if there is no template, for all but one turn of the user.
+    """
+    if self.chat is None:
+      if [turn["role"] for turn in turns] != ["user"]:
+        raise ValueError("the model has no chat template for more than one turn of the user")
+      return self.encode_prompt(turns[0]["content"])
+    everything = "".join(turn["content"] for turn in turns) + self.chat.source
+    cut = next(c for c in map(chr, _PRIVATE_USE) if c not in everything)
+
+    def plain(content: str) -> str:
+      for token in self._special.values():  # cut in two, so that no piece holds the whole token
+        content = content.replace(token, token[0] + cut + token[1:])
+      return content
+
+    safe = [{"role": turn["role"], "content": plain(turn["content"])} for turn in turns]
+    text = self.chat.render(safe, add_generation_prompt=True)
     return [id for piece in text.split(cut) for id in _encode(self._template_backend, piece)]
 
   def encode_response(self, answer: str) -> list[int]:

