@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -186,16 +187,35 @@ def test_adapters_epochs_and_held_out_data_of_its_own(run, tmp_path):
   np.testing.assert_array_equal(ours["layers"]["query"], theirs["layers"]["query"])
 
 
-def command(module, *arguments):
+def command(module, *arguments, env=None):
   done = subprocess.run(
     [sys.executable, "-m", f"vespo_jax.{module}", *arguments],
     cwd=REPOSITORY,
     capture_output=True,
     text=True,
     timeout=500,
+    env=env,
   )
   assert done.returncode == 0, done.stderr
   return done.stdout
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_the_same(run, tmp_path):
+  """In a process of its own, with rows spread over both axes of the mesh."""
+  data, whole, _ = run
+  changes = {**SMALL, "sft.data": data, "mesh.data": 4, "mesh.fsdp": 2, "batch.prompts": 16}
+  flags = [f"--config.{key}={value}" for key, value in changes.items()]
+  devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+  spread, alone = tmp_path / "spread", tmp_path / "alone"
+  argv = ["--config=configs/debug.py", f"--workdir={spread}", *flags]
+  command("sft", *argv, env={**os.environ, "XLA_FLAGS": devices})
+  fine_tuning.train(make_config(data, **{"batch.prompts": 16}), alone)
+  losses = [
+    [row["data/nll"] for row in metrics.read(workdir / "metrics.jsonl")]
+    for workdir in (spread, alone)
+  ]
+  np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from ml_collections import FrozenConfigDict
 from vespo_jax import config as config_lib
 from vespo_jax import files, launch, metrics, parts, supervised, training
 from vespo_jax.config import ConfigError
+from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import Checkpoints, Retention
 from vespo_jax.learner.optimizer import OptimizerSettings, schedule
 from vespo_jax.supervised import Encoded, Likelihood, Scorer, Turns
@@ -119,7 +120,10 @@ def _run(
   stack.callback(checkpoints.close)
   progress = stack.enter_context(metrics.Progress(updates))
   progress.message(str(data))
-  state = _restore(workdir, checkpoints, learner, data, updates, progress)
+  reference = data.digest()
+  if learner.adapters is not None:
+    reference += manifest.digest_of(learner.state.frozen)
+  state = _restore(workdir, checkpoints, learner, reference, updates, progress)
   writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
   writer.truncate(int(state.step))
   rows = metrics.read(writer.path)
@@ -146,7 +150,7 @@ def _run(
     metrics=writer,
     progress=progress,
     stop=stop,
-    reference=data.digest(),
+    reference=reference,
     elapsed_before_s=rows[-1]["wall_time_s"] if rows else time.perf_counter() - started,
   )
   result: dict[str, Any] = {"data": data.counts(), "held_out_before": before}
@@ -170,13 +174,14 @@ def _restore(
   workdir: Path,
   checkpoints: Checkpoints,
   learner: training.Learner,
-  data: Data,
+  reference: str,
   updates: int,
   progress: metrics.Progress,
 ) -> TrainState:
   """The state to go on from: of the newest good checkpoint, or the initial one.
 
-  Raises CheckpointError; ConfigError if the run was on other data, or of another command.
+  Raises CheckpointError; ConfigError if the run was on other data, adapted another policy, or is of
+  another command.
   """
   found = learner.restore(
     checkpoints,
@@ -185,8 +190,11 @@ def _restore(
   )
   if found is None:
     return learner.state
-  if found.reference != data.digest():
-    raise ConfigError(f"--workdir={workdir} holds a run on other data; give another directory")
+  if found.reference != reference:
+    raise ConfigError(
+      f"--workdir={workdir} holds a run on other data or from another policy; give another "
+      "directory"
+    )
   progress.message(f"resuming after update {int(found.state.step)}")
   return found.state
 

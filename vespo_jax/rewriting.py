@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from vespo_jax import files, launch, metrics, parts, supervised, training
 from vespo_jax.config import ConfigError
@@ -73,7 +73,7 @@ def _run(
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
   spec, params, tokenizer = parts.load_policy(config)
-  sampler = parts.open_sampler(config, spec, tokenizer, stack, stop)
+  sampler = parts.open_sampler(_with_samples(config), spec, tokenizer, stack, stop)
   problems, _ = parts.open_problems(config, tokenizer, stack)
   sampler.publish(0, params)
   settings = lambda samples: parts.sampler_settings(config, tokenizer, samples_per_prompt=samples)
@@ -114,6 +114,14 @@ def _run(
   result["wall_time_s"] = time.perf_counter() - started
   files.write(workdir / "result.json", json.dumps(result, indent=2) + "\n")
   return result
+
+
+def _with_samples(config: FrozenConfigDict) -> FrozenConfigDict:
+  """The config with as many samples of a prompt as there are at once, which is what the samplers'
+  slots are counted by."""
+  values = ConfigDict(config.to_dict())
+  values.batch.samples_per_prompt = max(config.rewrite.samples, config.rewrite.guided_samples)
+  return FrozenConfigDict(values)
 
 
 def _cut_back(path: Path, piece: int) -> list[dict[str, Any]]:

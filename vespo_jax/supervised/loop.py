@@ -90,7 +90,7 @@ class Loop:
     learning_rate: of the update that follows so many updates.
     held_out: the likelihood of the held-out data under a state; None where there is none.
     stop: asked between updates; True ends the run early.
-    reference: digest of what the run trains on, for checkpoints.
+    reference: digest of what the run trains on and from, for checkpoints.
     elapsed_before_s: seconds of the run before it was resumed.
   """
 
