@@ -2,8 +2,9 @@
 
 For each problem: a correct response that the policy samples (`self`); if there is none, one that it
 samples when the expert's solution is shown to it as a guide (`guided`); else the expert's solution
-(`expert`). What is trained on is always the problem's own prompt: the guide is in no record.
-Source: arXiv 2509.15157.
+(`expert`). What is trained on is always the problem's own prompt: the guide is in no record. (A
+guided response may speak of a solution that it was shown; the guide asks for none of that.)
+Source: arXiv 2509.15157. The wording of the guide and the numbers of samples are not published.
 """
 
 from __future__ import annotations

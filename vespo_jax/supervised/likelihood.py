@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from vespo_jax import sharding
 from vespo_jax.learner.update import Score
 from vespo_jax.supervised.demonstrations import Encoded
-from vespo_jax.supervised.packing import pack, rows_for
+from vespo_jax.supervised.packing import first_fit, pack, rows_for
 from vespo_jax.types import Params
 
 _TOKENS = 1 << 13  # of one call, about
@@ -68,7 +68,7 @@ def summarise(logprob_N: np.ndarray, tokens_N: np.ndarray) -> Likelihood:
 
 @dataclasses.dataclass(frozen=True)
 class Scorer:
-  """Log-probabilities of any number of sequences, by one program of one shape.
+  """Log-probabilities of any number of sequences, a few thousand tokens at a time.
 
   Attributes:
     score: compiled, from `learner.update.compile_score`.
@@ -94,7 +94,9 @@ class Scorer:
     return summarise(*self.logprobs(params, sequences))
 
   def _piece(self, params: Params, sequences: Sequence[Encoded]) -> tuple[np.ndarray, np.ndarray]:
-    rows = rows_for(max(_TOKENS // self.width, 1), self.unit)
+    most = rows_for(max(_TOKENS // self.width, 1), self.unit)
+    needed = int(first_fit(np.array([len(one) for one in sequences]), self.width)[0].max()) + 1
+    rows = min(most, rows_for(needed, self.unit))
     packed = pack(sequences, self.width, rows)
     parts = []
     for first in range(0, int(packed.row_N.max()) + 1, rows):

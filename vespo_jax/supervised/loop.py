@@ -167,7 +167,7 @@ class Loop:
     saves = due(self.settings.checkpoint_every)
     if evaluate or saves:
       self._finish_pending()
-    if evaluate and "held_out/nll" not in self._row:  # then by the run that was resumed here
+    if evaluate:
       found = evaluate(self.state)
       self.progress.message(f"held-out data after update {self.step}: {found}")
       extra = {
@@ -183,7 +183,7 @@ class Loop:
     self.checkpoints.save(self._run_state(), self.step, self._row)
 
   def _run_state(self) -> RunState:
-    return RunState(self.state, Snapshot(), {}, self.reference)
+    return RunState(state=self.state, samplers=Snapshot(), monitor={}, reference=self.reference)
 
   def _finish_pending(self) -> None:
     """Fetches, writes and checks the metrics of the previous update."""
