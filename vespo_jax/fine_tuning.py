@@ -121,7 +121,7 @@ def _run(
   progress = stack.enter_context(metrics.Progress(updates))
   progress.message(str(data))
   reference = data.digest()
-  if learner.adapters is not None:
+  if learner.state.frozen is not None:
     reference += manifest.digest_of(learner.state.frozen)
   state = _restore(workdir, checkpoints, learner, reference, updates, progress)
   writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
