@@ -69,6 +69,15 @@ def test_there_are_few_shapes_and_they_are_large_enough():
     assert len({rows for rows in made if 512 <= rows < 1024}) == 4
 
 
+def test_many_batches_have_few_shapes_and_little_padding():
+  """Of 64 sequences each, from a long-tailed distribution of lengths; a shape is a compilation."""
+  rng = np.random.default_rng(0)
+  lengths = np.clip(rng.lognormal(5.0, 0.6, 200 * 64).astype(int), 1, 1024).reshape(200, 64)
+  rows = [rows_for(int(first_fit(one, 1024)[0].max()) + 1, 4) for one in lengths]
+  assert len(set(rows)) <= 3
+  assert lengths.sum() / (1024 * sum(rows)) > 0.8
+
+
 def test_a_batch_says_where_everything_is():
   data = sequences()
   packed = pack(data, WIDTH, unit=4)
