@@ -193,6 +193,7 @@ def _describe(row: Mapping[str, Any]) -> list[str]:
   shown = {
     "reward/mean": "reward {:.3f}",
     "evaluation/accuracy": "accuracy {:.3f}",
+    "data/nll": "nll {:.3f}",
     "entropy/mean": "entropy {:.2f}",
     "staleness/mean": "staleness {:.1f}",
   }

@@ -54,6 +54,9 @@ class Task(Protocol):
   def prompt(self, example: Example) -> str:
     """The text a policy is asked with."""
 
+  def solution(self, example: Example) -> str:
+    """A response that `score` rewards, to be imitated; "" where the task only scores."""
+
   def score(self, example: Example, response: str) -> Score:
     """The verdict on a response; called in a grader process, and may take or do anything."""
 
