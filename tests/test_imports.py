@@ -28,6 +28,7 @@ ROOMS = [
     "evaluate",
     "sample",
     "convert",
+    "data",
   },
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -93,7 +94,7 @@ def test_files_are_short():
   for path in sorted(PACKAGE.rglob("*.py")):
     lines = len(path.read_text().splitlines())
     assert lines <= 400, f"{path.name} has {lines} lines"
-  for name in ("train", "replay_failure", "evaluate", "sample", "report/__main__"):
+  for name in ("train", "replay_failure", "evaluate", "sample", "data", "report/__main__"):
     path = PACKAGE / f"{name}.py"
     if path.is_file():
       assert len(path.read_text().splitlines()) <= 90, name

@@ -42,7 +42,9 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
     ConfigError: for anything wrong with them.
   """
   values, workdir = read_command(argv)
-  return _check(values), workdir
+  config = _check(values)
+  _check_data(config)
+  return config, workdir
 
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
@@ -68,7 +70,7 @@ def _check(values: Values) -> FrozenConfigDict:
   _check_sampler(config)
   _check_batch(config)
   _check_policy(config)
-  make_task(config)  # last: its package takes a second to import
+  _check_task(config)  # last: its package takes a second to import
   return config
 
 
@@ -320,11 +322,30 @@ def _check_batch(config: FrozenConfigDict) -> None:
       f"batch.samples_per_prompt={batch.samples_per_prompt} must be at least 2: advantages are "
       f"relative to the group with advantage.name={config.advantage.name!r}"
     )
-  if config.evaluation.problems > config.task.test_size:
+  if 0 < config.task.test_size < config.evaluation.problems:
     raise ConfigError(
       f"evaluation.problems={config.evaluation.problems} must be at most "
       f"task.test_size={config.task.test_size}"
     )
+
+
+def _check_task(config: FrozenConfigDict) -> None:
+  task = make_task(config)
+  for key in ("train_size", "test_size"):
+    if not config.task[key] and not isinstance(task, tasks.StoredTask):
+      raise ConfigError(
+        f"task.{key}=0 must be at least 1: the problems of {task.name} are generated, without end"
+      )
+
+
+def _check_data(config: FrozenConfigDict) -> None:
+  """Whether the problems of a dataset or a file are there to train on."""
+  task = make_task(config)
+  if isinstance(task, tasks.StoredTask):
+    try:
+      task.check(Path(config.task.data_dir))
+    except ValueError as error:
+      raise ConfigError(f"task.name={shown(config.task.name)}: {one_line(error)}") from error
 
 
 def _check_policy(config: FrozenConfigDict) -> None:

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     spec, params, tokenizer = models.load(arguments.workdir)
     problems = arguments.problems or config.evaluation.problems
     samples = arguments.samples or config.evaluation.samples_per_problem
-    if not 1 <= problems <= config.task.test_size or samples < 1:
+    if not 1 <= problems <= (config.task.test_size or problems) or samples < 1:
       raise ValueError(f"--problems must be from 1 to {config.task.test_size}, --samples above 0")
   except (ValueError, FileNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)

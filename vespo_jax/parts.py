@@ -67,7 +67,7 @@ def open_problems(
 ) -> tuple[Problems, Problems]:
   """The training and the held-out problems, with a grader that `stack` closes.
 
-  Raises ConfigError if the task does not have that many.
+  Raises ConfigError if the task does not generate that many, or a dataset is not prepared.
   """
   task = config_lib.make_task(config)
   grader = stack.enter_context(tasks.Grader(task, timeout_s=config.task.grade_timeout_s))
@@ -79,8 +79,8 @@ def open_problems(
       train_size=config.task.train_size,
       test_size=config.task.test_size,
     )
-  except ValueError as error:  # it names the keys
-    raise ConfigError(str(error)) from error
+  except ValueError as error:
+    raise ConfigError(f"task.name={config.task.name!r}: {error}") from error
   train_problems = Problems(task, splits.train, tokenizer, grader)
   return train_problems, Problems(task, splits.test, tokenizer, grader)
 
@@ -109,12 +109,13 @@ def make_evaluator(
 ) -> Evaluator:
   """The configured evaluation on held-out problems: temperature 1, no truncation.
 
-  `problems` and `samples` override the configured numbers of problems and samples of each.
+  `problems` and `samples` override the configured numbers of problems and samples of each. Where
+  fewer problems are held out, all are asked.
   """
   samples = samples or config.evaluation.samples_per_problem
   return Evaluator(
     held_out,
-    problems or config.evaluation.problems,
+    min(problems or config.evaluation.problems, len(held_out.examples)),
     sampler_settings(
       config,
       held_out.tokenizer,

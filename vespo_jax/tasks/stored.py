@@ -1,0 +1,139 @@
+"""Tasks whose problems are in files: a published dataset by name, or a user's own file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from vespo_jax.tasks import layouts, prepare, splits, verifiers
+from vespo_jax.tasks.base import Example, Score, Task, families
+from vespo_jax.tasks.layouts import QUESTION, Layout
+
+_OPTIONS: dict[str, Any] = {  # of every stored task, with their defaults; "": the layout's own
+  "verifier": "",
+  "template": "",
+  "train_split": "",
+  "test_split": "",
+  "held_out": 0.1,
+}
+
+
+@families.register("dataset")
+def dataset(dataset: str, options: dict[str, Any]) -> Task:
+  """A dataset that was prepared with `python -m vespo_jax.data prepare DATASET`.
+
+  Args:
+    dataset: its name, one of `layouts.LAYOUTS`.
+    options: `verifier`, its name; `template` of the prompt, with "{question}" in it; `train_split`
+      and `test_split`, names of splits; `held_out`, the fraction that is held out where the two are
+      the same; `digest`, of the one to use where several are prepared (default the last).
+      Everything else goes to the verifier.
+
+  Raises:
+    ValueError: naming the dataset or option that is not known or not accepted.
+  """
+  return PublishedTask(dataset, options)
+
+
+@families.register("jsonl:")
+def jsonl(dataset: str, options: dict[str, Any]) -> Task:
+  """A user's own JSON Lines: `prompt`, `answer`, and `metadata` if the verifier needs it.
+
+  Args:
+    dataset: the path of the file, which is prepared when its problems are first asked for.
+    options: those of `dataset`, without `digest`, and with `test_path`, a second file with the
+      problems to hold out.
+
+  Raises:
+    ValueError: naming the option that is not known or not accepted.
+  """
+  return FileTask(dataset, options)
+
+
+class _StoredTask:
+  """What both have in common: see `dataset`."""
+
+  train_split: str
+  test_split: str
+  held_out: float
+
+  def __init__(self, name: str, layout: Layout, options: dict[str, Any], **own: Any):
+    self.name, self.options, self.layout = name, dict(options), layout
+    known = {**_OPTIONS, **own}
+    values = {key: options.get(key, default) for key, default in known.items()}
+    for key, value in values.items():
+      if not isinstance(value, type(known[key])):
+        kind = "number" if key == "held_out" else "text"
+        raise ValueError(f"{key}={value!r:.60} must be a {kind}")
+    if not 0 < values["held_out"] < 1:
+      raise ValueError(f"held_out={values['held_out']} must be between 0 and 1")
+    self._template = values["template"] or layout.template
+    if QUESTION not in self._template:
+      raise ValueError(f"template={self._template!r:.60} must have {QUESTION} in it")
+    self.train_split, self.test_split = values["train_split"], values["test_split"]
+    self.held_out = values["held_out"]
+    rest = {key: value for key, value in options.items() if key not in known}
+    try:
+      self._verify = verifiers.make(values["verifier"] or layout.verifier, **rest)
+    except ValueError as error:
+      raise ValueError(f"{error}; options of the task itself: {', '.join(known)}") from error
+    self._own = {key: values[key] for key in own}
+
+  def prompt(self, example: Example) -> str:
+    """The question in the template."""
+    return self._template.replace(QUESTION, example.question)
+
+  def score(self, example: Example, response: str) -> Score:
+    """The verifier's verdict."""
+    return self._verify(response, example.answer, example.metadata)
+
+
+class PublishedTask(_StoredTask):
+  """See `dataset`."""
+
+  def __init__(self, dataset: str, options: dict[str, Any]):
+    if dataset not in {layout.name for layout in layouts.LAYOUTS}:
+      raise ValueError(prepare.unknown(dataset))
+    super().__init__(f"dataset/{dataset}", layouts.BY_NAME[dataset], options, digest="")
+
+  def locate(self, data_dir: Path) -> Path:
+    """The dataset that was prepared. Raises ValueError with the command if none was."""
+    return prepare.locate(self.layout.name, data_dir, self._own["digest"])
+
+  def check(self, data_dir: Path) -> None:
+    """As `locate`, and whether it has the splits and something to train on."""
+    train, _ = splits.choose(self, list(prepare.Report.load(self.locate(data_dir)).kept))
+    if not train:
+      raise ValueError(
+        "it has nothing to train on, its publisher ships problems to hold out alone; "
+        "task.options.train_split=test trains on a part of them"
+      )
+
+
+class FileTask(_StoredTask):
+  """See `jsonl`."""
+
+  def __init__(self, path: str, options: dict[str, Any]):
+    super().__init__(f"jsonl:{path}", layouts.JSONL, options, test_path="")
+    self._files = [(Path(path), "train")]
+    if self._own["test_path"]:
+      self._files.append((Path(self._own["test_path"]), "test"))
+
+  def locate(self, data_dir: Path) -> Path:
+    """The prepared file, prepared now if need be. Raises ValueError naming file and line."""
+    self.check(data_dir)
+    name = "jsonl-" + "".join(c if c.isalnum() else "_" for c in self._files[0][0].stem)
+    before = set(prepare.prepared(data_dir))
+    directory = prepare.prepare_files(self.layout, name, self._files, data_dir)
+    if directory not in before:
+      print(prepare.Report.load(directory), file=sys.stderr)
+    return directory
+
+  def check(self, data_dir: Path) -> None:
+    """Raises ValueError if a file does not exist or is not called one of JSON Lines."""
+    for path, _ in self._files:
+      if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"{str(path)!r} must end in .jsonl or .jsonl.gz")
+      if not path.is_file():
+        raise ValueError(f"{str(path)!r} does not exist")
