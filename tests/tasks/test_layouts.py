@@ -217,6 +217,14 @@ def test_files_without_a_problem_say_why(tmp_path):
     sift("gsm8k", [], tmp_path)
 
 
+def test_a_file_of_other_columns_is_refused_by_its_first_row(tmp_path):
+  rows = [{"pens": 3}, *published.gsm8k(2)]
+  with pytest.raises(
+    ValueError, match="rows.jsonl, line 1: gsm8k has the columns question, answer"
+  ):
+    sift("gsm8k", rows, tmp_path)
+
+
 def test_a_question_of_the_test_split_is_none_to_train_on(tmp_path):
   _, sieve = sift("gsm8k", published.gsm8k(2), tmp_path, split="test")
   file = published.write(tmp_path / "train.jsonl", published.gsm8k(3, start=1))

@@ -138,3 +138,13 @@ def test_a_directory_in_the_place_of_a_file_is_an_error_too(tmp_path):
   (tmp_path / "a.jsonl").mkdir()
   with pytest.raises(ValueError, match="a.jsonl, line 1: .*directory"):
     list(rows.read(tmp_path / "a.jsonl"))
+
+
+def test_an_array_without_measure_is_refused_before_it_is_parsed(tmp_path, monkeypatch):
+  monkeypatch.setattr(rows, "MAX_JSON_BYTES", 1 << 20)
+  path = tmp_path / "a.json.gz"
+  path.write_bytes(gzip.compress(b"[" + b"{}," * (1 << 19) + b"{}]"))
+  with pytest.raises(
+    ValueError, match="a.json.gz: it holds more than 1 MiB; give it as JSON Lines"
+  ):
+    list(rows.read(path))

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from vespo_jax import files
+from vespo_jax.metrics import printable
 from vespo_jax.processes import serve_parent
 from vespo_jax.tasks import layouts, prepare, rows
 from vespo_jax.tasks.base import GeneratedTask, make
@@ -163,7 +164,7 @@ def main(argv: list[str]) -> None:
     build_once(json.loads(argv[2]), Path(argv[3]))
     connection.send_bytes(b"")
   except ValueError as error:
-    connection.send_bytes(str(error).encode(errors="replace"))
+    connection.send_bytes(printable(str(error)).encode())
 
 
 if __name__ == "__main__":

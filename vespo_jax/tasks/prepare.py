@@ -224,12 +224,11 @@ def _of_package(layout: Layout) -> list[Path]:
 
 
 def _split_of(path: Path, layout: Layout) -> str:
-  """The split that a file is named after, as on the Hugging Face hub."""
-  for text in (path.name, path.parent.name):
-    words = _SPLIT_WORD.findall(text.lower())
-    if words:
-      return words[0]
+  """The split that a file, or else its folder, is named after, as on the Hugging Face hub."""
+  named = set(_SPLIT_WORD.findall(path.name.lower())) or {path.parent.name.lower()} & {*SPLITS}
+  if len(named) == 1:
+    return named.pop()
   raise ValueError(
-    f"{path}: neither its name nor its folder's says which split of {layout.name} it is; "
-    "give --split"
+    f"{path}: neither its name nor its folder's says which split of {layout.name} it is; give "
+    f"--split, one of {', '.join(SPLITS)}"
   )

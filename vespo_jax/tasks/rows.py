@@ -16,7 +16,7 @@ from typing import IO, Any
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".json", ".json.gz")
 MAX_LINE_BYTES = 64 << 20
-MAX_JSON_BYTES = 1 << 30  # of a JSON array, which is parsed whole
+MAX_JSON_BYTES = 256 << 20  # of a JSON array, which is parsed whole
 _BATCH = 64  # rows of Parquet that are Python objects at a time
 _LFS = b"version https://git-lfs"
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vespo_jax.metrics import printable
 from vespo_jax.tasks import rows
 from vespo_jax.tasks.layouts import UNPARSABLE, Layout, Parse, Problem, Rejected
 
@@ -101,7 +102,7 @@ class Sieve:
     )
 
   def _note(self, place: str, rejection: Rejected) -> None:
-    first = f"{place}: {rejection.detail}" if rejection.detail else place
+    first = printable(f"{place}: {rejection.detail}" if rejection.detail else place)
     self.rejected.setdefault(rejection.reason, Rejections(0, first)).count += 1
 
 
