@@ -67,6 +67,8 @@ def test_prepare_says_what_it_did_and_list_what_there_is(tmp_path, capsys):
   assert "HuggingFaceH4/MATH-500" in listed and ": 12 test, 40 train" in listed
   config = parse(tmp_path / "data")
   assert (config.task.train_size, config.task.test_size) == (0, 0)
+  (prepared,) = (tmp_path / "data").glob("gsm8k-*")
+  assert config.task.options.digest == prepared.name.removeprefix("gsm8k-")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,11 @@ def test_a_file_of_ones_own_is_one_config_line(tmp_path):
   file.write_text('{"prompt": "Say 1.", "answer": "1"}\n' * 2)
   config = parse(tmp_path, line, "--config.task.options.held_out=0.5")
   assert config.task.options.held_out == 0.5
+  kept = f"--config.task.options.digest={config.task.options.digest}"
+  assert parse(tmp_path, line, kept).task.options.digest == config.task.options.digest
+  file.write_text('{"prompt": "Say 2.", "answer": "2"}\n' * 2)
+  with pytest.raises(ConfigError, match="it has changed"):
+    parse(tmp_path, line, kept)
 
 
 @pytest.mark.parametrize("key", ["train_size", "test_size"])
@@ -137,11 +144,17 @@ def test_two_updates_as_a_user_makes_them(own_file, tmp_path):
   assert result["evaluation_after"]["problems"] == 12
   first = (tmp_path / "run" / "rollouts" / "000001.jsonl").read_text().splitlines()
   prompts = {json.loads(line)["prompt"] for line in first}
+  if not own_file:  # the same command, after other files were prepared, is another run
+    (source / "train.jsonl").write_text('{"question": "2?", "answer": "#### 2"}\n')
+    run("data", "prepare", "gsm8k", f"--source={source}", f"--data_dir={tmp_path}/data")
+    again = [f"--config={CONFIG}", f"--workdir={tmp_path}/run", *settings]
+    assert "holds a run with another task.options" in run("train", *again, code=2)
   start = "Say " if own_file else "Ann has "
   assert prompts and all(prompt.startswith(start) for prompt in prompts), prompts
 
 
-def run(module, *arguments):
+def run(module, *arguments, code=0):
+  """Runs a command; returns what it printed."""
   done = subprocess.run(
     [sys.executable, "-m", f"vespo_jax.{module}", *arguments],
     cwd=REPOSITORY,
@@ -150,5 +163,5 @@ def run(module, *arguments):
     text=True,
     timeout=400,
   )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
+  assert done.returncode == code, done.stderr
+  return done.stdout + done.stderr

@@ -42,9 +42,7 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
     ConfigError: for anything wrong with them.
   """
   values, workdir = read_command(argv)
-  config = _check(values)
-  _check_data(config)
-  return config, workdir
+  return _with_digest(_check(values)), workdir
 
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
@@ -338,14 +336,19 @@ def _check_task(config: FrozenConfigDict) -> None:
       )
 
 
-def _check_data(config: FrozenConfigDict) -> None:
-  """Whether the problems of a dataset or a file are there to train on."""
+def _with_digest(config: FrozenConfigDict) -> FrozenConfigDict:
+  """The config with the digest of its dataset or file, so that a run goes on with the problems that
+  it began with. Raises ConfigError if they are not there to train on."""
   task = make_task(config)
-  if isinstance(task, tasks.StoredTask):
-    try:
-      task.check(Path(config.task.data_dir))
-    except ValueError as error:
-      raise ConfigError(f"task.name={shown(config.task.name)}: {one_line(error)}") from error
+  if not isinstance(task, tasks.StoredTask):
+    return config
+  try:
+    digest = task.check(Path(config.task.data_dir))
+  except ValueError as error:
+    raise ConfigError(f"task.name={shown(config.task.name)}: {one_line(error)}") from error
+  values = config.to_dict()
+  values["task"]["options"] = {**values["task"]["options"], "digest": digest}
+  return FrozenConfigDict(values)
 
 
 def _check_policy(config: FrozenConfigDict) -> None:

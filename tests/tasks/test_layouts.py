@@ -139,6 +139,31 @@ def test_champ_leaves_out_what_other_models_said():
   )
 
 
+def test_answers_in_latex_are_not_passed_bare():
+  """math-verify reads the bare answer 10\\sqrt{2} as 10."""
+  forms = {layout.name: layout.verifier_options.get("answer_form") for layout in layouts.LAYOUTS}
+  assert {name for name, form in forms.items() if form == "boxed"} == {
+    *("math500", "deepscaler", "champ")
+  }
+
+
+def test_the_options_of_a_layout_go_to_its_own_verifier_alone(monkeypatch):
+  made = []
+
+  def record(name, **options):
+    made.append((name, options))
+
+  monkeypatch.setattr(tasks._stored.verifiers, "make", record)
+  tasks.make("dataset/math500")
+  tasks.make("dataset/math500", answer_form="bare")
+  tasks.make("dataset/math500", verifier="numeric", tolerance=0.1)
+  assert made == [
+    ("math_verify", {"answer_form": "boxed"}),
+    ("math_verify", {"answer_form": "bare"}),
+    ("numeric", {"tolerance": 0.1}),
+  ]
+
+
 def test_every_layout_is_tested_and_scored_by_something_known():
   tested = "gsm8k dapo_math deepscaler math500 aime24 aime25 amc23 eurus_code humaneval \
     humaneval_plus mbpp_plus champ".split()

@@ -104,7 +104,7 @@ def test_the_last_one_prepared_is_used_unless_a_digest_says_otherwise(gsm8k, tmp
   second = prepare.prepare("gsm8k", [str(file)], data_dir=tmp_path)
   assert prepare.locate("gsm8k", tmp_path) == second
   assert len(open_splits("dataset/gsm8k", tmp_path, held_out=0.5).train) == 15
-  digest = prepare.digest_of(first)
+  digest = prepare.digest_in(first)
   assert len(open_splits("dataset/gsm8k", tmp_path, digest=digest).test) == 2
   prepare.prepare("gsm8k", [str(file)], data_dir=tmp_path)
   assert set(prepare.prepared(tmp_path)) == {first, second}

@@ -41,6 +41,20 @@ def test_a_users_own_file_is_prepared_on_first_use_alone(tmp_path, capsys, monke
   assert [score.status for score in scores] == ["ok", "wrong"]
 
 
+def test_a_file_that_has_changed_is_not_the_one_of_a_digest(tmp_path):
+  path = published.write(tmp_path / "mine.jsonl", OWN)
+  digest = make_own(path).check(tmp_path / "data")
+  kept = make_own(path, digest=digest)
+  assert kept.check(tmp_path / "data") == digest
+  published.write(path, OWN[:-1])
+  with pytest.raises(ValueError, match=f"it has changed: its digest is [0-9a-f]+, not '{digest}'"):
+    kept.check(tmp_path / "data")
+  published.write(path, OWN)
+  assert len(open_splits(kept, tmp_path / "data").train) == 18
+  path.unlink()  # it is prepared
+  assert len(open_splits(kept, tmp_path / "data").train) == 18
+
+
 def test_a_second_file_is_held_out_and_its_questions_are_not_trained_on(tmp_path):
   train = published.write(tmp_path / "train.jsonl", OWN)
   test = published.write(tmp_path / "test.jsonl.gz", OWN[:4])
@@ -71,7 +85,6 @@ def test_messages_with_one_turn_of_the_user_are_a_prompt():
     ("dataset/gsm8k", {"template": "Answer!"}, "template='Answer!' must have {question} in it"),
     ("dataset/gsm8k", {"test_path": "a.jsonl"}, "no option 'test_path'"),
     ("jsonl/a.jsonl", {}, "unknown task family 'jsonl' .did you mean 'jsonl:'.*known: dataset, js"),
-    ("jsonl:a.jsonl", {"digest": "0"}, "no option 'digest'"),
   ],
 )
 def test_what_a_task_does_not_know_is_named(name, options, words):

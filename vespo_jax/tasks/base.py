@@ -83,8 +83,9 @@ class StoredTask(Task, Protocol):
   def locate(self, data_dir: Path) -> Path:
     """The prepared dataset, in `data_dir`. Raises ValueError saying what to do if there is none."""
 
-  def check(self, data_dir: Path) -> None:
-    """Raises ValueError, as `locate` would, if the problems cannot be had; prepares nothing."""
+  def check(self, data_dir: Path) -> str:
+    """The digest of what `locate` would find; as the option `digest` it keeps a task to these
+    problems. Prepares nothing. Raises ValueError, as `locate` would, if they cannot be had."""
 
 
 families = Registry("task family")

@@ -65,7 +65,7 @@ class Layout:
     publisher: where the files come from.
     parsers: by the columns that a file must have, what reads its rows. A parser raises `Rejected`,
       or LookupError or TypeError where a row is not built as it should be.
-    verifier: that scores its answers unless a task says otherwise.
+    verifier: that scores its answers unless a task says otherwise, with `verifier_options`.
     template: of the prompt; "{question}" stands for the question.
     split: that all rows are in, "" where files of several splits are told apart by their names.
     root: of a JSON file, see `rows.read`.
@@ -78,6 +78,7 @@ class Layout:
   publisher: str
   parsers: Mapping[tuple[str, ...], Parse]
   verifier: str = "math_verify"
+  verifier_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   template: str = THINK
   split: str = ""
   root: str = ""
@@ -201,6 +202,11 @@ def _jsonl(row: Row) -> Problem:
   return Problem(user_turn(row["prompt"]), text(row["answer"]), metadata)
 
 
+# VESPO passes the answers of all sets bare. Of those in LaTeX math-verify then reads a part or
+# nothing ("10\\sqrt{2}" as 10, "\\pi" not at all), so here they are passed in a box;
+# task.options.answer_form=bare is VESPO's way.
+_LATEX = {"answer_form": "boxed"}
+
 _H4 = _columns("problem", "answer", "id", "solution", "url", "year")
 _MAXWELL = _columns("Problem", "Answer", "ID", "Solution")
 _HUMANEVAL: dict[tuple[str, ...], Parse] = {
@@ -227,12 +233,14 @@ LAYOUTS = (
     "deepscaler",
     "agentica-org/DeepScaleR-Preview-Dataset",
     _columns("problem", "answer", "solution"),
+    verifier_options=_LATEX,
     split="train",
   ),
   Layout(
     "math500",
     "HuggingFaceH4/MATH-500",
     _columns("problem", "answer", "solution", "subject", "level", "unique_id"),
+    verifier_options=_LATEX,
     split="test",
   ),
   Layout(
@@ -286,6 +294,7 @@ LAYOUTS = (
     "champ",
     "the package champ-dataset",
     {("identifier", "_text", "_answer", "category", "solution"): _champ},
+    verifier_options=_LATEX,
     split="test",
     root="problems",
     package=("champ-dataset", ".json"),

@@ -111,7 +111,7 @@ def prepare(name: str, sources: Sequence[str], *, data_dir: str | Path, split: s
     found = _of_package(layout)
   chosen = [(path, split or layout.split or _split_of(path, layout)) for path in found]
   directory = prepare_files(layout, name, chosen, data_dir)
-  files.write(_newest(name, data_dir), json.dumps({"digest": digest_of(directory)}) + "\n")
+  files.write(_newest(name, data_dir), json.dumps({"digest": digest_in(directory)}) + "\n")
   return directory
 
 
@@ -119,15 +119,26 @@ def prepare_files(
   layout: Layout, name: str, chosen: Iterable[tuple[Path, str]], data_dir: str | Path
 ) -> Path:
   """Prepares files with their splits as `DATA_DIR/NAME-DIGEST`; returns it. Raises as `prepare`."""
-  sources = [Source.of(path.absolute(), split) for path, split in chosen]
-  sources.sort(key=lambda source: source.split == "train")  # a question of a test is none to train
-  content = [layout.name, layouts.VERSION, *([each.split, each.sha256] for each in sources)]
-  digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+  sources = sources_of(chosen)
+  digest = digest_of(layout, sources)
   directory = Path(data_dir) / f"{name}-{digest}"
   if not directory.is_dir():
     order = {"layout": layout.name, "digest": digest, "sources": [*map(vars, sources)]}
     build_in_child(json.dumps(order), directory)
   return directory
+
+
+def sources_of(chosen: Iterable[tuple[Path, str]]) -> list[Source]:
+  """Files with their splits, as they are now and in the order in which they are read: what is to be
+  trained on comes last, for a question of a test is none to train on. Raises ValueError."""
+  sources = [Source.of(path.absolute(), split) for path, split in chosen]
+  return sorted(sources, key=lambda source: source.split == "train")
+
+
+def digest_of(layout: Layout, sources: Iterable[Source]) -> str:
+  """16 hexadecimal digits, of the bytes of the files and of what is made of them."""
+  content = [layout.name, layouts.VERSION, *([each.split, each.sha256] for each in sources)]
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def by_split(sources: Iterable[Source]) -> dict[str, list[Path]]:
@@ -150,8 +161,8 @@ def locate(name: str, data_dir: str | Path, digest: str = "") -> Path:
       digest = json.loads(_newest(name, data_dir).read_text())["digest"]
     except (OSError, ValueError, TypeError, LookupError):
       digest = ""
-  directory = Path(data_dir) / f"{name}-{digest}"
-  if re.fullmatch("[0-9a-f]{16}", str(digest)) and directory.is_dir():
+  directory = find(name, data_dir, digest)
+  if directory is not None:
     return directory
   source = "" if layouts.BY_NAME[name].package else " --source=FILE_OR_DIR"
   place = "" if str(data_dir) == "runs/data" else f" --data_dir={data_dir}"
@@ -160,6 +171,13 @@ def locate(name: str, data_dir: str | Path, digest: str = "") -> Path:
     f"it is not prepared {which}in {data_dir}; `python -m vespo_jax.data prepare {name}{source}"
     f"{place}` does it, from the files of {layouts.BY_NAME[name].publisher}"
   )
+
+
+def find(name: str, data_dir: str | Path, digest: Any) -> Path | None:
+  """The dataset of a name and a digest, if it is prepared."""
+  directory = Path(data_dir) / f"{name}-{digest}"
+  good = isinstance(digest, str) and re.fullmatch("[0-9a-f]{16}", digest)
+  return directory if good and directory.is_dir() else None
 
 
 def prepared(data_dir: str | Path) -> Iterator[Path]:
@@ -174,8 +192,8 @@ def unknown(name: str) -> str:
   return f"no dataset {name!r:.60} is known; known: {known}. A file of your own is jsonl:PATH"
 
 
-def digest_of(directory: Path) -> str:
-  """The digest in a dataset's name."""
+def digest_in(directory: Path) -> str:
+  """The digest in the name of a prepared dataset."""
   return directory.name.rpartition("-")[2]
 
 

@@ -16,6 +16,7 @@ _OPTIONS: dict[str, Any] = {  # of every stored task, with their defaults; "": t
   "train_split": "",
   "test_split": "",
   "held_out": 0.1,
+  "digest": "",
 }
 
 
@@ -27,7 +28,7 @@ def dataset(dataset: str, options: dict[str, Any]) -> Task:
     dataset: its name, one of `layouts.LAYOUTS`.
     options: `verifier`, its name; `template` of the prompt, with "{question}" in it; `train_split`
       and `test_split`, names of splits; `held_out`, the fraction that is held out where the two are
-      the same; `digest`, of the one to use where several are prepared (default the last).
+      the same; `digest`, of the problems to use (default: those that were prepared last).
       Everything else goes to the verifier.
 
   Raises:
@@ -42,8 +43,7 @@ def jsonl(dataset: str, options: dict[str, Any]) -> Task:
 
   Args:
     dataset: the path of the file, which is prepared when its problems are first asked for.
-    options: those of `dataset`, without `digest`, and with `test_path`, a second file with the
-      problems to hold out.
+    options: those of `dataset`, and `test_path`, a second file with the problems to hold out.
 
   Raises:
     ValueError: naming the option that is not known or not accepted.
@@ -57,6 +57,7 @@ class _StoredTask:
   train_split: str
   test_split: str
   held_out: float
+  digest: str
 
   def __init__(self, name: str, layout: Layout, options: dict[str, Any], **own: Any):
     self.name, self.options, self.layout = name, dict(options), layout
@@ -72,8 +73,10 @@ class _StoredTask:
     if QUESTION not in self._template:
       raise ValueError(f"template={self._template!r:.60} must have {QUESTION} in it")
     self.train_split, self.test_split = values["train_split"], values["test_split"]
-    self.held_out = values["held_out"]
+    self.held_out, self.digest = values["held_out"], values["digest"]
     rest = {key: value for key, value in options.items() if key not in known}
+    if not values["verifier"]:
+      rest = {**layout.verifier_options, **rest}
     try:
       self._verify = verifiers.make(values["verifier"] or layout.verifier, **rest)
     except ValueError as error:
@@ -95,20 +98,23 @@ class PublishedTask(_StoredTask):
   def __init__(self, dataset: str, options: dict[str, Any]):
     if dataset not in {layout.name for layout in layouts.LAYOUTS}:
       raise ValueError(prepare.unknown(dataset))
-    super().__init__(f"dataset/{dataset}", layouts.BY_NAME[dataset], options, digest="")
+    super().__init__(f"dataset/{dataset}", layouts.BY_NAME[dataset], options)
 
   def locate(self, data_dir: Path) -> Path:
     """The dataset that was prepared. Raises ValueError with the command if none was."""
-    return prepare.locate(self.layout.name, data_dir, self._own["digest"])
+    return prepare.locate(self.layout.name, data_dir, self.digest)
 
-  def check(self, data_dir: Path) -> None:
-    """As `locate`, and whether it has the splits and something to train on."""
-    train, _ = splits.choose(self, list(prepare.Report.load(self.locate(data_dir)).kept))
+  def check(self, data_dir: Path) -> str:
+    """The digest of what `locate` finds. Raises ValueError if it has not the splits, or nothing to
+    train on."""
+    directory = self.locate(data_dir)
+    train, _ = splits.choose(self, list(prepare.Report.load(directory).kept))
     if not train:
       raise ValueError(
         "it has nothing to train on, its publisher ships problems to hold out alone; "
         "task.options.train_split=test trains on a part of them"
       )
+    return prepare.digest_in(directory)
 
 
 class FileTask(_StoredTask):
@@ -119,21 +125,28 @@ class FileTask(_StoredTask):
     self._files = [(Path(path), "train")]
     if self._own["test_path"]:
       self._files.append((Path(self._own["test_path"]), "test"))
+    stem = self._files[0][0].stem
+    self._directory = "jsonl-" + "".join(c if c.isalnum() else "_" for c in stem)
 
   def locate(self, data_dir: Path) -> Path:
     """The prepared file, prepared now if need be. Raises ValueError naming file and line."""
-    self.check(data_dir)
-    name = "jsonl-" + "".join(c if c.isalnum() else "_" for c in self._files[0][0].stem)
-    before = set(prepare.prepared(data_dir))
-    directory = prepare.prepare_files(self.layout, name, self._files, data_dir)
-    if directory not in before:
-      print(prepare.Report.load(directory), file=sys.stderr)
-    return directory
+    found = prepare.find(self._directory, data_dir, self.check(data_dir))
+    if found is None:
+      found = prepare.prepare_files(self.layout, self._directory, self._files, data_dir)
+      print(prepare.Report.load(found), file=sys.stderr)
+    return found
 
-  def check(self, data_dir: Path) -> None:
-    """Raises ValueError if a file does not exist or is not called one of JSON Lines."""
+  def check(self, data_dir: Path) -> str:
+    """The digest of the files. Raises ValueError if one does not exist or is not called one of JSON
+    Lines, or if they are not those of the option `digest`, and these are not prepared."""
+    if prepare.find(self._directory, data_dir, self.digest):
+      return self.digest
     for path, _ in self._files:
       if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"{str(path)!r} must end in .jsonl or .jsonl.gz")
       if not path.is_file():
         raise ValueError(f"{str(path)!r} does not exist")
+    digest = prepare.digest_of(self.layout, prepare.sources_of(self._files))
+    if self.digest not in ("", digest):
+      raise ValueError(f"it has changed: its digest is {digest}, not {self.digest!r:.40}")
+    return digest
