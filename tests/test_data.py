@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,8 @@ def test_two_updates_as_a_user_makes_them(own_file, tmp_path):
   assert (result["stop_reason"], result["updates"]) == ("finished", 2), output
   assert result["evaluation_after"]["problems"] == 12
   first = (tmp_path / "run" / "rollouts" / "000001.jsonl").read_text().splitlines()
-  prompts = {json.loads(line)["prompt"] for line in first}
+  records = [json.loads(line) for line in first]
+  prompts = [record["prompt"] for record in records]
   if not own_file:  # the same command, after other files were prepared, is another run
     (source / "train.jsonl").write_text('{"question": "2?", "answer": "#### 2"}\n')
     run("data", "prepare", "gsm8k", f"--source={source}", f"--data_dir={tmp_path}/data")
@@ -151,6 +153,9 @@ def test_two_updates_as_a_user_makes_them(own_file, tmp_path):
     assert "holds a run with another task.options" in run("train", *again, code=2)
   start = "Say " if own_file else "Ann has "
   assert prompts and all(prompt.startswith(start) for prompt in prompts), prompts
+  for record in records:  # each beside the answer to its own question
+    number = int(re.search("[0-9]+", record["prompt"])[0])
+    assert int(record["answer"]) == number + 2 * (not own_file), record
 
 
 def run(module, *arguments, code=0):

@@ -84,7 +84,7 @@ def test_messages_with_one_turn_of_the_user_are_a_prompt():
     ("dataset/gsm8k", {"train_split": 3}, "train_split=3 must be a text"),
     ("dataset/gsm8k", {"template": "Answer!"}, "template='Answer!' must have {question} in it"),
     ("dataset/gsm8k", {"test_path": "a.jsonl"}, "no option 'test_path'"),
-    ("jsonl/a.jsonl", {}, "unknown task family 'jsonl' .did you mean 'jsonl:'.*known: dataset, js"),
+    ("jsonl/a.jsonl", {}, "unknown task family 'jsonl' .did you mean 'jsonl:'.*known: .*jsonl:, "),
   ],
 )
 def test_what_a_task_does_not_know_is_named(name, options, words):
@@ -104,6 +104,19 @@ def test_the_template_and_the_verifier_are_the_tasks():
   example = tasks.Example(0, "{question}? {x}", "3", "{}")
   assert task.prompt(example) == "Q: {question}? {x}\nA: {"
   assert task.score(example, "so \\boxed{3}").status == "ok"
+
+
+@pytest.mark.parametrize(
+  "verifier,response,answer",
+  [
+    ({"verifier": "numeric"}, "3 pens and 4 pens are 1,007", "1,007"),
+    ({"verifier": "exact", "answer_format": "tag"}, "so <answer>a</answer>", "a"),
+    ({"verifier": "exact"}, " a ", "a"),
+    ({"verifier": "exact", "answer_format": "boxed"}, "a", None),
+  ],
+)
+def test_what_a_response_answers_is_what_is_verified(verifier, response, answer):
+  assert tasks.make("dataset/gsm8k", **verifier).answer(response) == answer
 
 
 def test_a_file_that_is_not_there_or_not_jsonl_is_named(tmp_path):

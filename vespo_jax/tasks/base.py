@@ -15,7 +15,7 @@ class Example:
   """One problem.
 
   Attributes:
-    id: its index in its split, as it is stored.
+    id: its index in its split.
     question: what is asked.
     answer: a correct answer, or "" where the task only scores.
     metadata: JSON with whatever the verifier needs.

@@ -80,7 +80,9 @@ def read(order: dict[str, Any], directory: Path) -> None:
   paths = prepare.by_split(sources)
   counts = [rows.count(Path(source.path)) for source in sources]
   total = None if None in counts else sum(filter(None, counts))
-  with tqdm.tqdm(total=total, desc=f"reading {layout.name}", unit="row", delay=1) as bar:
+  with tqdm.tqdm(
+    total=total, desc=f"reading {layout.name}", unit="row", delay=2, leave=False
+  ) as bar:
     splits = {split: sieve.problems(split, found, bar.update) for split, found in paths.items()}
     write(splits, order["digest"], directory)
   if [prepare.Source.of(source.path, source.split) for source in sources] != sources:

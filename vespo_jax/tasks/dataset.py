@@ -55,7 +55,7 @@ class Split:
       raise IndexError(f"no problem {index} among {len(self)}")
     row = self._source[int(self._indices[index])]
     return Example(
-      id=int(row["id"]),
+      id=index,
       **{field: row[field].decode() for field in ("question", "answer", "metadata")},
     )
 

@@ -164,7 +164,7 @@ def _dapo(row: Row) -> Problem:
 
 
 def _eurus_code(row: Row) -> Problem:
-  if row["ability"] != "code":
+  if row["ability"] not in ("code", "Code"):
     raise Rejected("not a problem of code", f"ability {row['ability']!r:.40}")
   try:
     tests = code_tests.from_eurus(row["reward_model"]["ground_truth"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from vespo_jax.tasks import layouts, prepare, splits, verifiers
 from vespo_jax.tasks.base import Example, Score, Task, families
+from vespo_jax.tasks.extraction import extract
 from vespo_jax.tasks.layouts import QUESTION, Layout
 
 _OPTIONS: dict[str, Any] = {  # of every stored task, with their defaults; "": the layout's own
@@ -18,6 +19,7 @@ _OPTIONS: dict[str, Any] = {  # of every stored task, with their defaults; "": t
   "held_out": 0.1,
   "digest": "",
 }
+_VOTES = {"numeric": "number", "math_verify": "boxed"}  # where an answer stands, by verifier
 
 
 @families.register("dataset")
@@ -77,8 +79,9 @@ class _StoredTask:
     rest = {key: value for key, value in options.items() if key not in known}
     if not values["verifier"]:
       rest = {**layout.verifier_options, **rest}
+    self._verifier = values["verifier"] or layout.verifier
     try:
-      self._verify = verifiers.make(values["verifier"] or layout.verifier, **rest)
+      self._verify = verifiers.make(self._verifier, **rest)
     except ValueError as error:
       raise ValueError(f"{error}; options of the task itself: {', '.join(known)}") from error
     self._own = {key: values[key] for key in own}
@@ -90,6 +93,14 @@ class _StoredTask:
   def score(self, example: Example, response: str) -> Score:
     """The verifier's verdict."""
     return self._verify(response, example.answer, example.metadata)
+
+  def answer(self, response: str) -> str | None:
+    """What a response answers, for majority votes: the text that the verifier looks at. None where
+    there is none, and of programs, which are not compared."""
+    answer_format = _VOTES.get(self._verifier, "")
+    if self._verifier == "exact":
+      answer_format = self.options.get("answer_format", "text")
+    return (extract(response, answer_format) or None) if answer_format else None
 
 
 class PublishedTask(_StoredTask):
