@@ -12,11 +12,11 @@ are trained on all of train, and 100 problems of test, drawn by `task.seed`, are
 Reproduces no figure of the paper. Hardware: two CPU cores. Wall time: as configs/smollm2.py, which
 samples and trains as much: about 22 s of CPU time for an update.
 Expected: nothing of GSM8K itself, which is beyond so small a policy in so few tokens: of problems
-like its own (reasoning-gym's gsm_symbolic) it gets less than 1 % right. Give `policy.path` a stronger one,
-and `sampler.max_new_tokens` the length of a derivation. On the 100 products of two digits written
-in this layout (60 for train, 40 for test) the held-out accuracy went from 17.5 % [11.9, 25.0] to
-92.5 % [83.1, 96.9] in 12 updates (7 minutes on busy cores; seed 0, temperature 1, 40 problems x 4
-samples, 95 % intervals).
+like its own (reasoning-gym's gsm_symbolic) it gets less than 1 % right. Give `policy.path` a
+stronger one, and `sampler.max_new_tokens` the length of a derivation. On the 100 products of two
+digits written in this layout (60 for train, 40 for test) the held-out accuracy went from 17.5 %
+[11.9, 25.0] to 92.5 % [83.1, 96.9] in 12 updates (7 minutes on busy cores; seed 0, temperature 1,
+40 problems x 4 samples, 95 % intervals).
 """
 
 from ml_collections import ConfigDict
