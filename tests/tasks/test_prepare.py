@@ -8,6 +8,7 @@ from pathlib import Path
 import published
 import pytest
 
+from tests.watched import pickle_watch
 from vespo_jax import tasks
 from vespo_jax.tasks import prepare
 from vespo_jax.tasks.prepare import Report
@@ -32,8 +33,10 @@ def hub(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gsm8k(hub, tmp_path_factory):
-  """Prepared: the directory, in its data directory."""
-  return prepare.prepare("gsm8k", [str(hub)], data_dir=tmp_path_factory.mktemp("data"))
+  """Prepared: the directory, in its data directory, and what its process pickled beside that."""
+  data_dir = tmp_path_factory.mktemp("data")
+  with pickle_watch.watched_children(data_dir.parent / "pickles"):
+    return prepare.prepare("gsm8k", [str(hub)], data_dir=data_dir)
 
 
 def open_splits(name, data_dir, train_size=0, test_size=0, **options):
@@ -55,6 +58,11 @@ def test_the_publishers_splits_are_served_and_share_no_question(gsm8k):
   assert [example.id for example in splits.train] == list(range(35))
   few = open_splits("dataset/gsm8k", gsm8k.parent, train_size=3, test_size=2)
   assert list(few.train) == list(splits.train)[:3] and list(few.test) == list(splits.test)[:2]
+
+
+def test_the_builder_pickles_nothing(gsm8k):
+  started, told = pickle_watch.read(gsm8k.parent.parent / "pickles")
+  assert len(started) == 1 and not told
 
 
 def test_the_report_says_what_was_read_kept_and_rejected(gsm8k, hub):
@@ -133,15 +141,12 @@ def test_what_is_not_prepared_says_the_command(tmp_path):
     ([], "", "give --source=FILE_OR_DIR, the files of openai/gsm8k"),
     (["pens.jsonl"], "", "pens.jsonl: neither its name .* which split of gsm8k"),
     (["orders_train.jsonl"], "", "line 1: gsm8k has the .*; here are \ufffd.2J"),
-    (["bad_train.jsonl"], "", "bad_train.jsonl, line 3: Expecting .* column 1"),
   ],
 )
 def test_what_cannot_be_prepared_is_one_message_and_leaves_nothing(sources, split, words, tmp_path):
   (tmp_path / "empty").mkdir()
   (tmp_path / "a.csv").touch()
   published.write(tmp_path / "pens.jsonl", [{"pens": 3}])
-  bad = published.write(tmp_path / "bad_train.jsonl", published.gsm8k(2))
-  bad.write_bytes(bad.read_bytes() + b"oops\n")
   published.write(tmp_path / "orders_train.jsonl", [{"\x1b[2J": 3}])
   data_dir = tmp_path / "data"
   with pytest.raises(ValueError, match=words) as caught:

@@ -1,7 +1,6 @@
 """Tasks of a dataset and of a user's own file: options, prompts, scores, and what is refused."""
 
 import json
-from pathlib import Path
 
 import published
 import pytest
@@ -144,8 +143,8 @@ def test_a_set_without_problems_to_train_on_is_evaluated_whole(tmp_path):
 
 
 def test_a_damaged_dataset_is_no_dataset(tmp_path):
-  file = published.write(tmp_path / "train.jsonl", published.gsm8k(5))
-  directory = prepare.prepare("gsm8k", [str(file)], data_dir=tmp_path)
-  Path(directory / prepare.REPORT).write_text("{}")
+  directory = tmp_path / f"gsm8k-{'0' * 16}"
+  directory.mkdir()
+  (directory / prepare.REPORT).write_text("{}")
   with pytest.raises(ValueError, match="is not a prepared dataset"):
-    tasks.make("dataset/gsm8k").check(tmp_path)
+    tasks.make("dataset/gsm8k", digest="0" * 16).check(tmp_path)
