@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vespo_jax.metrics import printable
 from vespo_jax.processes import ChildDied
 from vespo_jax.tasks import layouts, prepare
 
@@ -66,7 +67,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
   directory = prepare.prepare(
     arguments.name, arguments.source, data_dir=arguments.data_dir, split=arguments.split
   )
-  print(prepare.Report.load(directory))
+  print(printable(str(prepare.Report.load(directory))))
   print(f"prepared in {directory}; use it with --config.task.name=dataset/{arguments.name}")
 
 
@@ -76,7 +77,7 @@ def _list(arguments: argparse.Namespace) -> None:
   for directory in prepare.prepared(Path(arguments.data_dir)):
     report = prepare.Report.load(directory)
     kept = ", ".join(f"{count} {split}" for split, count in report.kept.items())
-    print(f"prepared: {directory}: {kept}")
+    print(printable(f"prepared: {directory}: {kept}"))
 
 
 if __name__ == "__main__":

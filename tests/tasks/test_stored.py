@@ -21,7 +21,9 @@ def open_splits(task, data_dir, seed=0, train_size=0, test_size=0):
 
 
 def test_a_users_own_file_is_prepared_on_first_use_alone(tmp_path, capsys, monkeypatch):
-  path = published.write(tmp_path / "my numbers.jsonl", [*OWN, OWN[3], {"prompt": "", "answer": 1}])
+  path = published.write(
+    tmp_path / f"my {'n' * 200}umbers.jsonl", [*OWN, OWN[3], {"prompt": "", "answer": 1}]
+  )
   task = make_own(path, held_out=0.25)
   splits = open_splits(task, tmp_path / "data")
   assert [len(splits.train), len(splits.test)] == [15, 5]
@@ -31,7 +33,7 @@ def test_a_users_own_file_is_prepared_on_first_use_alone(tmp_path, capsys, monke
   assert json.loads(examples["Say 7."].metadata) == {"number": 7}
   said = capsys.readouterr().err
   assert "read 22 rows of 1 file" in said and "1 empty question" in said
-  assert "1 duplicate question (first" in said and "my numbers.jsonl, line 21" in said
+  assert "1 duplicate question (first" in said and "umbers.jsonl, line 21" in said
   monkeypatch.setattr(prepare, "build_in_child", lambda *order: pytest.fail("built again"))
   again = open_splits(task, tmp_path / "data")
   assert list(again.test) == list(splits.test) and not capsys.readouterr().err
@@ -119,7 +121,9 @@ def test_what_a_response_answers_is_what_is_verified(verifier, response, answer)
 
 
 def test_a_file_that_is_not_there_or_not_jsonl_is_named(tmp_path):
-  for path, words in (("none.jsonl", "does not exist"), ("a.parquet", "must end in .jsonl")):
+  endless = f"{'a' * 5000}.jsonl"
+  absent = "does not exist"
+  for path, words in (("none.jsonl", absent), (endless, absent), ("a.parquet", "must end in .js")):
     with pytest.raises(ValueError, match=f"{path}' {words}"):
       make_own(tmp_path / path).check(tmp_path)
   with pytest.raises(ValueError, match="none.jsonl' does not exist"):

@@ -177,7 +177,7 @@ def find(name: str, data_dir: str | Path, digest: Any) -> Path | None:
   """The dataset of a name and a digest, if it is prepared."""
   directory = Path(data_dir) / f"{name}-{digest}"
   good = isinstance(digest, str) and re.fullmatch("[0-9a-f]{16}", digest)
-  return directory if good and directory.is_dir() else None
+  return directory if good and os.path.isdir(directory) else None
 
 
 def prepared(data_dir: str | Path) -> Iterator[Path]:

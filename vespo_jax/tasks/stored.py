@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from vespo_jax.metrics import printable
 from vespo_jax.tasks import layouts, prepare, splits, verifiers
 from vespo_jax.tasks.base import Example, Score, Task, families
 from vespo_jax.tasks.extraction import extract
@@ -136,7 +138,7 @@ class FileTask(_StoredTask):
     self._files = [(Path(path), "train")]
     if self._own["test_path"]:
       self._files.append((Path(self._own["test_path"]), "test"))
-    stem = self._files[0][0].stem
+    stem = self._files[0][0].stem[:40]
     self._directory = "jsonl-" + "".join(c if c.isalnum() else "_" for c in stem)
 
   def locate(self, data_dir: Path) -> Path:
@@ -144,7 +146,7 @@ class FileTask(_StoredTask):
     found = prepare.find(self._directory, data_dir, self.check(data_dir))
     if found is None:
       found = prepare.prepare_files(self.layout, self._directory, self._files, data_dir)
-      print(prepare.Report.load(found), file=sys.stderr)
+      print(printable(str(prepare.Report.load(found))), file=sys.stderr)
     return found
 
   def check(self, data_dir: Path) -> str:
@@ -155,7 +157,7 @@ class FileTask(_StoredTask):
     for path, _ in self._files:
       if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise ValueError(f"{str(path)!r} must end in .jsonl or .jsonl.gz")
-      if not path.is_file():
+      if not os.path.isfile(path):
         raise ValueError(f"{str(path)!r} does not exist")
     digest = prepare.digest_of(self.layout, prepare.sources_of(self._files))
     if self.digest not in ("", digest):
