@@ -1,5 +1,6 @@
 """`python -m vespo_jax.data`: what it prints, its exit codes, and training on what it prepares."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from vespo_jax import config as config_lib
-from vespo_jax import data
+from vespo_jax import data, parts
 from vespo_jax.config import ConfigError
+from vespo_jax.tokenizers import byte_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = REPOSITORY / "configs" / "gsm8k.py"
@@ -123,6 +125,35 @@ def test_all_there_are_cannot_be_generated(key):
   debug = f"--config={REPOSITORY}/configs/debug.py"
   with pytest.raises(ConfigError, match=f"task.{key}=0 must be at least 1: .* generated"):
     config_lib.parse(["train", "--workdir=w", debug, f"--config.task.{key}=0"])
+
+
+def mixed(tmp_path, **sums):
+  """The checked config of a file of one's own and generated sums, three to one."""
+  mine = tmp_path / "mine.jsonl"
+  mine.write_text("".join(f'{{"prompt": "Say {i}.", "answer": "{i}"}}\n' for i in range(40)))
+  mixture = {
+    "mine": {"name": f"jsonl:{mine}", "weight": 3, "options": {"held_out": 0.25}, "test_size": 0},
+    "sums": {"name": "reasoning_gym/chain_sum", "weight": 1, "train_size": 20} | sums,
+  }
+  return parse(
+    tmp_path / "data", f"--config.task.mixture={json.dumps(mixture)}", "--config.task.options={}"
+  )
+
+
+def test_files_may_be_mixed_with_what_is_generated(tmp_path):
+  config = mixed(tmp_path, test_size=100)
+  assert re.fullmatch("[0-9a-f]{16}", config.task.mixture.mine.options.digest)
+  assert config.task.mixture.mine.options.held_out == 0.25 and not config.task.options
+  assert "options" not in config.task.mixture.sums
+  with contextlib.ExitStack() as stack:
+    train, held_out = parts.open_problems(config, byte_tokenizer(), stack)
+  assert len(train.examples) == 50
+  # of 40 problems every fourth is held out, and there is a sum to every three of them
+  assert [example.question[:3] for example in map(held_out.examples.__getitem__, range(13))].count(
+    "Say"
+  ) == 10
+  with pytest.raises(ConfigError, match="task.mixture.sums.test_size=0 must be at least 1"):
+    mixed(tmp_path, test_size=0)
 
 
 @pytest.mark.slow

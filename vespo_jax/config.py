@@ -16,9 +16,10 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vespo_jax import advantages, files, objectives, tasks, weights
+from vespo_jax import advantages, files, objectives, weights
 from vespo_jax.config_file import Values, check_keys, flatten, read_command, read_file
-from vespo_jax.config_rules import REPLAY, ROOMS, RULES, ConfigError, one_line, shown
+from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, replayed, shown
+from vespo_jax.config_tasks import check_prompts, check_tasks, with_digests
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
     ConfigError: for anything wrong with them.
   """
   values, workdir = read_command(argv)
-  return _with_digest(_check(values)), workdir
+  return with_digests(_check(values)), workdir
 
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
@@ -68,7 +69,8 @@ def _check(values: Values) -> FrozenConfigDict:
   _check_sampler(config)
   _check_batch(config)
   _check_policy(config)
-  _check_task(config)  # last: its package takes a second to import
+  check_prompts(config)
+  check_tasks(config)  # last: its package takes a second to import
   return config
 
 
@@ -100,11 +102,6 @@ def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSet
   except ValueError as error:
     raise ConfigError(f"lora.{error}") from error
   return settings
-
-
-def replayed(value: str) -> Path | None:
-  """The run directory of a value `replay:RUN`, else None."""
-  return Path(value.removeprefix(REPLAY)) if value.startswith(REPLAY) else None
 
 
 def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
@@ -152,17 +149,6 @@ def make_spec(config: FrozenConfigDict) -> ModelSpec:
     return weights.read_spec(policy.path)
   except (ValueError, OSError) as error:
     raise ConfigError(f"policy.path={shown(policy.path)}: {one_line(error)}") from error
-
-
-def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
-  """The configured task. Raises ConfigError naming the known ones."""
-  options = config.task.options.to_dict()
-  try:
-    return tasks.make(config.task.name, **options)
-  except ValueError as error:
-    key = f"task.name={shown(config.task.name)}"
-    keys = f"{key} with task.options={shown(options)}" if options else key
-    raise ConfigError(f"{keys}: {one_line(error)}") from error
 
 
 def write(config: ConfigDict | FrozenConfigDict, path: Path) -> None:
@@ -320,35 +306,6 @@ def _check_batch(config: FrozenConfigDict) -> None:
       f"batch.samples_per_prompt={batch.samples_per_prompt} must be at least 2: advantages are "
       f"relative to the group with advantage.name={config.advantage.name!r}"
     )
-  if 0 < config.task.test_size < config.evaluation.problems:
-    raise ConfigError(
-      f"evaluation.problems={config.evaluation.problems} must be at most "
-      f"task.test_size={config.task.test_size}"
-    )
-
-
-def _check_task(config: FrozenConfigDict) -> None:
-  task = make_task(config)
-  for key in ("train_size", "test_size"):
-    if not config.task[key] and not isinstance(task, tasks.StoredTask):
-      raise ConfigError(
-        f"task.{key}=0 must be at least 1: the problems of {task.name} are generated, without end"
-      )
-
-
-def _with_digest(config: FrozenConfigDict) -> FrozenConfigDict:
-  """The config with the digest of its dataset or file, so that a run goes on with the problems that
-  it began with. Raises ConfigError if they are not there to train on."""
-  task = make_task(config)
-  if not isinstance(task, tasks.StoredTask):
-    return config
-  try:
-    digest = task.check(Path(config.task.data_dir))
-  except ValueError as error:
-    raise ConfigError(f"task.name={shown(config.task.name)}: {one_line(error)}") from error
-  values = config.to_dict()
-  values["task"]["options"] = {**values["task"]["options"], "digest": digest}
-  return FrozenConfigDict(values)
 
 
 def _check_policy(config: FrozenConfigDict) -> None:
