@@ -67,8 +67,8 @@ def test_what_an_answer_says_for_the_grader_is_no_verdict(words):
 def test_a_grader_that_died_between_batches_blames_no_answer():
   with tasks.Grader(tasks.make("hostile/x")) as grader:
     assert grade(grader, ["good"]) == [(1.0, "ok")]
-    os.kill(grader._child.pid, signal.SIGKILL)
-    wait_until_gone(grader._child.pid)
+    os.kill(grader._processes[0]._child.pid, signal.SIGKILL)
+    wait_until_gone(grader._processes[0]._child.pid)
     assert grade(grader, ["good", "bad"]) == [(1.0, "ok"), (0.0, "wrong")]
 
 
@@ -86,7 +86,7 @@ def test_a_busy_grader_does_not_outlive_its_parent():
     "example = tasks.Example(0, 'question', 'good', '{}')\n"
     "grader = tasks.Grader(tasks.make('hostile/x'), timeout_s=2.0)\n"
     "grader.grade([example], ['good'])\n"
-    "print(grader._child.pid, flush=True)\n"
+    "print(grader._processes[0]._child.pid, flush=True)\n"
     "grader.grade([example], ['busy'])\n"
   )
   with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as run:

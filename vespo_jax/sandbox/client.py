@@ -45,9 +45,7 @@ class Session:
     self._from, theirs_out = os.pipe()
     self._unread = b""
     try:
-      self._process = subprocess.Popen(
-        COMMAND, env=ENVIRONMENT, stdin=theirs_in, stdout=theirs_out, stderr=subprocess.DEVNULL
-      )
+      self._process = subprocess.Popen(COMMAND, env=ENVIRONMENT, stdin=theirs_in, stdout=theirs_out)
     finally:
       os.close(theirs_in)
       os.close(theirs_out)
@@ -57,9 +55,12 @@ class Session:
       self.close()
       raise
 
-  def run(self, stdin: str = "") -> Outcome:
-    """Runs the program once, with `stdin` as its standard input. Raises SandboxError."""
-    return Outcome(**self._ask({"stdin": stdin}, self._limits.seconds))
+  def run(self, stdin: str = "", seconds: float | None = None) -> Outcome:
+    """Runs the program once, with `stdin` as its standard input; `seconds` overrides the limit.
+
+    Raises SandboxError."""
+    seconds = self._limits.seconds if seconds is None else seconds
+    return Outcome(**self._ask({"stdin": stdin, "seconds": seconds}, seconds))
 
   def close(self) -> None:
     """Ends the supervisor and what it runs. Idempotent."""

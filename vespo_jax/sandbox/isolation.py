@@ -269,8 +269,8 @@ def _write(path: str, text: str) -> None:
 
 
 def _fence_source(files: Mapping[str, str]) -> str:
-  """What installs the audit hook before the program's first line. It would refuse numpy's import, so
-  that a program that may use numpy has it from before."""
+  """What installs the audit hook before the program's first line. It would refuse numpy's import,
+  so that a program that may use numpy has it from before."""
   with open(os.path.join(os.path.dirname(__file__), "fence.py")) as file:
     source = file.read()
   if any("numpy" in text for text in files.values()):

@@ -95,8 +95,8 @@ def restrict_files(
   readable: Iterable[str], writable: Iterable[str], devices: Iterable[str]
 ) -> None:
   """From now on this process reads what is below `readable`, changes what is below `writable`, and
-  nothing else; where the kernel's version has that, it opens no TCP connection and signals no process
-  outside."""
+  nothing else; where the kernel's version has that, it opens no TCP connection and signals no
+  process outside."""
   version = landlock_version()
   if not version:
     raise OSError("no Landlock")

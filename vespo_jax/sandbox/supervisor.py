@@ -1,13 +1,14 @@
 """The process that runs a program: `python -m vespo_jax.sandbox.supervisor`, JSON lines in and out.
 
 First comes {"level", "files", "limits"}, answered by {"ready": true}; then, any number of times,
-{"stdin"}, answered by an `Outcome`. {"error"} says that the supervisor has failed; then it ends. It
-ends with its parent, and what it runs ends with it.
+{"stdin", "seconds"}, answered by an `Outcome`. {"error"} says that the supervisor has failed; then
+it ends. It ends with its parent, and what it runs ends with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -45,7 +46,9 @@ def main() -> int:
   try:
     _answer({"ready": True})
     for line in lines:
-      _answer(_run(isolation, limits, json.loads(line)["stdin"]))
+      run = json.loads(line)
+      allowed = dataclasses.replace(limits, seconds=run["seconds"])
+      _answer(_run(isolation, allowed, run["stdin"]))
   except (_Abandoned, BrokenPipeError):
     pass
   except OSError as error:
