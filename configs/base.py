@@ -126,7 +126,28 @@ def get_config() -> ConfigDict:
   config.task.test_size = 500  # held-out prompts, disjoint from the training prompts
   config.task.seed = 0  # of the generated problems
   config.task.data_dir = "runs/data"  # where prepared datasets are kept
+  # what scores in the verifier's place, by import path: package.module:function, as
+  # vespo_jax/tasks/custom.py says; "": the task's verifier
+  config.task.reward = ""
   config.task.grade_timeout_s = 10.0  # seconds the verifier may spend on one answer
+  config.task.grade_processes = 1  # grader processes, which share the answers
+  config.task.grade_memory_gb = 4.0  # GiB of address space of each
+  # the fraction of a minibatch's answers that graders may fail on (timeout, error) unnoticed
+  config.task.max_grade_failures = 0.1
+
+  # What training pays for beside being correct; held-out accuracy never counts it. The reward is
+  # clip(correct + format_weight * formatted + overlong_factor * overlong)
+  # (vespo_jax/learner/shaping.py).
+  config.reward = ConfigDict()
+  config.reward.format = "boxed"  # tag, boxed, last_line or number: where an answer should stand
+  config.reward.format_weight = 0.0  # of 1 where one stands there; 0: off
+  # tokens before max_length over which DAPO's penalty of long responses falls from 0 to -1; 0: off
+  config.reward.overlong_buffer = 0
+  config.reward.overlong_factor = 1.0  # of that penalty
+  config.reward.max_length = 0  # tokens where it is -1; 0: sampler.max_new_tokens
+  config.reward.length_cap = 0  # tokens; longer is neither correct nor formatted; 0: none
+  config.reward.low = 0.0  # the sum is clipped to [low, high]; both the same: not clipped
+  config.reward.high = 0.0
 
   # The policy: a model directory, or random weights of the sizes below.
   config.policy = ConfigDict()

@@ -68,6 +68,7 @@ def _check(values: Values) -> FrozenConfigDict:
   _check_sampler(config)
   _check_batch(config)
   _check_policy(config)
+  _check_reward(config)
   make_task(config)  # last: its package takes a second to import
   return config
 
@@ -325,6 +326,23 @@ def _check_batch(config: FrozenConfigDict) -> None:
       f"evaluation.problems={config.evaluation.problems} must be at most "
       f"task.test_size={config.task.test_size}"
     )
+
+
+def _check_reward(config: FrozenConfigDict) -> None:
+  reward = config.reward
+  if reward.low > reward.high:
+    raise ConfigError(f"reward.low={reward.low} must be at most reward.high={reward.high}")
+  longest = reward.max_length or config.sampler.max_new_tokens
+  if reward.overlong_buffer > longest:
+    key = "reward.max_length" if reward.max_length else "sampler.max_new_tokens"
+    raise ConfigError(
+      f"reward.overlong_buffer={reward.overlong_buffer} must be at most {key}={longest}"
+    )
+  if config.task.reward:
+    try:
+      tasks.custom.load(config.task.reward)
+    except ValueError as error:
+      raise ConfigError(f"task.reward={shown(config.task.reward)}: {one_line(error)}") from error
 
 
 def _check_policy(config: FrozenConfigDict) -> None:

@@ -33,7 +33,9 @@ from vespo_jax.types import Params, TrainState
 __all__ = ["CheckpointError", "ChildDied", "Diverged", "SamplersFailed", "train"]
 
 # keys that may differ when a run is resumed
-CHANGEABLE = ("updates", "mesh.", "checkpoint.", "runtime.compilation_cache")
+CHANGEABLE = (
+  *("updates", "mesh.", "checkpoint.", "runtime.compilation_cache", "task.grade_processes"),
+)
 
 
 def train(

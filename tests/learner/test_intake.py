@@ -18,6 +18,7 @@ class Problems:
 
   def grade(self, rollouts, indices):
     self.graded = [(rollout, 100 + int(i)) for rollout, i in zip(rollouts, indices, strict=True)]
+    return {}
 
 
 class Sampler:

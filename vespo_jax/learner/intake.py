@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vespo_jax.learner.saved import SavedRollouts
+from vespo_jax.learner.shaping import Shaping
 from vespo_jax.runtime import Sampler, Schedule, Snapshot
 from vespo_jax.sampler import Order, Result, Settings
 from vespo_jax.tasks import Grader, PromptStream, Split, Task
@@ -18,27 +21,63 @@ from vespo_jax.types import Rollout
 TRAIN_STREAM, EVALUATION_STREAM = 0, 1  # what sampling keys are folded with
 
 
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Problems:
-  """A task's problems and everything needed to ask and to grade them."""
+  """A task's problems and everything needed to ask and to grade them.
+
+  Attributes:
+    shaping: what is paid for beside being correct; None: nothing.
+    max_failures: the fraction of answers graders may fail on (timeout, error) before `say` hears.
+  """
 
   task: Task
   examples: Split
   tokenizer: Tokenizer
   grader: Grader
+  shaping: Shaping | None = None
+  max_failures: float = 1.0
+  say: Callable[[str], None] = _say
 
   def prompts(self, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
     """Prompt ids of the examples at `indices`."""
     return [self.tokenizer.encode_prompt(self.task.prompt(self.examples[int(i)])) for i in indices]
 
-  def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
-    """Sets task, example, reward and status of rollouts that answer `examples[indices]`."""
+  def grade(
+    self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Sets task, example, reward and status of rollouts that answer `examples[indices]`.
+
+    Returns the components of the rewards, see `Shaping.compose`; none without shaping."""
     examples = [self.examples[int(i)] for i in indices]
     texts = [self.tokenizer.decode(rollout.response_ids) for rollout in rollouts]
     scores = self.grader.grade(examples, texts)
     for rollout, example, score in zip(rollouts, examples, scores, strict=True):
       rollout.task, rollout.example_id = self.task.name, example.id
       rollout.reward, rollout.reward_status = score.reward, score.status
+    self._tell_failures(Counter(score.status for score in scores))
+    if self.shaping is None:
+      return {}
+    rewards_B, parts = self.shaping.compose(
+      np.array([score.reward for score in scores]),
+      texts,
+      np.array([len(rollout.response_ids) for rollout in rollouts]),
+    )
+    for rollout, reward in zip(rollouts, rewards_B.tolist(), strict=True):
+      rollout.reward = reward
+    return parts
+
+  def _tell_failures(self, statuses: Counter[str]) -> None:
+    failed = statuses["timeout"] + statuses["error"]
+    if failed > self.max_failures * statuses.total():
+      self.say(
+        f"WARNING: the graders of {self.task.name} failed on {failed} of {statuses.total()} answers"
+        f" ({statuses['timeout']} timeout, {statuses['error']} error), which count as 0 whatever "
+        f"they are worth; task.max_grade_failures={self.max_failures:g}"
+      )
 
 
 @dataclasses.dataclass
@@ -52,6 +91,7 @@ class Minibatch:
     wait_s: seconds the learner waited.
     sampler_wait_s: seconds a sampler had nothing to do before it began, the mean over samplers.
     queue_depth: orders under way or waiting when this minibatch was taken.
+    reward_parts: components of the rewards by name, float [B]; none where only correctness pays.
   """
 
   rollouts: list[Rollout]
@@ -60,6 +100,7 @@ class Minibatch:
   wait_s: float = 0.0
   sampler_wait_s: float = 0.0
   queue_depth: int = 0
+  reward_parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Intake:
@@ -129,7 +170,7 @@ class Intake:
       del self._finished[result.order_id]
     rollouts = [rollout for result in results for rollout in result.rollouts]
     indices = np.repeat(self._indices(update), self._settings.samples_per_prompt)
-    self._problems.grade(rollouts, indices)
+    parts_of_rewards = self._problems.grade(rollouts, indices)
     return Minibatch(
       rollouts,
       workers=[result.worker for result in results for _ in result.rollouts],
@@ -137,6 +178,7 @@ class Intake:
       wait_s=wait_s,
       sampler_wait_s=sum(result.wait_s for result in results) / len(results),
       queue_depth=queue_depth,
+      reward_parts=parts_of_rewards,
     )
 
   def snapshot(self, newest: bool) -> Snapshot:

@@ -32,12 +32,14 @@ def host_metrics(
     max_new_tokens: the longest response there can be.
 
   Returns:
-    The staleness and gradient-share metrics of `diagnostics`, the histogram of log W and, with keys
-    of `time/`, seconds of sampling and waiting and the depth of the queue.
+    The staleness and gradient-share metrics of `diagnostics`, the histogram of log W, the mean of
+    each component of the rewards (`reward/correct`, ...) where there are several, and, with keys of
+    `time/`, seconds of sampling and waiting and the depth of the queue.
   """
   versions = [rollout.weight_versions for rollout in minibatch.rollouts]
   lags = version - np.array([v.mean() if len(v) else version for v in versions])
   mask_PRT = np.asarray(batch.response_mask_PRT)
+  valid_B = mask_PRT.any(axis=-1).ravel()
   return {
     **diagnostics.staleness_metrics(versions, version, published),
     **diagnostics.gradient_shares(
@@ -47,6 +49,7 @@ def host_metrics(
       lags,
       max_new_tokens,
     ),
+    **{f"reward/{name}": _mean(part[valid_B]) for name, part in minibatch.reward_parts.items()},
     "weight/log_w_histogram": diagnostics.log_w_histogram(columns["log_w"][mask_PRT.any(axis=-1)]),
     "time/sample_s": minibatch.sample_s,
     "time/wait_s": minibatch.wait_s,
@@ -54,3 +57,7 @@ def host_metrics(
     "time/queue_depth": minibatch.queue_depth,
     "throughput/sampled_tokens_per_s": sum(map(len, versions)) / max(minibatch.sample_s, 1e-9),
   }
+
+
+def _mean(values: np.ndarray) -> float:
+  return float(values.mean()) if len(values) else 0.0

@@ -6,6 +6,7 @@ with tasks.Grader(task) as grader:
   scores = grader.grade([splits.test[0]], ["<answer>42</answer>"])
 """
 
+from vespo_jax.tasks import custom, verifiers
 from vespo_jax.tasks import reasoning_gym as _reasoning_gym  # noqa: F401  (registers the family)
 from vespo_jax.tasks.base import Example, Score, Task, families, make
 from vespo_jax.tasks.dataset import Split, Splits, open_splits
@@ -20,7 +21,9 @@ __all__ = [
   "Split",
   "Splits",
   "Task",
+  "custom",
   "families",
   "make",
   "open_splits",
+  "verifiers",
 ]
