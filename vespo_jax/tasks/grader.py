@@ -103,7 +103,7 @@ class _Process:
   """One grader process, used by one thread at a time; `start` says what it is to do."""
 
   def __init__(self, order: dict[str, Any]):
-    self._order, self._timeout_s = json.dumps(order), order["timeout_s"]
+    self._order, self._timeout_s = order, order["timeout_s"]
     self._most_memory = _MEMORY_TO_REPLACE * order["memory_bytes"]
     self._child: Child | None = None
     self._ready = self._closed = False
@@ -116,8 +116,12 @@ class _Process:
         raise ChildDied("grader", None)
       one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a stack each: memory
       self._child = Child(
-        "vespo_jax.tasks.grader_process", name="grader", env=one_thread, args=[self._order]
+        "vespo_jax.tasks.grader_process",
+        name="grader",
+        env=one_thread,
+        args=[json.dumps(self._order)],
       )
+      self._order = self._order | {"tells": False}  # what there is to tell is told once
       self._ready, self._graded = False, 0
     return self._child
 

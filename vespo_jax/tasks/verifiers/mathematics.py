@@ -28,7 +28,7 @@ def math_verify(*, answer_form: str = "bare") -> Verifier:
 
   Args:
     answer_form: how the reference answer is passed. "bare", as it is, as VESPO's reward does: right
-      for numbers, but of 2\\sqrt{3} the package reads the 2 alone, and of \\left(3, 4\\right)
+      for numbers, but of 2\\sqrt{3} the package reads the 2 alone, and of \\left(3, \\pi\\right)
       nothing. "boxed", as \\boxed{ANSWER}, for answers that are LaTeX.
 
   Raises ValueError for another form.
