@@ -147,7 +147,7 @@ def get_config() -> ConfigDict:
   config.reward.max_length = 0  # tokens where it is -1; 0: sampler.max_new_tokens
   config.reward.length_cap = 0  # tokens; longer is neither correct nor formatted; 0: none
   config.reward.low = 0.0  # the sum is clipped to [low, high]; both the same: not clipped
-  config.reward.high = 0.0
+  config.reward.high = 0.0  # likewise
 
   # The policy: a model directory, or random weights of the sizes below.
   config.policy = ConfigDict()

@@ -1,5 +1,6 @@
 """What a program may do in the sandbox, and that nothing it does goes beyond it, at every level."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -166,9 +167,18 @@ def test_no_process_is_left(level, name):
   assert run(level, "print(1)").stdout == "1\n", outcome
 
 
+def test_processes_are_counted():
+  program = (
+    "import os, time\nn = 0\ntry:\n  while n < 50:\n"
+    "    if os.fork() == 0: time.sleep(60)\n    n += 1\nexcept OSError: print(n)"
+  )
+  assert 0 < int(run("namespaces", program).stdout) < QUICK.processes
+
+
 def test_memory_of_many_processes_counts_together():
-  program = "import os, time\nfor _ in range(2): os.fork()\nx = b'x' * (200 << 20)\ntime.sleep(5)"
-  assert run("namespaces", program).ending == "memory"
+  program = "import os, time\nfor _ in range(2): os.fork()\nx = b'x' * (200 << 20)\ntime.sleep(9)"
+  limits = dataclasses.replace(QUICK, seconds=8.0)
+  assert run("namespaces", program, limits=limits).ending == "memory"
 
 
 @pytest.mark.parametrize("level", KERNEL)

@@ -130,11 +130,12 @@ CASES = [  # response, reference answer, and what math-verify must say of them p
   ("I do not know", "4", "unparsed", "unparsed"),
   (r"\boxed{\sqrt{12}}", r"2\sqrt{3}", "wrong", "ok"),  # bare, it reads the 2 alone
   (r"\boxed{x^2+1}", "$1+x^2$", "ok", "ok"),
+  (r"\boxed{(1,2)}", "$1<x<2$", "ok", "ok"),  # but not the other way round
   ("3", r"\left(3, \frac{\pi}{2}\right)", "error", "wrong"),  # bare, it reads nothing
 ]
 
 
-@pytest.mark.parametrize("form", ["bare", "boxed"])
+@pytest.mark.parametrize("form", ["bare", pytest.param("boxed", marks=pytest.mark.slow)])
 def test_math_verify(form):
   examples = [Example(i, "question", case[1], "{}") for i, case in enumerate(CASES)]
   with tasks.Grader(tasks.make("verified/math_verify", answer_form=form)) as grader:
