@@ -113,10 +113,11 @@ def test_no_program_troubles_the_grader(tmp_path):
   assert set(got.values()) <= {"timeout", "wrong"}
 
 
-def test_a_program_that_outlasts_the_grader_ends_with_it(tmp_path):
-  """Then it is the grader's own limit that stops it."""
+def test_a_program_that_outlasts_the_grader_ends_with_it(tmp_path, capfd):
+  """Then it is the grader's own limit that stops it. Its successor does not repeat the level."""
   got = grade("code", ["while True: pass"], "print(input())", tmp_path, 2.0, STDIN, timeout_s=60.0)
   assert got == ["timeout"]
+  assert capfd.readouterr().err.count("in the sandbox's level") == 1
   left = [
     p for p in psutil.process_iter(["cmdline"]) if "/program/main.py" in (p.info["cmdline"] or [])
   ]

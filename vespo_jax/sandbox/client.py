@@ -9,6 +9,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,11 @@ _PATIENCE_S = 10.0  # of a supervisor, beside the time of a run
 
 # the one command that starts a process here, and its environment
 COMMAND = (sys.executable, "-S", "-P", "-m", "vespo_jax.sandbox.supervisor")
-ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[2]), "LANG": "C.UTF-8"}
+ENVIRONMENT = {
+  "PYTHONPATH": str(Path(__file__).parents[2]),
+  "TMPDIR": tempfile.gettempdir(),
+  "LANG": "C.UTF-8",
+}
 
 
 class SandboxError(RuntimeError):

@@ -37,6 +37,10 @@ def readable() -> list[str]:
   return kept
 
 
+def _devices() -> list[str]:
+  return [path for path in _DEVICES if os.path.exists(path)]
+
+
 class Interpreter:
   """The level that needs nothing of the kernel: see the package's docstring.
 
@@ -101,8 +105,7 @@ class Landlock(Interpreter):
       linux.drop_capabilities()
     linux.die_with_parent()
     linux.forbid_privileges()
-    devices = [path for path in _DEVICES if os.path.exists(path)]
-    linux.restrict_files([*readable(), self.program], [self.temporary], devices)
+    linux.restrict_files([*readable(), self.program], [self.temporary], _devices())
     linux.filter_calls(in_sight=True, forks=not is_root)
 
 
@@ -122,7 +125,7 @@ class Namespaces:
     _enter_namespaces(self._is_root)
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     # the root is mounted over some of them, maybe
-    sources = {path: os.open(path, os.O_PATH) for path in (*readable(), *_DEVICES)}
+    sources = {path: os.open(path, os.O_PATH) for path in (*readable(), *_devices())}
     _mount_memory(self._root, "size=4m,mode=755")
     for path, fd in sources.items():
       _bind(f"/proc/self/fd/{fd}", f"{self._root}{path}", os.path.isdir(f"/proc/self/fd/{fd}"))
@@ -141,7 +144,8 @@ class Namespaces:
     program = os.fork()
     if program:
       _end_like(program)
-    _limit(limits, 2)  # beside it: the supervisor and its fork, alone in their user namespace
+    # beside it, the supervisor and its fork are in the user namespace, as root if that is who we are
+    _limit(limits, 0 if self._is_root else 2)
     os.chroot(self._root)
     os.chdir(self.temporary)
     if self._is_root:
@@ -253,7 +257,7 @@ def _bind(source: str, target: str, is_folder: bool) -> None:
 
 
 def _make_folder() -> str:
-  folder = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"program-{os.urandom(8).hex()}")
+  folder = os.path.join(os.environ["TMPDIR"], f"program-{os.urandom(8).hex()}")
   os.mkdir(folder, 0o755)
   return os.path.realpath(folder)
 

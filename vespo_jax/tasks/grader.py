@@ -10,6 +10,7 @@ import dataclasses
 import json
 import queue
 import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -105,25 +106,28 @@ class _Process:
   def __init__(self, order: dict[str, Any]):
     self._order, self._timeout_s = order, order["timeout_s"]
     self._most_memory = _MEMORY_TO_REPLACE * order["memory_bytes"]
+    self._lock = threading.Lock()  # of the two that follow: the grader may be closed at any time
     self._child: Child | None = None
-    self._ready = self._closed = False
+    self._closed = False
+    self._ready = False
     self._graded = self._memory = 0
 
   def start(self) -> Child:
     """The child, started if there is none. Raises ChildDied if this is closed."""
-    if self._child is None:
-      if self._closed:
-        raise ChildDied("grader", None)
-      one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a stack each: memory
-      self._child = Child(
-        "vespo_jax.tasks.grader_process",
-        name="grader",
-        env=one_thread,
-        args=[json.dumps(self._order)],
-      )
-      self._order = self._order | {"tells": False}  # what there is to tell is told once
-      self._ready, self._graded = False, 0
-    return self._child
+    with self._lock:
+      if self._child is None:
+        if self._closed:
+          raise ChildDied("grader", None)
+        one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a stack each: memory
+        self._child = Child(
+          "vespo_jax.tasks.grader_process",
+          name="grader",
+          env=one_thread,
+          args=[json.dumps(self._order)],
+        )
+        self._order = self._order | {"tells": False}  # what there is to tell is told once
+        self._ready, self._graded = False, 0
+      return self._child
 
   def grade(self, items: list[Any]) -> list[Score]:
     """The verdict on each of at most `_ANSWERS_PER_MESSAGE` [example, response]."""
@@ -144,7 +148,8 @@ class _Process:
 
   def close(self) -> None:
     """Ends the process for good. Idempotent."""
-    self._closed = True
+    with self._lock:
+      self._closed = True
     self._end()
 
   def _replace(self) -> None:
@@ -153,7 +158,8 @@ class _Process:
     self.start()
 
   def _end(self) -> None:
-    child, self._child = self._child, None
+    with self._lock:
+      child, self._child = self._child, None
     if child is not None:
       child.close(grace_s=0.2)
 
