@@ -144,7 +144,7 @@ class Namespaces:
     program = os.fork()
     if program:
       _end_like(program)
-    # beside it, the supervisor and its fork are in the user namespace, as root if that is who we are
+    # beside it, the supervisor and its fork are in the user namespace: where root is, as root
     _limit(limits, 0 if self._is_root else 2)
     os.chroot(self._root)
     os.chdir(self.temporary)
