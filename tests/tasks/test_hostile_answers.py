@@ -54,6 +54,8 @@ PROGRAMS = {
   "home": "import pathlib\npathlib.Path('{here}').write_text('x')",
   "socket": "import socket\nsocket.create_connection(('127.0.0.1', 9))",
   "deaf": "import signal, time\nsignal.signal(15, signal.SIG_IGN)\ntime.sleep(99)",
+  "10 MB of comment": "#" * 10 * MB,
+  "10 MB of brackets": "[" * 10 * MB,
   "daemon": "import os, time\nif os.fork() == 0:\n  os.setsid()\n  time.sleep(99)",
 }
 

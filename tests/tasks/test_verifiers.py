@@ -173,6 +173,15 @@ def test_the_program_is_the_last_fenced_block_or_all(response, program):
   assert extract_program(response, STDIN) == program
 
 
+@pytest.mark.parametrize("piece", ["\n", " ", "```\n", "`", "def ", "async ", "\nasync", "\n def"])
+def test_a_program_is_looked_for_in_one_pass(piece):
+  """A quadratic scan of this text would take hours: finishing is the assertion."""
+  text = piece * (500_000 // len(piece))
+  for problem in (STDIN, CALL):
+    extract_program(f"```\n{text}\n{text}", problem)
+    extract_program(text, problem)
+
+
 def test_the_block_that_defines_the_entry_point_is_taken():
   blocks = "```\ndef add(a, b): return 3\n```\n```\nadd(1, 2)\n```"
   assert extract_program(blocks, CALL).endswith("def add(a, b): return 3")

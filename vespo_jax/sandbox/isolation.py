@@ -126,7 +126,8 @@ class Namespaces:
     linux.mount("none", "/", flags=linux.MS_REC | linux.MS_PRIVATE)
     # the root is mounted over some of them, maybe
     sources = {path: os.open(path, os.O_PATH) for path in (*readable(), *_devices())}
-    _mount_memory(self._root, "size=4m,mode=755")
+    size = (4 << 20) + sum(len(text.encode(errors="surrogatepass")) for text in files.values())
+    _mount_memory(self._root, f"size={size},mode=755")
     for path, fd in sources.items():
       _bind(f"/proc/self/fd/{fd}", f"{self._root}{path}", os.path.isdir(f"/proc/self/fd/{fd}"))
       os.close(fd)

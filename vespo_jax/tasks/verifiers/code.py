@@ -17,9 +17,9 @@ is `wrong`; one that runs out of time is a `timeout`; `error` is only what is th
 Tests of the last two kinds run in the program's own interpreter. They count as passed if what comes
 after them has sent a random word to a descriptor: printing, exiting early and raising do not. The
 word comes through standard input, so that it is in no file and no variable until the tests have
-passed; results that the tests see must be of types that the program has not made itself, or a class
-that equals everything would pass. A program that knows this file, and looks for the descriptor, can
-still forge a verdict. With "stdin" it cannot.
+passed; results of functions (not of methods) must be of types that the program has not made itself,
+or a class that equals everything would pass. A program that knows this file, and looks for the
+descriptor, can still forge a verdict. With "stdin" it cannot.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def extract_program(response: str, problem: Mapping[str, Any]) -> str | None:
     return program if program.strip() else None
   prompt = problem["prompt"]
   defines = re.compile(
-    rf"^\s*(?:async\s+)?def\s+{re.escape(problem['entry_point'])}\b", re.MULTILINE
+    rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(problem['entry_point'])}\b", re.MULTILINE
   )
   whole = [block for block in blocks if defines.search(block)]
   if whole:

@@ -1,7 +1,7 @@
 """What tests see of a program, in its sandbox: this file is put beside `solution.py` there.
 
 Results of the program's functions must be of types that it has not made itself: tests that compare
-with `==` would believe a class that equals everything.
+with `==` would believe a class that equals everything. Methods of its classes are not looked at.
 """
 
 from __future__ import annotations
