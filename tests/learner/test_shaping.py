@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vespo_jax.learner.intake import Problems
+from vespo_jax.learner.rows import _reward_parts
 from vespo_jax.learner.shaping import Shaping, overlong
 from vespo_jax.tasks import Example, Score
 from vespo_jax.types import Rollout
@@ -24,14 +25,14 @@ def dapo(length, max_length, cache):
 
 @pytest.mark.parametrize("max_length,cache", [(20480, 4096), (10, 10), (10, 1), (7, 3)])
 def test_the_overlong_penalty_is_dapos(max_length, cache):
-  lengths = np.arange(0, 2 * max_length, max(max_length // 100, 1))
-  expected = [dapo(length, max_length, cache) for length in lengths]
-  np.testing.assert_allclose(overlong(lengths, max_length, cache), expected, rtol=0, atol=1e-15)
+  for length in range(0, 2 * max_length, max(max_length // 100, 1)):
+    expected = dapo(length, max_length, cache)
+    assert overlong(length, max_length, cache) == pytest.approx(expected, abs=1e-15)
 
 
 TEXTS = [r"\boxed{7}", "7", r"\boxed{8}", r"\boxed{7} and so on"]
-CORRECT = np.array([1.0, 1.0, 0.0, 1.0])
-LENGTHS = np.array([4, 1, 4, 9])
+CORRECT = [1.0, 1.0, 0.0, 1.0]
+LENGTHS = [4, 1, 4, 9]
 
 
 @pytest.mark.parametrize(
@@ -51,14 +52,9 @@ LENGTHS = np.array([4, 1, 4, 9])
 )
 def test_rewards_are_composed(changes, expected):
   shaping = dataclasses.replace(OFF, **changes)
-  rewards, parts = shaping.compose(CORRECT, TEXTS, LENGTHS)
-  np.testing.assert_allclose(rewards, expected)
+  parts = [shaping.parts(*what) for what in zip(CORRECT, TEXTS, LENGTHS, strict=True)]
+  assert [shaping.total(part) for part in parts] == pytest.approx(expected)
   assert shaping.active == bool(changes)
-  np.testing.assert_array_equal(parts["correct"], CORRECT)
-  formatted = (
-    ([1, 0, 1, 1] if shaping.format == "boxed" else [1] * 4) if shaping.format_weight else 0
-  )
-  np.testing.assert_array_equal(parts["format"], np.broadcast_to(formatted, 4))
 
 
 class Graders:
@@ -93,24 +89,30 @@ def rollouts(lengths):
 def test_a_rollout_has_the_sum_and_the_reason():
   shaping = dataclasses.replace(OFF, overlong_buffer=4, max_length=8)
   some = rollouts([4, 6, 9])
-  parts = problems(["ok", "wrong", "timeout"], shaping=shaping).grade(some, [3, 3, 4])
+  problems(["ok", "wrong", "timeout"], shaping=shaping).grade(some, [3, 3, 4])
   assert [rollout.reward for rollout in some] == [1.0, -0.5, -1.0]
   assert [rollout.reward_status for rollout in some] == ["ok", "wrong", "timeout"]
-  assert [(rollout.task, rollout.example_id) for rollout in some][1:] == [
-    ("a/task", 3),
-    ("a/task", 4),
-  ]
-  assert {name: part.tolist() for name, part in parts.items()} == {
-    "correct": [1.0, 0.0, 0.0],
-    "format": [0.0, 0.0, 0.0],
-    "overlong": [0.0, -0.5, -1.0],
+  assert [(r.task, r.example_id) for r in some][1:] == [("a/task", 3), ("a/task", 4)]
+  assert some[1].reward_parts.tolist() == [0.0, 0.0, -0.5]
+
+
+def test_the_means_of_the_components_are_over_what_is_trained_on():
+  some = rollouts([4, 6, 9, 0])
+  shaping = dataclasses.replace(OFF, overlong_buffer=4, max_length=8)
+  problems(["ok", "wrong", "ok", "ok"], shaping=shaping).grade(some, [0] * 4)
+  some[2].finish = "aborted"
+  assert _reward_parts(some) == {
+    "reward/correct": 0.5,
+    "reward/format": 0.0,
+    "reward/overlong": -0.25,
   }
+  assert _reward_parts(rollouts([4])) == {}
 
 
 def test_without_shaping_there_are_no_parts():
   some = rollouts([4])
-  assert problems(["ok"]).grade(some, [0]) == {}
-  assert some[0].reward == 1.0
+  problems(["ok"]).grade(some, [0])
+  assert (some[0].reward, some[0].reward_parts) == (1.0, None)
 
 
 @pytest.mark.parametrize("failed,told", [(0, 0), (2, 0), (3, 1), (10, 1)])

@@ -46,12 +46,8 @@ class Problems:
     """Prompt ids of the examples at `indices`."""
     return [self.tokenizer.encode_prompt(self.task.prompt(self.examples[int(i)])) for i in indices]
 
-  def grade(
-    self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray
-  ) -> dict[str, np.ndarray]:
-    """Sets task, example, reward and status of rollouts that answer `examples[indices]`.
-
-    Returns the components of the rewards, see `Shaping.compose`; none without shaping."""
+  def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
+    """Sets task, example, reward and status of rollouts that answer `examples[indices]`."""
     examples = [self.examples[int(i)] for i in indices]
     texts = [self.tokenizer.decode(rollout.response_ids) for rollout in rollouts]
     scores = self.grader.grade(examples, texts)
@@ -59,16 +55,10 @@ class Problems:
       rollout.task, rollout.example_id = self.task.name, example.id
       rollout.reward, rollout.reward_status = score.reward, score.status
     self._tell_failures(Counter(score.status for score in scores))
-    if self.shaping is None:
-      return {}
-    rewards_B, parts = self.shaping.compose(
-      np.array([score.reward for score in scores]),
-      texts,
-      np.array([len(rollout.response_ids) for rollout in rollouts]),
-    )
-    for rollout, reward in zip(rollouts, rewards_B.tolist(), strict=True):
-      rollout.reward = reward
-    return parts
+    if self.shaping is not None:
+      for rollout, text in zip(rollouts, texts, strict=True):
+        parts = self.shaping.parts(rollout.reward, text, len(rollout.response_ids))
+        rollout.reward, rollout.reward_parts = self.shaping.total(parts), parts
 
   def _tell_failures(self, statuses: Counter[str]) -> None:
     failed = statuses["timeout"] + statuses["error"]
@@ -91,7 +81,6 @@ class Minibatch:
     wait_s: seconds the learner waited.
     sampler_wait_s: seconds a sampler had nothing to do before it began, the mean over samplers.
     queue_depth: orders under way or waiting when this minibatch was taken.
-    reward_parts: components of the rewards by name, float [B]; none where only correctness pays.
   """
 
   rollouts: list[Rollout]
@@ -100,7 +89,6 @@ class Minibatch:
   wait_s: float = 0.0
   sampler_wait_s: float = 0.0
   queue_depth: int = 0
-  reward_parts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Intake:
@@ -170,7 +158,7 @@ class Intake:
       del self._finished[result.order_id]
     rollouts = [rollout for result in results for rollout in result.rollouts]
     indices = np.repeat(self._indices(update), self._settings.samples_per_prompt)
-    parts_of_rewards = self._problems.grade(rollouts, indices)
+    self._problems.grade(rollouts, indices)
     return Minibatch(
       rollouts,
       workers=[result.worker for result in results for _ in result.rollouts],
@@ -178,7 +166,6 @@ class Intake:
       wait_s=wait_s,
       sampler_wait_s=sum(result.wait_s for result in results) / len(results),
       queue_depth=queue_depth,
-      reward_parts=parts_of_rewards,
     )
 
   def snapshot(self, newest: bool) -> Snapshot:

@@ -262,9 +262,7 @@ class Loop:
     if groups:
       kept = rollouts if groups < 0 else rollouts[: groups * self.settings.samples_per_prompt]
       path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
-      shape = (-1, self.settings.samples_per_prompt)
-      parts = {f"reward_{k}": part.reshape(shape) for k, part in minibatch.reward_parts.items()}
-      write_rollouts(path, kept, columns | parts, self.problems, step)
+      write_rollouts(path, kept, columns, self.problems, step)
 
   def _break_down(
     self,

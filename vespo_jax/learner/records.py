@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vespo_jax.learner.intake import Problems
-from vespo_jax.types import HostArray, Rollout
+from vespo_jax.types import REWARD_PARTS, HostArray, Rollout
 
 
 def write_rollouts(
@@ -42,9 +42,18 @@ def write_rollouts(
         "answer": problems.examples[rollout.example_id].answer,
         "reward": rollout.reward,
         "reward_status": rollout.reward_status,
+        **_reward_parts(rollout),
         "finish": rollout.finish,
         **{name: float(x_PR[i // samples, i % samples]) for name, x_PR in columns.items()},
         "behaviour_logprob": float(rollout.behaviour_logprobs.sum()),
         "weight_version": int(rollout.weight_versions.min(initial=update)),
       }
       file.write(json.dumps(record) + "\n")
+
+
+def _reward_parts(rollout: Rollout) -> dict[str, float]:
+  """What a shaped reward is composed of."""
+  if rollout.reward_parts is None:
+    return {}
+  parts = rollout.reward_parts.tolist()
+  return {f"reward_{name}": part for name, part in zip(REWARD_PARTS, parts, strict=True)}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vespo_jax import diagnostics
 from vespo_jax.learner.intake import Minibatch
-from vespo_jax.types import TrainBatch
+from vespo_jax.types import REWARD_PARTS, Rollout, TrainBatch
 
 
 def host_metrics(
@@ -39,7 +39,6 @@ def host_metrics(
   versions = [rollout.weight_versions for rollout in minibatch.rollouts]
   lags = version - np.array([v.mean() if len(v) else version for v in versions])
   mask_PRT = np.asarray(batch.response_mask_PRT)
-  valid_B = mask_PRT.any(axis=-1).ravel()
   return {
     **diagnostics.staleness_metrics(versions, version, published),
     **diagnostics.gradient_shares(
@@ -49,7 +48,7 @@ def host_metrics(
       lags,
       max_new_tokens,
     ),
-    **{f"reward/{name}": _mean(part[valid_B]) for name, part in minibatch.reward_parts.items()},
+    **_reward_parts(minibatch.rollouts),
     "weight/log_w_histogram": diagnostics.log_w_histogram(columns["log_w"][mask_PRT.any(axis=-1)]),
     "time/sample_s": minibatch.sample_s,
     "time/wait_s": minibatch.wait_s,
@@ -59,5 +58,14 @@ def host_metrics(
   }
 
 
-def _mean(values: np.ndarray) -> float:
-  return float(values.mean()) if len(values) else 0.0
+def _reward_parts(rollouts: Sequence[Rollout]) -> dict[str, float]:
+  """The means of what shaped rewards are composed of, over the rollouts that are trained on."""
+  parts = [
+    r.reward_parts
+    for r in rollouts
+    if r.reward_parts is not None and r.finish != "aborted" and len(r.response_ids)
+  ]
+  if not parts:
+    return {}
+  means = np.mean(parts, axis=0).tolist()
+  return {f"reward/{name}": mean for name, mean in zip(REWARD_PARTS, means, strict=True)}

@@ -6,7 +6,6 @@ reward = clip(correct + format_weight * formatted + overlong_factor * overlong, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -35,35 +34,28 @@ class Shaping:
     clipped = self.low < self.high
     return bool(self.format_weight or self.overlong_buffer or self.length_cap or clipped)
 
-  def compose(
-    self, correct_B: np.ndarray, texts: Sequence[str], lengths_B: np.ndarray
-  ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The rewards, and their components by name.
-
-    Args:
-      correct_B: the verdicts, from 0 to 1.
-      texts: of the responses.
-      lengths_B: tokens of each response, the end token included.
+  def parts(self, correct: float, text: str, length: int) -> np.ndarray:
+    """What a response of `length` tokens, the end token included, is paid for, before weights.
 
     Returns:
-      float64 [B], and float64 [B] each: `correct`, as given; `format`, 1 where an answer stands in
-      the wanted format; `overlong`, from -1 to 0. They are before weights and before the clip.
+      float64 [3], in the order of `REWARD_PARTS`: the verdict, and 1 where an answer stands in the
+      wanted format, both 0 beyond the length cap; and the overlong penalty, from -1 to 0.
     """
-    within_B = lengths_B <= self.length_cap if self.length_cap else np.ones(len(texts), bool)
-    formatted_B = np.zeros(len(texts))
-    if self.format_weight:
-      formatted_B = np.array([bool(extract(text, self.format)) for text in texts], np.float64)
-    overlong_B = np.zeros(len(texts))
-    if self.overlong_buffer:
-      overlong_B = overlong(lengths_B, self.max_length, self.overlong_buffer)
-    earned_B = np.where(within_B, correct_B + self.format_weight * formatted_B, 0.0)
-    rewards_B = earned_B + self.overlong_factor * overlong_B
-    if self.low < self.high:
-      rewards_B = np.clip(rewards_B, self.low, self.high)
-    return rewards_B, {"correct": correct_B, "format": formatted_B, "overlong": overlong_B}
+    if self.length_cap and length > self.length_cap:
+      correct = formatted = 0.0
+    else:
+      formatted = float(bool(self.format_weight and extract(text, self.format)))
+    return np.array([correct, formatted, overlong(length, self.max_length, self.overlong_buffer)])
+
+  def total(self, parts: np.ndarray) -> float:
+    """The reward that they make."""
+    reward = float(parts @ [1.0, self.format_weight, self.overlong_factor])
+    return min(max(reward, self.low), self.high) if self.low < self.high else reward
 
 
-def overlong(lengths_B: np.ndarray, max_length: int, buffer: int) -> np.ndarray:
+def overlong(length: int, max_length: int, buffer: int) -> float:
   """DAPO's soft punishment of long responses: 0 up to `max_length` - `buffer` tokens, from there
-  linearly down to -1 at `max_length`, and -1 beyond. Source: arXiv 2503.14476, equation 13."""
-  return -np.clip((lengths_B - (max_length - buffer)) / buffer, 0.0, 1.0)
+  linearly down to -1 at `max_length`, and -1 beyond; 0 without a buffer. Source: arXiv 2503.14476,
+  equation 13."""
+  beyond = length - (max_length - buffer)
+  return -min(max(beyond / buffer, 0.0), 1.0) if buffer else 0.0
