@@ -67,6 +67,15 @@ def get_config() -> ConfigDict:
   config.batch.samples_per_prompt = 8  # responses to each prompt
   config.batch.micro_batches = 1  # pieces the gradient is accumulated over: memory, not result
 
+  # DAPO's dynamic sampling (vespo_jax/learner/groups.py): groups whose rewards are all equal are
+  # dropped, and the next prompts of the stream asked in their place, until the minibatch is full.
+  config.batch.dynamic = ConfigDict()
+  config.batch.dynamic.enabled = False  # False: every group is trained on
+  # rounds of sampling for one minibatch, the first included; if it is not full after them, the run
+  # is saved and stops
+  config.batch.dynamic.max_rounds = 10
+  config.batch.dynamic.oversampling = 1.0  # prompts asked per missing group; the surplus is dropped
+
   config.staleness = ConfigDict()
   config.staleness.minibatches = 4  # N: updates made on one rollout batch; 1 is on-policy
 
@@ -122,6 +131,9 @@ def get_config() -> ConfigDict:
   config.task = ConfigDict()
   config.task.name = "reasoning_gym/chain_sum"  # FAMILY/DATASET
   config.task.options = ConfigDict()  # keyword options of the task; set them in the config file
+  # several tasks in the place of that one: a section each, LABEL: name, weight and, where they are
+  # other than here, options, train_size and test_size (vespo_jax/tasks/mixture.py)
+  config.task.mixture = ConfigDict()
   config.task.train_size = 10_000  # distinct prompts, built once and kept in data_dir
   config.task.test_size = 500  # held-out prompts, disjoint from the training prompts
   config.task.seed = 0  # of the generated problems
@@ -134,6 +146,12 @@ def get_config() -> ConfigDict:
   config.task.grade_memory_gb = 4.0  # GiB of address space of each
   # the fraction of a minibatch's answers that graders may fail on (timeout, error) unnoticed
   config.task.max_grade_failures = 0.1
+
+  # With a floor below 1, prompts are drawn by their running success rate p, with the weight
+  # floor + (1 - floor) 4 p (1 - p) (vespo_jax/tasks/curriculum.py); else every epoch asks all once.
+  config.task.curriculum = ConfigDict()
+  config.task.curriculum.floor = 1.0  # weight of what is always or never solved; the largest is 1
+  config.task.curriculum.decay = 0.5  # of the running rate, per measurement
 
   # What training pays for beside being correct; held-out accuracy never counts it. The reward is
   # clip(correct + format_weight * formatted + overlong_factor * overlong)
@@ -204,6 +222,7 @@ def get_config() -> ConfigDict:
 
   config.rollouts = ConfigDict()
   config.rollouts.save_groups = 2  # groups of each minibatch written to rollouts/; -1: all
+  config.rollouts.save_tokens = True  # with the text, log ratio and coefficient of every token
   config.rollouts.save_all = False  # every rollout, to rollouts.parquet/, for sampler.source=replay
 
   # Devices of the learner along each axis; -1: all that are left.

@@ -16,6 +16,7 @@ from vespo_jax import config as config_lib
 from vespo_jax import launch, objectives, parts, train, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.gradient import LossSettings
+from vespo_jax.learner.integrity import Monitor
 from vespo_jax.runtime.schedule import Schedule, record
 
 REPOSITORY = Path(__file__).parent.parent
@@ -203,6 +204,52 @@ def test_overrides_reach_the_config_whatever_their_order():
     (["--config.batch.micro_batches=3"], ["batch.micro_batches=3", "batch.prompts=4"]),
     (["--config.batch.samples_per_prompt=1"], ["batch.samples_per_prompt=1", "at least 2"]),
     (["--config.evaluation.problems=999"], ["evaluation.problems=999", "task.test_size=50"]),
+    (["--config.batch.dynamic.max_rounds=0"], ["batch.dynamic.max_rounds=0", "at least 1"]),
+    (
+      ["--config.batch.dynamic.oversampling=2"],
+      ["batch.dynamic.oversampling=2.0", "batch.dynamic.enabled=True"],
+    ),
+    (
+      ["--config.batch.dynamic.enabled=1", "--config.sampler.source=replay:tests"],
+      ["batch.dynamic.enabled=True", "sampler.source='replay:tests'"],
+    ),
+    (
+      [
+        "--config.batch.dynamic.enabled=1",
+        "--config.batch.samples_per_prompt=1",
+        "--config.advantage.name=reinforce_plus_plus",
+      ],
+      ["batch.dynamic.enabled=True", "batch.samples_per_prompt=1"],
+    ),
+    (
+      [
+        *ASYNC,
+        "--config.batch.dynamic.enabled=1",
+        "--config.runtime.clock=logical",
+        "--config.runtime.partial_rollouts=keep_cache",
+      ],
+      ["batch.dynamic.enabled=True", "clock='logical'", "'keep_cache'", "wall clock"],
+    ),
+    (["--config.task.curriculum.floor=0"], ["task.curriculum.floor=0", "above 0 and at most 1"]),
+    (["--config.task.curriculum.decay=1"], ["task.curriculum.decay=1", "below 1"]),
+    (
+      ["--config.task.curriculum.floor=0.5", "--config.sampler.source=replay:tests"],
+      ["task.curriculum.floor=0.5", "sampler.source='replay:tests'"],
+    ),
+    (["--config.task.mixture=sums"], ["task.mixture='sums'", "tasks by label"]),
+    (['--config.task.mixture={"a": 3}'], ["task.mixture: a must have name and weight"]),
+    (["--config.task.mixture.a=3"], ["task.mixture: a must have name and weight"]),
+    (
+      ['--config.task.mixture={"a": {"name": "reasoning_gym/chain_sun", "weight": 1}}'],
+      ["task.mixture.a.name='reasoning_gym/chain_sun'", "did you mean 'chain_sum'"],
+    ),
+    (
+      [
+        '--config.task.mixture={"a": {"name": "reasoning_gym/chain_sum", "weight": 3},'
+        ' "b": {"name": "reasoning_gym/chain_sum", "weight": 1, "test_size": 4}}'
+      ],
+      ["evaluation.problems=20 takes 5 of task.mixture.b", "task.mixture.b.test_size=4"],
+    ),
     (["--config.policy.path=/nowhere"], ["policy.path='/nowhere'"]),
     (["--config.policy.path=", "--config.policy.kv_heads=3"], ["policy.heads=4", "kv_heads=3"]),
     (["--config.moe.replay=R1"], ["moe.replay='R1'", "'R3'"]),
@@ -251,6 +298,25 @@ def test_the_schedule_is_that_of_the_config(tmp_path):
   assert replayed.plan(0, 8) == ((0, 0),)
   with pytest.raises(ConfigError, match="runtime.clock=.* no plan for update 1, and updates=2"):
     parse(*flags, "--config.updates=2")
+
+
+def test_samplers_are_not_judged_by_what_is_left_of_their_draws():
+  """Calibration needs all of what was drawn from the whole softmax."""
+  for flags, calibrated in (
+    ([], True),
+    (["--config.batch.dynamic.enabled=true"], False),
+    (["--config.sampler.top_p=0.9", "--config.sampler.allow_truncation=true"], False),
+  ):
+    guard = parts.make_guard(parse(*flags)[0], None, Monitor(), print)
+    assert guard._thresholds.calibrated == calibrated
+
+
+def test_a_recorded_schedule_has_no_place_for_further_rounds(tmp_path):
+  record(tmp_path / "schedule.jsonl", 0, ((0, 0),))
+  flags = [*ASYNC, f"--config.runtime.clock=replay:{tmp_path}", "--config.updates=1"]
+  parse(*flags)
+  with pytest.raises(ConfigError, match="batch.dynamic.enabled=True does not go with runtime.clo"):
+    parse(*flags, "--config.batch.dynamic.enabled=true")
 
 
 def test_what_the_loss_needs_reaches_it():

@@ -79,6 +79,7 @@ VALID = """
   sampler.stop_strings=["x"] batch.samples_per_prompt=2 batch.micro_batches=1 task.seed=3
   staleness.minibatches=16 updates=1 kl.coefficient=0.1 kl.placement=reward lora.rank=2
   correction.denominator=proximal runtime.transport=threads sampler.processes=4 mesh.data=1
+  batch.dynamic.enabled=true batch.dynamic.max_rounds=3 task.curriculum.floor=0.5
   evaluation.problems=50 task.options.answer_format=tag rollouts.save_groups=-1
 """.split()
 CONTRADICTIONS = [
@@ -103,6 +104,11 @@ CONTRADICTIONS = [
   ["batch.samples_per_prompt=1"],
   ["evaluation.problems=51"],
   ["sampler.processes=5"],
+  ["batch.dynamic.oversampling=3"],
+  ["batch.dynamic.enabled=true", "sampler.source=replay:tests"],
+  ["task.curriculum.floor=0.1", "sampler.source=replay:tests"],
+  ['task.mixture={"a": {"name": "reasoning_gym/chain_sum"}}'],
+  ['task.mixture={"a": {"name": "reasoning_gym/chain_sum", "weight": -1}}'],
   ["runtime.clock=logical"],
   ["runtime.partial_rollouts=keep_cache"],
   ["mesh.data=-1", "mesh.tensor=-1"],

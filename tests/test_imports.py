@@ -9,7 +9,7 @@ PACKAGE = Path(vespo_jax.__file__).parent
 
 # Lowest first; a module imports from its own row or from rows before it.
 ROOMS = [
-  {"types", "registry", "files", "processes", "metrics", "sandbox"},
+  {"types", "registry", "files", "processes", "memory", "metrics", "sandbox"},
   {"objectives", "advantages", "diagnostics"},
   {"models", "sharding", "chat", "tokenizers"},
   {"weights", "tasks", "sampler"},
@@ -19,6 +19,7 @@ ROOMS = [
   {
     "config_rules",
     "config_file",
+    "config_tasks",
     "config",
     "parts",
     "training",
@@ -26,6 +27,8 @@ ROOMS = [
     "train",
     "replay_failure",
     "evaluate",
+    "conversation",
+    "interactive",
     "sample",
     "convert",
   },

@@ -12,13 +12,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from ml_collections import ConfigDict
 
 from configs import debug
 from tests.watched import pickle_watch
 from vespo_jax import config as config_lib
 from vespo_jax import convert, launch, metrics
+from vespo_jax.learner.intake import Intake
 
 REPOSITORY = Path(__file__).parent.parent
+TEXT = {"answer_format": "text"}
 SCHEDULES = {
   "sync": {"staleness.minibatches": 3, "updates": 6},
   "logical": {
@@ -29,7 +32,20 @@ SCHEDULES = {
     "runtime.sync_every": 2,
     "updates": 6,
   },
+  # groups dropped and replaced, prompts chosen by their success rates, two tasks
+  "chosen": {
+    "staleness.minibatches": 3,
+    "batch.dynamic.enabled": True,
+    "batch.dynamic.max_rounds": 50,
+    "task.curriculum.floor": 0.2,
+    "task.mixture": {
+      "words": {"name": "reasoning_gym/spell_backward", "weight": 3, "options": TEXT},
+      "sums": {"name": "reasoning_gym/chain_sum", "weight": 1, "options": TEXT | {"max_terms": 2}},
+    },
+    "updates": 6,
+  },
 }
+SCHEDULES["chosen ahead"] = SCHEDULES["chosen"] | SCHEDULES["logical"]
 # with a proximal and a reference policy, evaluations on the way, and every rollout kept
 CHANGES = {
   "correction.denominator": "proximal",
@@ -59,7 +75,9 @@ def make_config(data_dir, name, **changes):
   config = debug.get_config()
   config.task.data_dir = data_dir
   config.runtime.transport = "threads"
-  config.update_from_flattened_dict({**CHANGES, **SCHEDULES[name], **changes})
+  changes = {**CHANGES, **SCHEDULES[name], **changes}
+  config.task.mixture = ConfigDict(changes.pop("task.mixture", {}))
+  config.update_from_flattened_dict(changes)
   return config_lib.validate(config)
 
 
@@ -103,6 +121,7 @@ def lines(workdir):
     ("logical", 1),
     pytest.param("logical", 9, marks=pytest.mark.slow),
     pytest.param("sync", 9, marks=pytest.mark.slow),
+    pytest.param("chosen", 9, marks=pytest.mark.slow),
   ],
 )
 def test_a_run_that_was_stopped_ends_the_same(name, stops, whole, data_dir, tmp_path):
@@ -117,6 +136,38 @@ def test_a_run_that_was_stopped_ends_the_same(name, stops, whole, data_dir, tmp_
     assert lines(workdir) == result["updates"]
   assert len(stopped_at) >= min(stops, 2) and sorted(set(stopped_at)) == stopped_at
   assert_same(outcome(workdir), whole(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chosen", "chosen ahead"])
+def test_a_run_stopped_in_the_middle_of_a_refill_ends_the_same(name, whole, data_dir, tmp_path):
+  """Whenever an order of a refill is waited for, and at the bound of its rounds."""
+  config, workdir = make_config(data_dir, name), tmp_path / "run"
+  expected, refills = whole(name), set()
+  original = Intake._ask
+
+  def ask(self, update, prompts):
+    portion = original(self, update, prompts)
+    refills.update([portion.position] if prompts < config.batch.prompts else [])
+    return portion
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Intake, "_ask", ask)
+    while True:
+      seen = len(refills)
+      result = launch.train(config, workdir, lambda seen=seen: len(refills) > seen)
+      if result["stop_reason"] == "finished":
+        break
+  assert len(refills) >= 3
+  assert_same(outcome(workdir), expected)
+  few = make_config(data_dir, name, **{"batch.dynamic.max_rounds": 1})
+  again = tmp_path / "again"
+  with pytest.raises(launch.NoSignal, match="batch.dynamic.max_rounds=1"):
+    launch.train(few, again)
+  stopped = json.loads((again / "result.json").read_text())
+  assert stopped["stop_reason"].startswith("NoSignal: ")
+  launch.train(config, again)
+  assert_same(outcome(again), expected)
 
 
 @pytest.mark.slow
@@ -149,7 +200,7 @@ def command(workdir, data_dir, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", ["sync", "logical"])
 def test_a_run_killed_at_random_moments_ends_the_same(name, whole, data_dir, tmp_path):
   """SIGKILL, 25 times over the two schedules, every fourth time while a checkpoint is written."""
   rng, workdir, kills, in_a_save = random.Random(name), tmp_path / "run", 0, 0

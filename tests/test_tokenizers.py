@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import tokenizers as hf
 
@@ -13,6 +14,40 @@ def test_bytes_round_trip(text):
   ids = tokenizer.encode(text)
   assert tokenizer.decode(ids) == text
   assert len(ids) == len(text.encode())
+
+
+@pytest.mark.parametrize("text", ["12 = 12", "naïve ∑ 漢字\t\n", "", "a<eos>\ufffd\ufffd b"])
+def test_pieces_are_the_text_of_each_id(text):
+  tokenizer = byte_tokenizer()
+  ids = [*tokenizer.encode(text), tokenizer.eos_id]
+  pieces = tokenizer.pieces(ids)
+  assert len(pieces) == len(ids) and "".join(pieces) == text
+  for character in text:  # whole, where its last byte is
+    assert any(character in piece for piece in pieces)
+
+
+def test_what_is_no_character_is_the_piece_of_its_own_byte():
+  tokenizer = byte_tokenizer()
+  (x, d), (half, _) = tokenizer.encode("xd"), tokenizer.encode("é")
+  assert tokenizer.pieces([x, half, d, d]) == ["x", "\ufffd", "d", "d"]
+  assert tokenizer.pieces([half, half, x, half]) == ["\ufffd", "\ufffd", "x", "\ufffd"]
+
+
+def test_pieces_keep_the_spaces_that_a_text_loses_at_its_start():
+  backend = hf.Tokenizer(hf.models.BPE(vocab={"<eos>": 0, "▁a": 1, "▁b": 2, "c": 3}, merges=[]))
+  backend.decoder = hf.decoders.Metaspace()
+  tokenizer = Tokenizer(backend, bos=None)
+  assert tokenizer.decode([2]) == "b"
+  assert tokenizer.pieces([1, 2, 3, 1, 1]) == ["a", " b", "c", " a", " a"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pieces_of_bytes_that_are_no_text(seed):
+  tokenizer = byte_tokenizer()
+  ids = np.random.default_rng(seed).integers(0, tokenizer.vocab_size, 64)
+  pieces = tokenizer.pieces(ids)
+  assert len(pieces) == len(ids)
+  assert "".join(pieces) == tokenizer.decode(ids) or pieces == [tokenizer.decode([i]) for i in ids]
 
 
 def test_special_tokens_in_text_are_text():

@@ -16,12 +16,14 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vespo_jax import advantages, files, objectives, tasks, weights
+from vespo_jax import advantages, files, objectives, weights
 from vespo_jax.config_file import Values, check_keys, flatten, read_command, read_file
-from vespo_jax.config_rules import REPLAY, ROOMS, RULES, ConfigError, one_line, shown
+from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, replayed, shown
+from vespo_jax.config_tasks import check_prompts, make_tasks
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
+from vespo_jax.tasks import custom
 from vespo_jax.tokenizers import byte_tokenizer
 
 _ORDERED = (  # options of a method of which the first is at most the second
@@ -69,7 +71,8 @@ def _check(values: Values) -> FrozenConfigDict:
   _check_batch(config)
   _check_policy(config)
   _check_reward(config)
-  make_task(config)  # last: its package takes a second to import
+  check_prompts(config)
+  make_tasks(config)  # last: its package takes a second to import
   return config
 
 
@@ -101,11 +104,6 @@ def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSet
   except ValueError as error:
     raise ConfigError(f"lora.{error}") from error
   return settings
-
-
-def replayed(value: str) -> Path | None:
-  """The run directory of a value `replay:RUN`, else None."""
-  return Path(value.removeprefix(REPLAY)) if value.startswith(REPLAY) else None
 
 
 def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
@@ -153,17 +151,6 @@ def make_spec(config: FrozenConfigDict) -> ModelSpec:
     return weights.read_spec(policy.path)
   except (ValueError, OSError) as error:
     raise ConfigError(f"policy.path={shown(policy.path)}: {one_line(error)}") from error
-
-
-def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
-  """The configured task. Raises ConfigError naming the known ones."""
-  options = config.task.options.to_dict()
-  try:
-    return tasks.make(config.task.name, **options)
-  except ValueError as error:
-    key = f"task.name={shown(config.task.name)}"
-    keys = f"{key} with task.options={shown(options)}" if options else key
-    raise ConfigError(f"{keys}: {one_line(error)}") from error
 
 
 def write(config: ConfigDict | FrozenConfigDict, path: Path) -> None:
@@ -321,11 +308,6 @@ def _check_batch(config: FrozenConfigDict) -> None:
       f"batch.samples_per_prompt={batch.samples_per_prompt} must be at least 2: advantages are "
       f"relative to the group with advantage.name={config.advantage.name!r}"
     )
-  if config.evaluation.problems > config.task.test_size:
-    raise ConfigError(
-      f"evaluation.problems={config.evaluation.problems} must be at most "
-      f"task.test_size={config.task.test_size}"
-    )
 
 
 def _check_reward(config: FrozenConfigDict) -> None:
@@ -340,7 +322,7 @@ def _check_reward(config: FrozenConfigDict) -> None:
     )
   if config.task.reward:
     try:
-      tasks.custom.load(config.task.reward)
+      custom.load(config.task.reward)
     except ValueError as error:
       raise ConfigError(f"task.reward={shown(config.task.reward)}: {one_line(error)}") from error
 

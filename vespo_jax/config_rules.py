@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,11 @@ class Rule:
       return _READ[self.kind](text)
     except (ValueError, RecursionError):
       return text
+
+
+def replayed(value: str) -> Path | None:
+  """The run directory of a value `replay:RUN`, else None."""
+  return Path(value.removeprefix(REPLAY)) if value.startswith(REPLAY) else None
 
 
 def one_line(text: object) -> str:
@@ -202,6 +208,9 @@ RULES: dict[str, Rule] = {
   "batch.prompts": _at_least(1),
   "batch.samples_per_prompt": _at_least(1),
   "batch.micro_batches": _at_least(1),
+  "batch.dynamic.enabled": FLAG,
+  "batch.dynamic.max_rounds": _at_least(1),
+  "batch.dynamic.oversampling": _between(1.0, 100.0),
   "staleness.minibatches": _at_least(1),
   "runtime.mode": _one_of("sync", "async"),
   "runtime.max_staleness": _at_least(0),
@@ -236,6 +245,9 @@ RULES: dict[str, Rule] = {
   "sampler.dtype": _one_of(*quantize.DTYPES),
   "task.name": TEXT,
   "task.options": Rule(dict, "options by name, of values that JSON has"),
+  "task.mixture": Rule(dict, "tasks by label, each with name, weight and options"),
+  "task.curriculum.floor": _fraction(open_top=False),
+  "task.curriculum.decay": _fraction(open_top=True),
   "task.train_size": _at_least(1),
   "task.test_size": _at_least(1),
   "task.seed": _at_least(0),
@@ -296,6 +308,7 @@ RULES: dict[str, Rule] = {
   "rollouts.save_groups": Rule(
     int, "an integer, at least -1 and below 2**31", lambda value: -1 <= value <= _LARGEST_INT
   ),
+  "rollouts.save_tokens": FLAG,
   "rollouts.save_all": FLAG,
   **{f"mesh.{axis}": _axis() for axis in MESH_AXES},
 }

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from vespo_jax.learner.intake import EVALUATION_STREAM, Problems
+from vespo_jax.learner.intake import EVALUATION_STREAM, ProblemSet
 from vespo_jax.runtime import Sampler
 from vespo_jax.sampler import Order, Settings
 
@@ -69,7 +69,7 @@ class Evaluator:
 
   def __init__(
     self,
-    problems: Problems,
+    problems: ProblemSet,
     count: int,
     settings: Settings,
     *,

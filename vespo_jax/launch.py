@@ -15,12 +15,13 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import files, metrics, models, parts, report, training, weights
+from vespo_jax import files, memory, metrics, models, parts, report, training, weights
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, Retention, RunState
 from vespo_jax.learner.failure import Breakdown, Diverged
+from vespo_jax.learner.groups import NoSignal
 from vespo_jax.learner.integrity import Monitor
 from vespo_jax.learner.loop import Loop, LoopSettings
 from vespo_jax.learner.saved import RolloutWriter
@@ -30,11 +31,16 @@ from vespo_jax.runtime import schedule as schedules
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params, TrainState
 
-__all__ = ["CheckpointError", "ChildDied", "Diverged", "SamplersFailed", "train"]
+__all__ = ["CheckpointError", "ChildDied", "Diverged", "NoSignal", "SamplersFailed", "train"]
 
 # keys that may differ when a run is resumed
 CHANGEABLE = (
-  *("updates", "mesh.", "checkpoint.", "runtime.compilation_cache", "task.grade_processes"),
+  "updates",
+  "mesh.",
+  "checkpoint.",
+  "runtime.compilation_cache",
+  "batch.dynamic.max_rounds",
+  "task.grade_processes",
 )
 
 
@@ -53,9 +59,11 @@ def train(
     ConfigError: if `workdir` holds a run of another config, the mesh does not fit the devices, or
       the policy at `policy.path` lacks what the config asks of it.
     CheckpointError: if the run cannot be restored or saved.
-    Diverged, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json` says so.
+    Diverged, NoSignal, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json`
+      says so.
   """
   keep_programs(config.runtime.compilation_cache)
+  memory.return_after_compiling()
   fresh = _claim(config, workdir)
   finished = _finished(config, workdir)
   if finished is not None:
@@ -128,7 +136,7 @@ def _run(
     state=run.state,
     mesh=mesh,
     sampler=sampler,
-    intake=parts.make_intake(config, sampler, problems, schedule, origin, run.samplers.results),
+    intake=parts.make_intake(config, sampler, problems, schedule, origin, run),
     problems=problems,
     schedule=schedule,
     guard=parts.make_guard(config, sampler, Monitor.from_dict(run.monitor), progress.message),
@@ -205,6 +213,7 @@ def _loop_settings(config: FrozenConfigDict) -> LoopSettings:
     checkpoint_every=config.checkpoint.every,
     evaluation_every=config.evaluation.every,
     save_groups=config.rollouts.save_groups,
+    save_tokens=config.rollouts.save_tokens,
     profile_updates=config.runtime.profile_updates,
     max_skipped=config.guards.max_skipped,
   )

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import models, sharding, tasks
+from vespo_jax import config_tasks, models, sharding, tasks
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluator
+from vespo_jax.learner.checkpoint import RunState
+from vespo_jax.learner.groups import Refill
 from vespo_jax.learner.guard import Guard
-from vespo_jax.learner.intake import Intake, Problems, SavedIntake
+from vespo_jax.learner.intake import Intake, Problems, ProblemSet, SavedIntake
 from vespo_jax.learner.integrity import Monitor, Thresholds
+from vespo_jax.learner.mixed_problems import Mixture
 from vespo_jax.learner.saved import Origin, SavedRollouts, vocabulary_digest
 from vespo_jax.learner.shaping import Shaping
 from vespo_jax.models import ModelSpec
@@ -28,7 +32,7 @@ from vespo_jax.runtime import (
   WorkerSettings,
   start_sampler,
 )
-from vespo_jax.sampler import Result, Settings
+from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 from vespo_jax.types import Params
 
@@ -65,12 +69,36 @@ def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]
 
 def open_problems(
   config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.ExitStack
-) -> tuple[Problems, Problems]:
-  """The training and the held-out problems, with a grader that `stack` closes.
+) -> tuple[ProblemSet, ProblemSet]:
+  """The training and the held-out problems, with graders that `stack` closes.
 
-  Raises ConfigError if the task does not have that many.
+  Of a mixture, training problems are numbered task after task, and held-out ones interleaved, so
+  that the first of them have its proportions.
+
+  Raises ConfigError if a task does not have that many.
   """
-  task = config_lib.make_task(config)
+  parts = config_tasks.ingredients(config)
+  made = {
+    label: _open_task(config, task, parts[label], tokenizer, stack)
+    for label, task in config_tasks.make_tasks(config).items()
+  }
+  train = {label: problems for label, (problems, _) in made.items()}
+  held_out = {label: problems for label, (_, problems) in made.items()}
+  if not config.task.mixture:
+    return train[config.task.name], held_out[config.task.name]
+  places = tasks.interleave(
+    [len(part.examples) for part in held_out.values()], [part.weight for part in parts.values()]
+  )
+  return Mixture.concatenated(train), Mixture(held_out, places)
+
+
+def _open_task(
+  config: FrozenConfigDict,
+  task: tasks.Task,
+  ingredient: tasks.Ingredient,
+  tokenizer: Tokenizer,
+  stack: contextlib.ExitStack,
+) -> tuple[Problems, Problems]:
   grader = stack.enter_context(
     tasks.Grader(
       task,
@@ -85,8 +113,8 @@ def open_problems(
       task,
       data_dir=config.task.data_dir,
       seed=config.task.seed,
-      train_size=config.task.train_size,
-      test_size=config.task.test_size,
+      train_size=ingredient.train_size,
+      test_size=ingredient.test_size,
     )
   except ValueError as error:  # it names the keys
     raise ConfigError(str(error)) from error
@@ -106,6 +134,34 @@ def make_shaping(config: FrozenConfigDict) -> Shaping | None:
   )
 
 
+def make_stream(
+  config: FrozenConfigDict, problems: ProblemSet
+) -> tuple[tasks.Stream, tasks.Curricula | None]:
+  """The order of the training problems, and the curricula in it."""
+  curriculum = config.task.curriculum
+  parts = problems.parts if isinstance(problems, Mixture) else {"task": problems}
+  sizes = [len(part.examples) for part in parts.values()]
+  # tasks of a mixture have orders of their own, also those of one size
+  seeds = _seeds(config.seed, len(parts)) if len(parts) > 1 else [config.seed]
+  curricula = None
+  if curriculum.floor < 1:
+    streams = [
+      tasks.Curriculum(size, seed, floor=curriculum.floor, decay=curriculum.decay)
+      for size, seed in zip(sizes, seeds, strict=True)
+    ]
+    curricula = tasks.Curricula(dict(zip(parts, streams, strict=True)))
+  else:
+    streams = [tasks.PromptStream(size, seed) for size, seed in zip(sizes, seeds, strict=True)]
+  if len(parts) == 1:
+    return streams[0], curricula
+  weights = [part.weight for part in config_tasks.ingredients(config).values()]
+  return tasks.MixtureStream(streams, sizes, weights), curricula
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+  return np.random.SeedSequence(seed).generate_state(count).tolist()
+
+
 def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: Any) -> Settings:
   """How the run samples; `changes` override fields."""
   settings = Settings(
@@ -123,7 +179,7 @@ def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: 
 
 def make_evaluator(
   config: FrozenConfigDict,
-  held_out: Problems,
+  held_out: ProblemSet,
   *,
   problems: int | None = None,
   samples: int | None = None,
@@ -193,6 +249,7 @@ def make_guard(
 ) -> Guard:
   """What judges the samplers' rollouts, from `monitor` on, and tells its findings to `say`."""
   whole = not any((config.sampler.top_k, config.sampler.top_p < 1, config.sampler.min_p))
+  whole &= not config.batch.dynamic.enabled  # which drops groups by what was sampled
   replayed = config_lib.replayed(config.sampler.source) is not None
   action = "off" if replayed else config.runtime.integrity
   return Guard(sampler, Thresholds(calibrated=whole), action, monitor, say)
@@ -200,9 +257,10 @@ def make_guard(
 
 def origin(config: FrozenConfigDict, tokenizer: Tokenizer) -> Origin:
   """What must be the same of two runs for one to train on the other's rollouts."""
+  parts = config_tasks.ingredients(config)
   return Origin(
     vocabulary=vocabulary_digest(tokenizer),
-    task=config.task.name,
+    task=",".join(part.name for part in parts.values()),
     temperature=config.sampler.temperature,
     prompts=config.batch.prompts,
     samples_per_prompt=config.batch.samples_per_prompt,
@@ -212,33 +270,49 @@ def origin(config: FrozenConfigDict, tokenizer: Tokenizer) -> Origin:
 def make_intake(
   config: FrozenConfigDict,
   sampler: Sampler,
-  problems: Problems,
+  problems: ProblemSet,
   schedule: Schedule,
   origin: Origin,
-  finished: Sequence[Result] = (),
+  run: RunState,
 ) -> Intake | SavedIntake:
-  """Where minibatches come from: the sampler, which had `finished` some before a resume, or another
-  run's saved rollouts.
+  """Where minibatches come from: the sampler, of which `run` has what it had before a resume, or
+  another run's saved rollouts.
 
   Raises ConfigError if these are not there, or are not what this run would train on.
   """
-  run = config_lib.replayed(config.sampler.source)
-  if run is None:
+  replayed = config_lib.replayed(config.sampler.source)
+  if replayed is None:
+    stream, curricula = make_stream(config, problems)
+    if curricula is not None and run.rates:
+      curricula.restore(run.rates)
+    dynamic, hosts = config.batch.dynamic, jax.process_count()
+    if hosts > 1 and (dynamic.enabled or curricula is not None):
+      raise ConfigError(
+        "batch.dynamic.enabled and task.curriculum.floor choose prompts by the rewards of all of a "
+        f"minibatch, of which each of {hosts} hosts sees its share"
+      )
     return Intake(
       sampler,
       problems,
+      stream,
       schedule,
       sampler_settings(config, problems.tokenizer, expert_ids=config.moe.replay == "R3"),
       seed=config.seed,
       updates=config.updates,
       timeout_s=config.runtime.timeout_s,
       parts=config.sampler.processes,
-      finished=finished,
+      refill=Refill(dynamic.max_rounds, dynamic.oversampling) if dynamic.enabled else None,
+      curricula=curricula,
+      finished=run.samplers.results,
+      saved=run.prompts,
+      host=jax.process_index(),
+      hosts=hosts,
     )
   try:
-    return SavedIntake(SavedRollouts(run / SAVED, origin, config.updates), sampler)
+    saved = SavedRollouts(replayed / SAVED, origin, config.updates)
   except ValueError as error:
-    raise ConfigError(f"sampler.source='replay:{run}': {error}") from error
+    raise ConfigError(f"sampler.source='replay:{replayed}': {error}") from error
+  return SavedIntake(saved, sampler, problems, config.batch.samples_per_prompt)
 
 
 def pick(settings: type, section: FrozenConfigDict) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from vespo_jax.types import TokenIds
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 _MAX_VOCABULARY = 2**24  # the library takes memory in proportion to the largest id
+_LONGEST_CHARACTER = 4  # tokens: a byte each
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters that no tokenizer gives a meaning
 
 
@@ -92,6 +94,23 @@ class Tokenizer:
     """The text of `ids`, special tokens left out."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+  def pieces(self, ids: TokenIds) -> list[str]:
+    """The text of each id, such that together they are `decode(ids)`.
+
+    A character of several tokens is the last one's; of what turned out to be none, U+FFFD, the
+    first one's. Where no such pieces exist, in bytes that are no text, each id stands for itself.
+    """
+    stream = TextStream(self)
+    texts: list[str] = []
+    for i, id in enumerate(ids):
+      text = stream.add(id) + (stream.end() if i == len(ids) - 1 else "")
+      waiting = len(texts) - len(list(itertools.takewhile(lambda t: not t, reversed(texts))))
+      while waiting < i and text.startswith("\ufffd"):
+        texts[waiting], text, waiting = "\ufffd", text[1:], waiting + 1
+      texts.append(text)
+    whole = "".join(texts) == self.decode(ids)
+    return texts if whole else [self.decode([id]) for id in ids]
+
   def encode_prompt(self, question: str, *, raw: bool = False) -> list[int]:
     """The ids a policy is given to answer `question`.
 
@@ -104,11 +123,26 @@ class Tokenizer:
     if self.chat is None or raw:
       ids = self.encode(question if raw else question + "\n")
       return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None else ids
-    cut = next(c for c in map(chr, _PRIVATE_USE) if c not in question + self.chat.source)
-    for token in self._special.values():  # cut in two, so that no piece holds the whole token
-      question = question.replace(token, token[0] + cut + token[1:])
-    turn = {"role": "user", "content": question}
-    text = self.chat.render([turn], add_generation_prompt=True)
+    return self.encode_chat([{"role": "user", "content": question}])
+
+  def encode_chat(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
+    """The ids of a conversation, up to where the next answer begins.
+
+    `turns` have a role and a content each. What looks like a special token in a content stays text.
+    Raises ValueError naming what has no id, why the template refuses, or that there is none.
+    """
+    if self.chat is None:
+      raise ValueError("the tokenizer has no chat template")
+    contents = "".join(turn["content"] for turn in turns)
+    cut = next(c for c in map(chr, _PRIVATE_USE) if c not in contents + self.chat.source)
+
+    def harmless(content: str) -> str:
+      for token in self._special.values():  # cut in two, so that no piece holds the whole token
+        content = content.replace(token, token[0] + cut + token[1:])
+      return content
+
+    turns = [{**turn, "content": harmless(turn["content"])} for turn in turns]
+    text = self.chat.render(turns, add_generation_prompt=True)
     return [id for piece in text.split(cut) for id in _encode(self._template_backend, piece)]
 
   def encode_response(self, answer: str) -> list[int]:
@@ -187,6 +221,33 @@ class Tokenizer:
     if found is None:
       raise ValueError(f"the tokenizer has no token {token!r}")
     return found
+
+
+class TextStream:
+  """The text of ids that come one by one, in pieces that are final."""
+
+  def __init__(self, tokenizer: Tokenizer):
+    self._decode = tokenizer.decode
+    self._ids: list[int] = []  # those of the last piece, and those behind it
+    self._read = 0  # how many of them the text is out of
+    self._shown = ""  # the text of these
+
+  def add(self, id: int) -> str:
+    """What the id adds to the text: "" while a character is not complete."""
+    self._ids.append(int(id))
+    text = self._decode(self._ids)
+    waits = text.endswith("\ufffd") and len(self._ids) - self._read < _LONGEST_CHARACTER
+    return "" if waits or len(text) <= len(self._shown) else self._take(text)
+
+  def end(self) -> str:
+    """What is left of the text."""
+    return self._take(self._decode(self._ids))
+
+  def _take(self, text: str) -> str:
+    piece = text[len(self._shown) :]
+    del self._ids[: self._read]  # the last piece stays: a text's first token may lose its space
+    self._read, self._shown = len(self._ids), self._decode(self._ids)
+    return piece
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
   except (
     launch.CheckpointError,
     launch.ChildDied,
+    launch.NoSignal,
     launch.SamplersFailed,
     OSError,  # a time limit, a full disk, and what else a run cannot go on with
   ) as error:

@@ -96,6 +96,7 @@ def make_learner(
     loss,
     parts.pick(StepSettings, config.optimizer),
     adapters,
+    recorded=config.rollouts.save_groups if config.rollouts.save_tokens else 0,
   )
   state = place_state(mesh, spec, state)
   initial = copy(state.params) if adapters is None else state.frozen  # the former is donated

@@ -16,7 +16,7 @@ from vespo_jax.sampler import generate
 
 def measure(workload: Workload, repetitions: int) -> dict[str, Any]:
   """Seconds of sampling all responses, and one token of each; the useful GFLOP, and the rate of the
-  linear layers' products at the batch of a decode step, for as many steps."""
+  linear layers' products at the batch of a decode step."""
   spec, params = workload.policy
   prompts, settings = workload.make_prompts(), workload.settings
   first = dataclasses.replace(settings, max_new_tokens=1)
@@ -29,11 +29,11 @@ def measure(workload: Workload, repetitions: int) -> dict[str, Any]:
     {
       "sample_s": lambda: generate(params, spec, prompts, next(keys), settings),
       "first_token_s": lambda: generate(params, spec, prompts, next(keys), first),
-      "products_s": machine.products(shapes * 8),
+      **machine.products(shapes),
     },
     repetitions,
   )
-  gflop = machine.product_flops(shapes * 8) / 1e9
+  gflop = machine.product_flops(shapes) / 1e9
   return {**times, "products_gflop": gflop, "gflop": workload.forward_flops / 1e9}
 
 
@@ -42,8 +42,6 @@ def describe(results: dict[str, Any], workload: Workload) -> str:
   sample, first = (statistics.median(results[name]) for name in ("sample_s", "first_token_s"))
   prompt_tokens = workload.prompts * workload.prompt_tokens
   decoded = workload.sequences * (workload.new_tokens - 1)
-  limit = results["products_gflop"] / statistics.median(results["products_s"])
-  rate = results["gflop"] / sample
   lines = [
     f"sample: {machine.spread(results['sample_s'])}, {workload.sampled_tokens / sample:,.0f} tok/s",
     f"prefill and first token: {machine.spread(results['first_token_s'])}, "
@@ -54,7 +52,6 @@ def describe(results: dict[str, Any], workload: Workload) -> str:
   return "\n".join(
     [
       *lines,
-      f"{rate:.0f} GFLOP/s of {limit:.0f} that the linear layers' products reach: "
-      f"{rate / limit:.0%} of the limit",
+      machine.share(results["gflop"], sample, results, results["products_gflop"]),
     ]
   )

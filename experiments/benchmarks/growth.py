@@ -2,7 +2,8 @@
 
 Each row is one size of a small workload; the slope between the last two sizes, in powers of the
 size, stands in the figure: 1 is proportional. Time is the fastest of three calls after a warm-up;
-memory is what XLA reserves for the temporaries of the update, or of a chunk of decoding. Writes
+memory is what XLA reserves for the temporaries of the update. For the number of samplers the
+quickstart is run: seconds are those of a whole step on the cores that there are. Writes
 docs/growth.png and docs/growth.md.
 """
 
@@ -12,7 +13,10 @@ import argparse
 import dataclasses
 import functools
 import math
+import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from experiments.benchmarks.workload import TINY, Workload
-from vespo_jax import models, sampler
+from vespo_jax import metrics, models, sampler
 from vespo_jax.models import ModelSpec
 from vespo_jax.types import Params
 
@@ -69,7 +73,12 @@ SWEEPS = {
   "width": (64, 128, 256, 512, 1024),
   "layers": (1, 2, 4, 8, 16, 32),
   "minibatches N": (1, 2, 4, 8, 16),
+  "samplers": (1, 2, 4, 8),
 }
+RUN_UPDATES, RUN_WARM_UP = 16, 4
+RUN_TIMEOUT_S = 900.0
+
+Row = tuple[int, float, float, float]  # size, update s, update MB, sample s; NaN: not measured
 
 
 def update_cost(work: Workload) -> tuple[float, float]:
@@ -94,6 +103,37 @@ def sample_cost(work: Workload) -> float:
   return _fastest(lambda: sampler.generate(params, spec, prompts, jax.random.key(0), work.settings))
 
 
+def run_cost(samplers: int) -> tuple[float, float]:
+  """Seconds of a step of the quickstart with so many samplers, and of its sampling.
+
+  Raises OSError if the run fails.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    command = [
+      *(sys.executable, "-m", "vespo_jax.train", "--config=configs/quickstart.py"),
+      *(f"--workdir={folder}/run", f"--config.sampler.processes={samplers}"),
+      *(f"--config.updates={RUN_UPDATES}", "--config.checkpoint.every=0"),
+      *("--config.evaluation.problems=4", "--config.evaluation.samples_per_problem=1"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+    if done.returncode:
+      raise OSError(f"the run failed: {done.stderr}")
+    rows = metrics.read(Path(folder) / "run" / "metrics.jsonl")[RUN_WARM_UP:]
+  seconds = (rows[-1]["wall_time_s"] - rows[0]["wall_time_s"]) / (len(rows) - 1)
+  return seconds, statistics.median(row["time/sample_s"] for row in rows)
+
+
+def measure(name: str, size: int) -> Row:
+  """One point of a sweep."""
+  if name == "samplers":
+    step_s, sample_s = run_cost(size)
+    return size, step_s, math.nan, sample_s
+  work = _sizes(name, size)
+  update_s, update_mb = update_cost(work)
+  long = name == "response tokens" and size > 2048  # 16k steps of decoding take minutes
+  return size, update_s, update_mb, math.nan if long else sample_cost(work)
+
+
 def _fastest(call: Callable[[], object]) -> float:
   call()
   seconds = []
@@ -115,22 +155,19 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--only", choices=SWEEPS, help="one sweep")
   parser.add_argument("--out", type=Path, default=Path("docs"), help="where it is written")
   options = parser.parse_args(argv)
-  rows: dict[str, list[tuple[int, float, float, float]]] = {}
+  rows: dict[str, list[Row]] = {}
   for name in [options.only] if options.only else SWEEPS:
     for size in SWEEPS[name]:
-      work = _sizes(name, size)
-      update_s, update_mb = update_cost(work)
-      long = name == "response tokens" and size > 2048  # 16k steps of decoding take minutes
-      sample_s = math.nan if long else sample_cost(work)
-      rows.setdefault(name, []).append((size, update_s, update_mb, sample_s))
-      print(f"{name} {size}: update {update_s:.3f} s, {update_mb:.0f} MB, sample {sample_s:.3f} s")
+      row = measure(name, size)
+      rows.setdefault(name, []).append(row)
+      print(f"{name} {size}: update {row[1]:.3f} s, {row[2]:.0f} MB, sample {row[3]:.3f} s")
   options.out.mkdir(parents=True, exist_ok=True)
   _draw(rows, options.out / "growth.png")
   (options.out / "growth.md").write_text(_table(rows))
   return 0
 
 
-def _draw(rows: dict[str, list[tuple[int, float, float, float]]], path: Path) -> None:
+def _draw(rows: dict[str, list[Row]], path: Path) -> None:
   figure, axes = plt.subplots(2, len(rows), figsize=(3 * len(rows), 5.5), squeeze=False)
   for column, (name, points) in zip(axes.T, rows.items(), strict=True):
     sizes, update_s, update_mb, sample_s = (list(x) for x in zip(*points, strict=True))
@@ -140,6 +177,8 @@ def _draw(rows: dict[str, list[tuple[int, float, float, float]]], path: Path) ->
       (column[1], update_mb, "update"),
     ):
       known = [(a, b) for a, b in zip(sizes, values, strict=True) if not math.isnan(b)]
+      if len(known) < 2:
+        continue
       power = slope(*(list(x) for x in zip(*known, strict=True)))
       axis.loglog(*zip(*known, strict=True), marker="o", label=f"{label} (slope {power:.2f})")
       axis.legend(fontsize=8)
@@ -151,13 +190,13 @@ def _draw(rows: dict[str, list[tuple[int, float, float, float]]], path: Path) ->
   plt.close(figure)
 
 
-def _table(rows: dict[str, list[tuple[int, float, float, float]]]) -> str:
+def _table(rows: dict[str, list[Row]]) -> str:
   lines = [
     "# Growth",
     "",
     "`python -m experiments.benchmarks.growth` (two CPU cores, float32): the reference policy, 4",
     "prompts x 4 samples of 32 + 64 tokens, and one size at a time changed. Seconds of the update",
-    "and of sampling, MB of the update's temporaries.",
+    "and of sampling, MB of the update's temporaries. For samplers: of a step of the quickstart.",
     "",
     "![growth](growth.png)",
     "",
@@ -166,8 +205,9 @@ def _table(rows: dict[str, list[tuple[int, float, float, float]]]) -> str:
   ]
   for name, points in rows.items():
     for size, update_s, update_mb, sample_s in points:
-      sample = "" if math.isnan(sample_s) else f"{sample_s:.3f}"
-      lines.append(f"| {name} {size:,} | {update_s:.3f} | {update_mb:.0f} | {sample} |")
+      cells = [f"{update_s:.3f}", f"{update_mb:.0f}", f"{sample_s:.3f}"]
+      cells = ["" if cell == "nan" else cell for cell in cells]
+      lines.append(f"| {name} {size:,} | " + " | ".join(cells) + " |")
   return "\n".join([*lines, ""])
 
 

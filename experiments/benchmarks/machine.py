@@ -43,21 +43,33 @@ def spread(values: Sequence[float], unit: str = "s", digits: int = 3) -> str:
   return f"{middle:.{digits}f} {unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def products(shapes: Sequence[tuple[int, int, int]]) -> Callable[[], Any]:
-  """A task that multiplies matrices [M, K] @ [K, N] of each shape, one after another, by NumPy's
-  BLAS and into memory that is there already: what the cores can do."""
+def products(shapes: Sequence[tuple[int, int, int]]) -> dict[str, Callable[[], Any]]:
+  """Tasks that multiply matrices [M, K] @ [K, N] of each shape, one after another: what the cores
+  can do. `blas_s` is NumPy's BLAS, into memory that is there already; `xla_s` is one program of
+  them, free to run several at a time, which layers that wait for one another cannot."""
   rng = np.random.default_rng(0)
-  arrays = {
-    (M, K, N): [rng.normal(size=shape).astype(np.float32) for shape in ((M, K), (K, N), (M, N))]
-    for M, K, N in set(shapes)
-  }
+  pairs = [
+    [rng.normal(size=size).astype(np.float32) for size in ((M, K), (K, N))] for M, K, N in shapes
+  ]
+  outputs = [np.zeros((M, N), np.float32) for M, _, N in shapes]
+  program = jax.jit(lambda pairs: [a @ b for a, b in pairs])
+  placed = jax.device_put(pairs)
 
-  def run() -> None:
-    for shape in shapes:
-      a, b, c = arrays[shape]
+  def blas() -> None:
+    for (a, b), c in zip(pairs, outputs, strict=True):
       np.matmul(a, b, out=c)
 
-  return run
+  return {"blas_s": blas, "xla_s": lambda: program(placed)}
+
+
+def share(gflop: float, seconds: float, times: Times, products_gflop: float) -> str:
+  """A rate, and what part it is of those of both tasks of `products`, which did so many GFLOP."""
+  rate = gflop / seconds
+  blas, xla = (products_gflop / statistics.median(times[name]) for name in ("blas_s", "xla_s"))
+  return (
+    f"{rate:.0f} GFLOP/s of {blas:.0f} that the linear layers' products reach one after another: "
+    f"{rate / blas:.0%} of the limit ({rate / xla:.0%} of {xla:.0f}, all of them at once)"
+  )
 
 
 def product_flops(shapes: Sequence[tuple[int, int, int]]) -> float:

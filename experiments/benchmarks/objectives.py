@@ -13,7 +13,7 @@ from experiments.benchmarks.workload import Workload
 from vespo_jax import objectives
 
 SEQUENCES, TOKENS = 512, 4096
-UPDATE, PRODUCTS = "update", "products"
+UPDATE = "update"
 
 
 def measure(workload: Workload, repetitions: int) -> dict[str, Any]:

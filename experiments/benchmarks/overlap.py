@@ -2,7 +2,8 @@
 
 Learner and sampler are processes of one core each, as they are on accelerators of their own. In
 turns (sync, N = 1) an update takes the time of sampling and of updating; side by side (async,
-S = K = 1) it cannot take less than the longer of the two.
+S = K = 1) it cannot take less than the longer of the two. The sampler's slots are chosen so that
+both take the same.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vespo_jax import metrics
 UPDATES, WARM_UP = 40, 8
 START_TIMEOUT_S, RUN_TIMEOUT_S = 300.0, 900.0
 ALIKE = {
+  "sampler.slots": 1,  # sequences one after another: then sampling costs what updating does
   "updates": UPDATES,
   "staleness.minibatches": 1,
   "checkpoint.every": 0,
@@ -75,9 +77,7 @@ def _run(workdir: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
     *(f"--config.{key}={value}" for key, value in changes.items()),
   ]
   cores = os.sched_getaffinity(0)
-  os.sched_setaffinity(
-    0, {mine}
-  )  # what is started from here on has one core, and one thread for it
+  os.sched_setaffinity(0, {mine})  # of all that is started from here on, and so of their threads
   try:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
   finally:

@@ -11,6 +11,7 @@ import jax
 
 from experiments.benchmarks import machine
 from experiments.benchmarks.workload import Workload
+from vespo_jax import memory
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.sampler import generate
 
@@ -20,6 +21,7 @@ def measure(workload: Workload, repetitions: int) -> dict[str, Any]:
 
   Rewards cost nothing: whether the first sampled token is even.
   """
+  memory.return_after_compiling()  # as training does
   spec = workload.spec
   state, update = workload.make_update()
   prompts, keys = workload.make_prompts(), map(jax.random.key, itertools.count())

@@ -24,9 +24,7 @@ def measure(workload: Workload, repetitions: int) -> dict[str, Any]:
   tokens = workload.computed_tokens // (workload.minibatches * workload.micro_batches)
   kernels = linear_shapes(spec) * spec.layers
   shapes = machine.linear_products(tokens, kernels, backward=True)
-  times = machine.interleaved(
-    {"update_s": step, "products_s": machine.products(shapes)}, repetitions
-  )
+  times = machine.interleaved({"update_s": step, **machine.products(shapes)}, repetitions)
   return {
     **times,
     "products_gflop": machine.product_flops(shapes) / 1e9,
@@ -37,13 +35,10 @@ def measure(workload: Workload, repetitions: int) -> dict[str, Any]:
 def describe(results: dict[str, Any], workload: Workload) -> str:
   """Tokens per second, and the share of the limit."""
   seconds = statistics.median(results["update_s"])
-  limit = results["products_gflop"] / statistics.median(results["products_s"])
-  rate = results["gflop"] / seconds
   return "\n".join(
     [
       f"update: {machine.spread(results['update_s'])}, "
       f"{workload.computed_tokens / seconds:,.0f} tok/s, {results['gflop']:.0f} useful GFLOP",
-      f"{rate:.0f} GFLOP/s of {limit:.0f} that the linear layers' products reach: "
-      f"{rate / limit:.0%} of the limit",
+      machine.share(results["gflop"], seconds, results, results["products_gflop"]),
     ]
   )

@@ -74,7 +74,7 @@ def test_ratios_are_of_the_same_round():
 
 def test_the_peers_import_nothing_of_this_project():
   folder = peers.__path__[0]
-  for name in compare.PEERS.values():
+  for name, _ in compare.PEERS.values():
     with open(f"{folder}/{name}.py", encoding="utf-8") as file:
       assert "import vespo_jax" not in (text := file.read()) and "experiments" not in text
 

@@ -50,7 +50,7 @@ def fresh_state():
   return init_state(models.init(SPEC, jax.random.key(0)), make_optimizer(OPTIMIZER))
 
 
-def plain_update(objective, advantage=REWARD, step=None, **loss):
+def plain_update(objective, advantage=REWARD, step=None, recorded=0, **loss):
   if isinstance(objective, str):
     objective = objectives.make(objective)
   return make_update(
@@ -60,6 +60,7 @@ def plain_update(objective, advantage=REWARD, step=None, **loss):
     make_optimizer(OPTIMIZER),
     LossSettings(**loss),
     step or StepSettings(),
+    recorded=recorded,
   )
 
 

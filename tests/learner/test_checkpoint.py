@@ -92,6 +92,22 @@ def test_samplers_come_back_to_the_bit(directory):
   jax.tree.map(np.testing.assert_array_equal, restored.samplers.weights[2], weights)
 
 
+def test_which_prompts_were_asked_and_solved_comes_back_to_the_bit(directory):
+  prompts = {"position": 7, "rounds": {"3": [[4, [2, 0]], [6, [1]]]}}
+  rates = {
+    "sums": np.random.default_rng(0).random(5, np.float32),
+    "words": np.array([0.1], np.float32),
+  }
+  checkpoints = Checkpoints(directory, SPEC)
+  checkpoints.save(RunState(state(3), Snapshot(), {}, prompts=prompts, rates=rates), 3)
+  checkpoints.close()
+  restored = restore(directory)
+  assert restored.prompts == prompts and list(restored.rates) == list(rates)
+  for task, expected in rates.items():
+    assert restored.rates[task].dtype == np.float32
+    assert restored.rates[task].tobytes() == expected.tobytes()
+
+
 def flip(path):
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
@@ -135,10 +151,10 @@ def test_if_none_is_good_nothing_begins_again(directory):
 
 
 def test_another_format_or_another_tree_is_refused(directory, monkeypatch):
-  monkeypatch.setattr(checkpoint, "FORMAT", 2)
+  monkeypatch.setattr(checkpoint, "FORMAT", 3)
   fill(directory, (2,))
   monkeypatch.undo()
-  with pytest.raises(CheckpointError, match="has format 2; this version reads format 1"):
+  with pytest.raises(CheckpointError, match="has format 3; this version reads format 2"):
     restore(directory)
   fill(directory, (3,))
   wider = TrainState(step=jnp.int32(0), params={"w": jnp.zeros(4)}, opt_state=())

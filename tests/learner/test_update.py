@@ -16,7 +16,7 @@ from example import OPTIMIZER, SPEC, example_batch, fresh_state, plain_update, r
 
 from vespo_jax import models, objectives, sharding
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer, schedule
-from vespo_jax.learner.update import PER_SEQUENCE, compile_update, place_state
+from vespo_jax.learner.update import PER_SEQUENCE, PER_TOKEN, compile_update, place_state
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,21 @@ def test_metrics_have_their_names():
     sequences["advantage"], example.masked_rewards(example_batch()), rtol=1e-6
   )
   assert 0 < row["entropy/mean"] <= np.log(32) + 1e-5
+
+
+def test_the_coefficients_of_the_recorded_groups_are_those_of_the_objective():
+  """Against the kernel of VESPO written down: W^k exp(lambda (1 - W)), by sign."""
+  batch = example_batch()
+  _, metrics = jax.jit(plain_update("vespo", recorded=3))(fresh_state(), batch)
+  coefficient_PRT = np.asarray(metrics[PER_TOKEN]["coefficient"])
+  log_w_PR = np.asarray(metrics[PER_SEQUENCE]["log_w"][:3], float)
+  positive_PR = batch.rewards_PR[:3] > 0
+  k, scale = np.where(positive_PR, 2, 3), np.where(positive_PR, 3, 2)
+  phi_PR = np.exp(k * log_w_PR + scale * (1 - np.exp(log_w_PR)))
+  expected = np.where(batch.response_mask_PRT[:3], phi_PR[..., None], 0.0)
+  assert 0 < expected.min(where=expected > 0, initial=1) < 0.9
+  np.testing.assert_allclose(coefficient_PRT, expected, rtol=1e-4)
+  np.testing.assert_allclose(metrics[PER_TOKEN]["log_ratio"][:3].sum(-1), log_w_PR, rtol=1e-5)
 
 
 def test_loss_goes_down_when_a_batch_is_repeated():

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -147,7 +148,28 @@ def _rollouts(update: int, solve_rate: float, rng: np.random.Generator) -> list[
           "weight_version": update - 1,
         }
       )
-  return lines
+  return [line | _tokens(line, update) for line in lines]
+
+
+def _tokens(line: dict, update: int) -> dict:
+  """Numbers of the tokens of a response: its words, and an end without text."""
+  rng = np.random.default_rng([update, line["group_id"], line["sample"]])
+  texts = re.findall(r"\s*\S+|\s+$", line["response"]) + [""] * (line["finish"] == "stop")
+  behaviour = -rng.gamma(0.3, 0.6, len(texts))
+  log_ratio = np.minimum(rng.standard_t(3, len(texts)) * 0.05, -behaviour)
+  weight = np.exp(log_ratio.sum())
+  phi = weight**2 * np.exp(3 * (1 - weight))
+  lag = (line["group_id"] + update) % MINIBATCHES
+  return {
+    "length": len(texts),
+    "log_w": float(log_ratio.sum()),
+    "staleness": lag,
+    "weight_version": max(update - 1 - lag, 0),
+    "token_text": texts,
+    "token_behaviour_logprob": [float(f"{x:.6g}") for x in behaviour],
+    "token_log_ratio": [float(f"{x:.6g}") for x in log_ratio],
+    "token_coefficient": [float(f"{phi:.6g}")] * len(texts),
+  }
 
 
 def _result(updates: int, wall_time_s: float) -> dict:

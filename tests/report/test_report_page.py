@@ -15,7 +15,7 @@ import pytest
 
 from vespo_jax import metrics, report
 from vespo_jax.report import __main__ as command
-from vespo_jax.report import page, rundir
+from vespo_jax.report import page, rollouts, rundir
 
 ANY_PNG = Path(__file__)  # whatever has bytes
 HOSTILE = [
@@ -51,7 +51,7 @@ class Page(html.parser.HTMLParser):
       tag, attrs, text = self.raw[-1]
       self.raw[-1] = (tag, attrs, text + data)
 
-  def rollouts(self):
+  def data(self):
     (data,) = [text for _, attrs, text in self.raw if attrs.get("id") == "rollout-data"]
     return json.loads(data)
 
@@ -94,14 +94,63 @@ def test_the_page_shows_what_was_run(reported):
   assert "24.3%" in text and "75.1%" in text and "+50.8 points" in text
   assert "(72.2&ndash;77.9)" in text and "200 held-out problems" in text
   assert "<code>objective.grpo.clip_low</code></td><td>0.2</td>" in text
-  assert "480 of 1280 rollouts" in text
+  assert "All 1280 rollouts in" in text
 
 
 def test_the_browser_has_what_was_sampled(reported):
-  rollouts = Page(text_of(reported)).rollouts()
-  line = (reported / "rollouts" / "000001.jsonl").read_text().splitlines()[0]
-  assert rollouts[0] == json.loads(line)
-  assert len(rollouts) == 480 and rollouts[-1]["update"] == 153
+  data = Page(text_of(reported)).data()
+  first = json.loads((reported / "rollouts" / "000001.jsonl").read_text().splitlines()[0])
+  group, rollout = data["groups"][0], data["rollouts"][0]
+  for key in ("update", "group_id", "task", "prompt", "answer"):
+    assert group[key] == first[key]
+  for key in ("sample", "reward", "advantage", "log_w", "length", "staleness", "finish"):
+    assert rollout[key] == first[key]
+  assert rollout["tokens"] == first["token_text"] and "response" not in rollout
+  assert rollout["log_ratio"] == first["token_log_ratio"]
+  assert len(data["rollouts"]) == 1280 and len(data["groups"]) == 160
+  assert data["groups"][-1]["update"] == 153
+
+
+def test_the_page_says_what_it_leaves_out_and_what_was_never_recorded(small_run, monkeypatch):
+  monkeypatch.setattr(rollouts, "MAX_ROLLOUTS", 32)
+  config = {"rollouts": {"save_groups": 2}, "batch": {"prompts": 8, "samples_per_prompt": 8}}
+  (small_run / "config.json").write_text(json.dumps(config))
+  text = rendered(small_run)
+  assert "32 of the 128 rollouts in <code>rollouts/</code>: whole groups" in text
+  assert "recorded 2 of the 8 groups of each update" in text
+
+
+def test_a_run_that_failed_shows_why_and_what_it_failed_on(small_run):
+  (small_run / "failure").mkdir()
+  last = (small_run / "rollouts" / "000009.jsonl").read_text()
+  lines = [
+    json.loads(line) | {"response": "<b>", "token_log_ratio": [math.nan]}
+    for line in last.splitlines()[:8]
+  ]
+  (small_run / "failure" / "rollouts.jsonl").write_text(
+    "".join(f"{json.dumps(x)}\n" for x in lines)
+  )
+  (small_run / "failure" / "report.json").write_text(
+    json.dumps({"update": 9, "why": "its loss is <nan>"})
+  )
+  text = rendered(small_run)
+  assert "All 72 rollouts in <code>rollouts/</code> and <code>failure/</code>" in text
+  assert "The run could not go on: its loss is &lt;nan&gt;." in text
+  found = Page(text).data()["rollouts"]
+  assert len(found) == 64 + 8 and found[-1]["log_ratio"] == ["NaN"]  # in place of the 64 recorded
+  with metrics.MetricsWriter(small_run / "metrics.jsonl") as writer:
+    writer.write({"step": 10})  # it was resumed
+  (small_run / "rollouts" / "000010.jsonl").write_text(last)
+  text = rendered(small_run)
+  assert "could not go on" not in text and len(Page(text).data()["rollouts"]) == 3 * 64
+
+
+def test_records_of_anything_make_a_page(small_run):
+  line = {key: [10**400, {"x": [None]}] for key in (*rollouts.GROUP, *rollouts.NUMBERS)}
+  line |= {key: [10**400, None, "x"] for key in rollouts.PER_TOKEN} | {"token_text": [1, None, {}]}
+  (small_run / "rollouts" / "000001.jsonl").write_text(json.dumps(line) + "\n")
+  first = Page(rendered(small_run)).data()["rollouts"][0]
+  assert first["tokens"] == ["1", "None", "{}"] and first["reward"] == line["reward"]
 
 
 def test_hostile_text_stays_text(small_run):
@@ -110,12 +159,14 @@ def test_hostile_text_stays_text(small_run):
   lines = [json.loads(line) for line in file.read_text().splitlines()[: len(HOSTILE)]]
   for line, text in zip(lines, HOSTILE, strict=True):
     line |= dict.fromkeys(("prompt", "response", "answer", "task", "reward_status"), text)
+    line["token_text"] = [text]
   file.write_text("".join(json.dumps(line) + "\n" for line in lines))
   (small_run / "config.json").write_text(json.dumps({HOSTILE[0]: HOSTILE[2], "updates": 9}))
   (small_run / "result.json").write_text(json.dumps({"stop_reason": HOSTILE[0]}))
   parsed = Page(rendered(small_run.rename(small_run.with_name("<b onload=alert(1)>"))))
-  found = [rollout["response"] for rollout in parsed.rollouts()]
-  assert found[-len(HOSTILE) :] == HOSTILE
+  found = parsed.data()["rollouts"][-len(HOSTILE) :]
+  assert [rollout["reward_status"] for rollout in found] == HOSTILE
+  assert [rollout["tokens"] for rollout in found] == [[text] for text in HOSTILE]
   assert sum(tag == "script" for tag, _ in parsed.elements) == 2
   assert not any(name.startswith("on") for _, attrs in parsed.elements for name in attrs)
   assert {tag for tag, _ in parsed.elements} == {tag for tag, _ in clean.elements}
@@ -128,7 +179,7 @@ def test_hostile_results_and_metrics_stay_text(small_run):
   with (small_run / "metrics.jsonl").open("a") as file:
     file.write(json.dumps({"step": HOSTILE[0], HOSTILE[2]: "nan"}) + "\n")
   run = rundir.load(small_run)
-  parsed = Page(page._warnings(run.rows) + page._accuracy(run, {"accuracy": ANY_PNG}))
+  parsed = Page(page._warnings(run) + page._accuracy(run, {"accuracy": ANY_PNG}))
   ours = {"section", "h2", "div", "p", "br", "figure", "img", "code"}
   assert {tag for tag, _ in parsed.elements} == ours
   assert [set(attrs) for tag, attrs in parsed.elements if tag == "img"] == [{"src", "alt"}]
@@ -151,8 +202,9 @@ def test_links_in_a_run_directory_are_not_followed_when_writing(small_run, tmp_p
 
 
 def test_model_text_enters_the_page_as_text_nodes_only():
-  script = page._asset("page.js")
-  assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
+  for name in page.SCRIPTS:
+    script = page._asset(name)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
 
 
 def test_a_run_that_goes_on_without_rollouts_config_or_result(small_run):

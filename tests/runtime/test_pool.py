@@ -1,6 +1,7 @@
 """The pool over scripted workers and a clock that only moves when it is told to."""
 
 import collections
+import dataclasses
 import time
 
 import numpy as np
@@ -152,6 +153,17 @@ def make_pool(*script, workers=1, failures=FAILURES):
   pool = SamplerPool(fleet, workers, SPEC.vocab_size, failures, fleet.clock)
   pool.publish(0, {})
   return pool, fleet
+
+
+def test_the_weights_in_a_snapshot_are_those_somebody_may_still_need():
+  pool, fleet = make_pool("nothing", "nothing", "nothing")
+  fleet.weights = lambda version: {"version": version}
+  for version in (1, 2, 3):
+    pool.publish(version, {})
+  pool.put(dataclasses.replace(order(0), plan=((0, 1),)))
+  assert pool.snapshot(newest=False).weights == {1: {"version": 1}}
+  assert set(pool.snapshot(newest=True).weights) == {1, 3}
+  assert set(pool.snapshot(newest=False, versions={0, 2, 4}).weights) == {0, 1, 2}
 
 
 @settings(max_examples=150, deadline=None)

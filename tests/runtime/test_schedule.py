@@ -127,13 +127,6 @@ def test_due_at_the_first_publication_after_each_multiple(minibatches, every, up
   assert not any(schedule.due(0, update) for update in range(updates))
 
 
-@given(st.integers(1, 300), st.integers(1, 200))
-def test_every_prompt_position_is_used_once(prompts, updates):
-  schedule = Schedule(prompts, max_staleness=3)
-  starts = [schedule.position(update) for update in range(updates)]
-  assert starts == list(range(0, updates * prompts, prompts))
-
-
 def sequence(*versions):
   return types.SimpleNamespace(weight_versions=np.array(versions, np.int32))
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vespo_jax.tasks import PromptStream
+from vespo_jax.tasks import PromptStream, share
 
 
 @given(st.integers(1, 50), st.integers(0, 2**32 - 1), st.integers(0, 300), st.integers(0, 120))
@@ -33,3 +33,10 @@ def test_no_prompts_are_still_indices():
 def test_nothing_to_stream():
   with pytest.raises(ValueError, match="at least one"):
     PromptStream(0, 0)
+
+
+@given(st.integers(0, 200), st.integers(1, 16))
+def test_hosts_share_every_prompt_once_and_evenly(count, hosts):
+  shares = [share(count, host, hosts) for host in range(hosts)]
+  assert [index for part in shares for index in part] == list(range(count))
+  assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vespo_jax.learner.groups import valid, zero_variance
 from vespo_jax.sampler import pad_prompts
 from vespo_jax.types import REWARD_STATUS, Rollout, TrainBatch
 
@@ -42,7 +43,7 @@ def make_batch(
     raise ValueError(f"a response has {lengths_PR.max()} tokens, more than {T}")
   P = len(group_ids)
   finish_PR = np.array([r.finish for r in rollouts]).reshape(P, R)
-  valid_PR = (finish_PR != "aborted") & (lengths_PR > 0)
+  valid_PR = valid(rollouts).reshape(P, R)
   prompt_tokens_PS, prompt_mask_PS = pad_prompts([r.prompt_ids for r in rollouts[::R]])
   tokens_PRT = np.zeros((P, R, T), np.int32)
   logprobs_PRT = np.zeros((P, R, T), np.float32)
@@ -53,9 +54,6 @@ def make_batch(
     logprobs_PRT[row // R, row % R, :n] = rollout.behaviour_logprobs
     fresh_PRT[row // R, row % R, :n] = rollout.weight_versions == version
   rewards_PR = np.array([r.reward for r in rollouts], np.float32).reshape(P, R)
-  low_P = np.where(valid_PR, rewards_PR, np.inf).min(axis=1)
-  high_P = np.where(valid_PR, rewards_PR, -np.inf).max(axis=1)
-  zero_variance_P = (low_P >= high_P) & (valid_PR.sum(axis=1) > 1)
   batch = TrainBatch(
     prompt_tokens_PS=prompt_tokens_PS,
     prompt_mask_PS=prompt_mask_PS,
@@ -69,7 +67,7 @@ def make_batch(
   statuses = Counter(r.reward_status for r in rollouts)
   return batch, {
     "reward/mean": float(rewards_PR[valid_PR].mean()) if valid_PR.any() else 0.0,
-    "reward/zero_variance_fraction": float(zero_variance_P.mean()),
+    "reward/zero_variance_fraction": float(zero_variance(rewards_PR, valid_PR).mean()),
     **{f"reward/{s}_fraction": statuses[s] / len(rollouts) for s in REWARD_STATUS},
     "response/length": float(lengths_PR.mean()),
     "response/truncated_fraction": float((finish_PR == "length").mean()),

@@ -1,9 +1,10 @@
 """Run state on disk (orbax): what an interrupted run needs to continue bit for bit.
 
-Data positions, sampling keys and what may be ordered next are functions of the update number and
-the config. What is not is saved: parameters and optimizer state; the published weights that orders
-under way are sampled with, of which the newest is the proximal policy; the rollouts that were
-sampled and not yet trained on; what the integrity monitor knows. The reference policy is the run's
+Sampling keys and what may be ordered next are functions of the update number and the config. What
+is not is saved: parameters and optimizer state; the published weights that orders under way, and
+those that may replace their groups, are sampled with, of which the newest is the proximal policy;
+the rollouts that were sampled and not yet trained on; which prompts were asked, and how often they
+were solved; what the integrity monitor knows. The reference policy is the run's
 initial one and is loaded again; its digest is saved.
 
 A checkpoint is a directory that appears whole: it is written under another name, with a manifest of
@@ -28,7 +29,7 @@ from vespo_jax.models import ModelSpec, abstract
 from vespo_jax.runtime import Snapshot, messages
 from vespo_jax.types import TrainState
 
-FORMAT = 1
+FORMAT = 2
 _TIMES = "_CHECKPOINT_METADATA"  # orbax notes there when it was done; restoring does not need it
 
 
@@ -65,12 +66,16 @@ class RunState:
     samplers: published weights and finished rollouts, as the samplers had them.
     monitor: the integrity monitor's plain values.
     reference: digest of the reference policy, "" where there is none.
+    prompts: what of the prompt stream was given out, plain values, see `Ledger`.
+    rates: success rates of the prompts, float32 by task, see `Curricula`.
   """
 
   state: TrainState
   samplers: Snapshot
   monitor: dict[str, Any]
   reference: str = ""
+  prompts: dict[str, Any] = dataclasses.field(default_factory=dict)
+  rates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Checkpoints:
@@ -91,7 +96,7 @@ class Checkpoints:
       preservation_policy=_policy(retention, self._score),
       async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
     )
-    arrays = ("state", "weights", "results")
+    arrays = ("state", "weights", "results", "rates")
     handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in arrays}
     handlers["about"] = ocp.JsonCheckpointHandler()
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
@@ -117,6 +122,8 @@ class Checkpoints:
       },
       "monitor": run.monitor,
       "reference": run.reference,
+      "prompts": run.prompts,
+      "rates": {task: len(rates) for task, rates in run.rates.items()},
     }
     items = {
       "about": ocp.args.JsonSave(about),
@@ -127,6 +134,8 @@ class Checkpoints:
     if results:
       arrays = {name: np.frombuffer(data, np.uint8) for name, data in results.items()}
       items["results"] = ocp.args.StandardSave(arrays)
+    if run.rates:
+      items["rates"] = ocp.args.StandardSave(run.rates)
     metric = (metrics or {}).get(self._metric)
     known = {} if metric is None else {self._metric: float(metric)}
     self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=known))
@@ -197,6 +206,9 @@ class Checkpoints:
     if about["results"]:
       sizes = {name: np.empty(of["bytes"], np.uint8) for name, of in about["results"].items()}
       items["results"] = ocp.args.StandardRestore(sizes)
+    if about["rates"]:
+      rates = {task: np.empty(size, np.float32) for task, size in about["rates"].items()}
+      items["rates"] = ocp.args.StandardRestore(rates)
     restored: Any = self._manager.restore(step, args=ocp.args.Composite(**items))
     results = [
       dataclasses.replace(
@@ -206,7 +218,14 @@ class Checkpoints:
     ]
     weights = {version: restored["weights"][str(version)] for version in about["weights"]}
     samplers = Snapshot(results, weights)
-    return RunState(restored["state"], samplers, about["monitor"], about["reference"])
+    return RunState(
+      restored["state"],
+      samplers,
+      about["monitor"],
+      about["reference"],
+      about["prompts"],
+      {task: restored["rates"][task] for task in about["rates"]},
+    )
 
   def _set_aside(self, step: int) -> Path:
     """Moves a checkpoint out of the way of later ones of the same step."""

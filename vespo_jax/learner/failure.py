@@ -14,7 +14,7 @@ import numpy as np
 
 from vespo_jax import files
 from vespo_jax.learner.checkpoint import Checkpoints, RunState
-from vespo_jax.learner.intake import Minibatch, Problems
+from vespo_jax.learner.intake import Minibatch, ProblemSet
 from vespo_jax.learner.numerics import PER_LEAF, leaf_names
 from vespo_jax.learner.records import write_rollouts
 from vespo_jax.learner.saved import Origin, RolloutWriter
@@ -59,7 +59,7 @@ class Breakdown:
   folder: Path
   spec: ModelSpec
   origin: Origin
-  problems: Problems
+  problems: ProblemSet
 
   def write(
     self,
@@ -67,6 +67,7 @@ class Breakdown:
     minibatch: Minibatch,
     row: Mapping[str, Any],
     columns: Mapping[str, HostArray],
+    per_token: Mapping[str, HostArray],
     norms: Mapping[str, float],
     why: str,
     checkpoint: int | None,
@@ -78,6 +79,7 @@ class Breakdown:
       minibatch: that was trained on.
       row: metrics of the update.
       columns: [P, R] of every sequence.
+      per_token: [.., R, T] of every token, of the first groups or all.
       norms: of the gradient, by leaf.
       why: in words.
       checkpoint: the run's newest checkpoint.
@@ -99,7 +101,7 @@ class Breakdown:
       ],
     }
     rollouts = minibatch.rollouts
-    write_rollouts(self.folder / ROLLOUTS, rollouts, columns, self.problems, update)
+    write_rollouts(self.folder / ROLLOUTS, rollouts, columns, per_token, self.problems, update)
     RolloutWriter(self.folder / MINIBATCH, self.origin).write(update, rollouts)
     files.write(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
     checkpoints = Checkpoints(self.folder / "checkpoints", self.spec)

@@ -6,19 +6,61 @@ import dataclasses
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
+from vespo_jax.learner.groups import NoSignal, Refill, Selection, success_rates
+from vespo_jax.learner.ledger import Ledger, Portion
 from vespo_jax.learner.saved import SavedRollouts
 from vespo_jax.learner.shaping import Shaping
 from vespo_jax.runtime import Sampler, Schedule, Snapshot
 from vespo_jax.sampler import Order, Result, Settings
-from vespo_jax.tasks import Grader, PromptStream, Split, Task
+from vespo_jax.tasks import Curricula, Example, Grader, Split, Stream, Task, share
 from vespo_jax.tokenizers import Tokenizer
-from vespo_jax.types import Rollout
+from vespo_jax.types import Plan, Rollout
 
 TRAIN_STREAM, EVALUATION_STREAM = 0, 1  # what sampling keys are folded with
+
+
+class Examples(Protocol):
+  """Random access to problems."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> Example: ...
+
+
+class ProblemSet(Protocol):
+  """Numbered problems and everything needed to ask and to grade them."""
+
+  @property
+  def names(self) -> Sequence[str]:
+    """Of the tasks they are from, as graded rollouts have them."""
+    ...
+
+  @property
+  def examples(self) -> Examples:
+    """By number."""
+    ...
+
+  @property
+  def tokenizer(self) -> Tokenizer:
+    """Of prompts and answers."""
+    ...
+
+  def prompts(self, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
+    """Prompt ids of the examples at `indices`."""
+    ...
+
+  def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
+    """Sets task, example, reward and status of rollouts that answer `examples[indices]`."""
+    ...
+
+  def answer(self, rollout: Rollout) -> str:
+    """A correct answer to what a graded rollout answers, or ""."""
+    ...
 
 
 def _say(text: str) -> None:
@@ -41,6 +83,11 @@ class Problems:
   shaping: Shaping | None = None
   max_failures: float = 1.0
   say: Callable[[str], None] = _say
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Of the task."""
+    return (self.task.name,)
 
   def prompts(self, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
     """Prompt ids of the examples at `indices`."""
@@ -69,6 +116,10 @@ class Problems:
         f"they are worth; task.max_grade_failures={self.max_failures:g}"
       )
 
+  def answer(self, rollout: Rollout) -> str:
+    """See `ProblemSet.answer`."""
+    return self.examples[rollout.example_id].answer
+
 
 @dataclasses.dataclass
 class Minibatch:
@@ -77,7 +128,9 @@ class Minibatch:
   Attributes:
     rollouts: of all groups.
     workers: the sampler that made each rollout.
-    sample_s: seconds of sampling, of the sampler that took longest.
+    sample_s: seconds of sampling, of the sampler that took longest, summed over rounds.
+    metrics: what is said of groups and tasks, dropped groups included.
+    sampled_tokens: of all responses, dropped ones included.
     wait_s: seconds the learner waited.
     sampler_wait_s: seconds a sampler had nothing to do before it began, the mean over samplers.
     queue_depth: orders under way or waiting when this minibatch was taken.
@@ -86,6 +139,8 @@ class Minibatch:
   rollouts: list[Rollout]
   workers: list[int]
   sample_s: float
+  metrics: Mapping[str, float]
+  sampled_tokens: int
   wait_s: float = 0.0
   sampler_wait_s: float = 0.0
   queue_depth: int = 0
@@ -94,26 +149,37 @@ class Minibatch:
 class Intake:
   """Orders the minibatches of a run as the schedule allows, and collects them in order.
 
-  What an update trains on is prompt `position(update) + i` of the stream, whose number is also its
-  group id, sampled by weights that the schedule chose. A minibatch is ordered in `parts` equal
-  pieces (the last may be smaller), so that several samplers share it.
+  What an update trains on are the next prompts of the stream when it is ordered; their positions
+  are their group ids. They are sampled by weights that the schedule chose, and ordered in `parts`
+  equal pieces (the last may be smaller), so that several samplers share them.
+
+  With `refill`, groups without a signal are dropped once all of a minibatch is there, and the next
+  prompts of the stream are ordered in their place, to be sampled by the same weights. Everything is
+  decided by the learner, between two updates and in their order: where orders say which weights
+  sample them, what is asked is a function of the seed.
 
   Args:
     sampler: of the run.
     problems: the training problems.
+    stream: their order.
     schedule: when to order, and which version samples what.
     settings: how to sample.
     seed: of the run.
     updates: of the run; no order goes beyond them.
-    timeout_s: the longest wait for one minibatch.
-    parts: orders of a minibatch.
+    timeout_s: the longest wait for one order.
+    parts: orders of a round.
+    refill: None to train on every group.
+    curricula: of the stream, to be told how often prompts were solved; None if there are none.
     finished: results that a run before this one had and did not train on.
+    saved: `state` of that run.
+    host, hosts: which part of every minibatch this host asks.
   """
 
   def __init__(
     self,
     sampler: Sampler,
-    problems: Problems,
+    problems: ProblemSet,
+    stream: Stream,
     schedule: Schedule,
     settings: Settings,
     *,
@@ -121,13 +187,19 @@ class Intake:
     updates: int,
     timeout_s: float,
     parts: int = 1,
+    refill: Refill | None = None,
+    curricula: Curricula | None = None,
     finished: Sequence[Result] = (),
+    saved: Mapping[str, Any] | None = None,
+    host: int = 0,
+    hosts: int = 1,
   ):
     self._sampler, self._problems, self._schedule = sampler, problems, schedule
     self._settings, self._seed, self._updates = settings, seed, updates
-    self._timeout_s = timeout_s
-    self._stream = PromptStream(len(problems.examples), seed)
-    self._starts = np.unique(np.linspace(0, schedule.prompts, parts + 1, dtype=int)[:-1]).tolist()
+    self._timeout_s, self._parts, self._refill = timeout_s, parts, refill
+    self._curricula = curricula
+    self._groups = len(share(schedule.prompts, host, hosts))  # of a minibatch
+    self._ledger = Ledger(stream, saved, host, hosts)
     self._ordered = -1  # the next update to order, once it is known
     self._finished = {result.order_id: result for result in finished}
 
@@ -135,34 +207,54 @@ class Intake:
     """Places the orders that are allowed once `version` updates are committed and, if the schedule
     publishes it, published."""
     if self._ordered < 0:
-      self._ordered = version
+      for update in self._ledger.open():  # what a run before this one had ordered
+        for portion in self._ledger.rounds(update):
+          self._put(update, portion)
+      self._ordered = version + len(self._ledger.open())
     while self._ordered < self._updates and self._schedule.may_order(self._ordered, version):
-      for part in range(len(self._starts)):
-        order = self._order(self._ordered, part)
-        if order.order_id not in self._finished:
-          self._sampler.put(order)
+      prompts = self._schedule.prompts
+      self._ask(self._ordered, self._refill.prompts(prompts) if self._refill else prompts)
       self._ordered += 1
 
   def get(self, update: int) -> Minibatch:
     """The minibatch of `update`, which must have been ordered.
 
     Raises:
+      NoSignal: if the last round leaves it without enough groups.
       SamplersFailed, ChildDied, TimeoutError, Preempted: if it does not come, or cannot be graded.
     """
     queue_depth = self._sampler.health()["pending"]
-    started = time.perf_counter()
-    parts = len(self._starts)
-    results = [self._get(update * parts + part) for part in range(parts)]
-    wait_s = time.perf_counter() - started
+    samples = self._settings.samples_per_prompt
+    selection = Selection(self._groups, samples, everything=self._refill is None)
+    portions: list[Portion] = []
+    results: list[Result] = []
+    wait_s = sample_s = 0.0
+    while not portions or selection.missing:
+      portion = self._portion(update, selection)
+      started = time.perf_counter()
+      came = [self._get(piece.position) for piece in self._pieces(portion)]
+      wait_s += time.perf_counter() - started
+      sample_s += max(result.sample_s for result in came)
+      rollouts = [rollout for result in came for rollout in result.rollouts]
+      self._problems.grade(rollouts, np.repeat(portion.indices, samples))
+      selection.add(rollouts, [result.worker for result in came for _ in result.rollouts])
+      portions.append(portion)
+      results += came
     for result in results:  # only now: if waiting for a later one is interrupted, none is lost
       del self._finished[result.order_id]
-    rollouts = [rollout for result in results for rollout in result.rollouts]
-    indices = np.repeat(self._indices(update), self._settings.samples_per_prompt)
-    self._problems.grade(rollouts, indices)
+    self._ledger.close(update)
+    metrics = _metrics(selection, self._problems)
+    if self._curricula is not None:
+      indices = [index for portion in portions for index in portion.indices]
+      self._curricula.measure(indices, success_rates(selection.asked, samples).tolist())
+      metrics["curriculum/success_mean"] = self._curricula.mean
+    kept, workers = selection.kept()
     return Minibatch(
-      rollouts,
-      workers=[result.worker for result in results for _ in result.rollouts],
-      sample_s=max(result.sample_s for result in results),
+      kept,
+      workers,
+      sample_s,
+      metrics=metrics,
+      sampled_tokens=sum(len(rollout.response_ids) for rollout in selection.asked),
       wait_s=wait_s,
       sampler_wait_s=sum(result.wait_s for result in results) / len(results),
       queue_depth=queue_depth,
@@ -170,39 +262,84 @@ class Intake:
 
   def snapshot(self, newest: bool) -> Snapshot:
     """What is to be saved between two updates, besides what they made: see `Sampler.snapshot`."""
-    samplers = self._sampler.snapshot(newest)
+    wanted = {
+      version
+      for update in self._ledger.open()
+      for _, version in self._plan(update)
+      if self._refill is not None
+    }
+    samplers = self._sampler.snapshot(newest, wanted)
     return dataclasses.replace(samplers, results=[*self._finished.values(), *samplers.results])
+
+  def state(self) -> dict[str, Any]:
+    """What of the stream was given out, as plain values for JSON."""
+    return self._ledger.to_dict()
+
+  def rates(self) -> dict[str, np.ndarray]:
+    """The curricula's success rates; nothing if there are none."""
+    return self._curricula.rates if self._curricula else {}
+
+  def _portion(self, update: int, selection: Selection) -> Portion:
+    """What the next round of an update asks. Raises NoSignal if there may be none."""
+    asked = self._ledger.rounds(update)
+    if selection.rounds < len(asked):
+      return asked[selection.rounds]
+    assert self._refill is not None, "without a filter no group is missing"
+    if selection.rounds >= self._refill.max_rounds:
+      groups = selection.metrics()
+      raise NoSignal(
+        f"update {update + 1} lacks {selection.missing} of {selection.groups} groups after "
+        f"{selection.rounds} rounds, batch.dynamic.max_rounds={self._refill.max_rounds}: of "
+        f"{len(selection.asked) // self._settings.samples_per_prompt} prompts "
+        f"{groups['group/solved_fraction']:.0%} were solved by every sample and "
+        f"{groups['group/failed_fraction']:.0%} by none. Train on other prompts, or give the same "
+        "command with more rounds"
+      )
+    return self._ask(update, self._refill.prompts(selection.missing))
+
+  def _ask(self, update: int, prompts: int) -> Portion:
+    """Orders the next prompts of the stream."""
+    portion = self._ledger.give(update, prompts)
+    self._put(update, portion)
+    return portion
+
+  def _put(self, update: int, portion: Portion) -> None:
+    for piece in self._pieces(portion):
+      if piece.position not in self._finished:
+        order = Order(
+          order_id=piece.position,
+          weight_version=self._schedule.oldest_version(update),
+          seed=self._seed,
+          stream=TRAIN_STREAM,
+          prompts=self._problems.prompts(piece.indices),
+          group_ids=piece.group_ids,
+          settings=self._settings,
+          plan=self._plan(update),
+        )
+        self._sampler.put(order)
+
+  def _pieces(self, portion: Portion) -> list[Portion]:
+    """Its orders; the id of each is its position."""
+    size = len(portion.indices)
+    starts = np.unique(np.linspace(0, size, self._parts + 1, dtype=int)[:-1]).tolist()
+    return [portion[start:end] for start, end in zip(starts, [*starts[1:], size], strict=True)]
 
   def _get(self, order_id: int) -> Result:
     if order_id not in self._finished:
       self._finished[order_id] = self._sampler.get(self._timeout_s, order_id)
     return self._finished[order_id]
 
-  def _indices(self, update: int) -> np.ndarray:
-    return self._stream.indices(self._schedule.position(update), self._schedule.prompts)
-
-  def _order(self, update: int, part: int) -> Order:
-    schedule, tokens = self._schedule, self._settings.max_new_tokens
-    start, *ends = [*self._starts[part : part + 2], schedule.prompts]
-    position = schedule.position(update)
-    return Order(
-      order_id=update * len(self._starts) + part,
-      weight_version=schedule.oldest_version(update),
-      seed=self._seed,
-      stream=TRAIN_STREAM,
-      prompts=self._problems.prompts(self._indices(update)[start : ends[0]]),
-      group_ids=range(position + start, position + ends[0]),
-      settings=self._settings,
-      plan=schedule.plan(update, tokens),
-    )
+  def _plan(self, update: int) -> Plan:
+    return self._schedule.plan(update, self._settings.max_new_tokens)
 
 
 class SavedIntake:
   """The minibatches that another run saved, in the place of an `Intake`: the sampler only
   evaluates."""
 
-  def __init__(self, saved: SavedRollouts, sampler: Sampler):
-    self._saved, self._sampler = saved, sampler
+  def __init__(self, saved: SavedRollouts, sampler: Sampler, problems: ProblemSet, samples: int):
+    self._saved, self._sampler, self._problems = saved, sampler, problems
+    self._samples = samples  # per prompt
 
   def order(self, version: int) -> None:
     """Nothing is ordered."""
@@ -211,7 +348,30 @@ class SavedIntake:
     """The newest weights, if they are wanted."""
     return self._sampler.snapshot(newest)
 
+  def state(self) -> dict[str, Any]:
+    """Nothing was given out."""
+    return {}
+
+  def rates(self) -> dict[str, np.ndarray]:
+    """There are none."""
+    return {}
+
   def get(self, update: int) -> Minibatch:
     """The graded minibatch of `update`. Raises ValueError if its file cannot be trained on."""
     rollouts = self._saved.read(update + 1)
-    return Minibatch(rollouts, workers=[0] * len(rollouts), sample_s=0.0)
+    workers = [0] * len(rollouts)
+    selection = Selection(len(rollouts) // self._samples, self._samples, everything=True)
+    selection.add(rollouts, workers)
+    return Minibatch(
+      rollouts,
+      workers,
+      sample_s=0.0,
+      metrics=_metrics(selection, self._problems),
+      sampled_tokens=sum(len(rollout.response_ids) for rollout in rollouts),
+    )
+
+
+def _metrics(selection: Selection, problems: ProblemSet) -> dict[str, float]:
+  """Of the groups, by task too where there are several."""
+  several = len(problems.names) > 1
+  return selection.metrics() | (selection.task_metrics() if several else {})

@@ -38,8 +38,9 @@ class Thresholds:
   """When a result is not believed.
 
   Attributes:
-    calibrated: whether the sampler draws from its whole softmax; top-k, top-p and min-p make
-      E[policy / mu] the kept mass, not 1, and switch the calibration test off.
+    calibrated: whether what is judged are draws from the whole softmax; top-k, top-p and min-p make
+      E[policy / mu] the kept mass, not 1, and so does dropping groups by their rewards: both switch
+      the calibration test off.
     z: the largest calibration z, of one result or of its average.
     deviations: how many deviations above what is usual the log of a disagreement may be.
     floor_deviation: the least deviation of the log of a disagreement.

@@ -18,8 +18,9 @@ from vespo_jax.learner.anchors import Anchors
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
 from vespo_jax.learner.failure import Breakdown, Diverged, explain
+from vespo_jax.learner.groups import NoSignal
 from vespo_jax.learner.guard import Guard
-from vespo_jax.learner.intake import Intake, Minibatch, Problems, SavedIntake
+from vespo_jax.learner.intake import Intake, Minibatch, ProblemSet, SavedIntake
 from vespo_jax.learner.numerics import CAUSES, PER_LEAF, SKIPS_LEFT, GuardedUpdate, leaf_names
 from vespo_jax.learner.records import write_rollouts
 from vespo_jax.learner.rows import host_metrics
@@ -40,6 +41,7 @@ class LoopSettings:
   checkpoint_every: int
   evaluation_every: int
   save_groups: int
+  save_tokens: bool
   profile_updates: int
   max_skipped: int
 
@@ -83,7 +85,7 @@ class Loop:
   mesh: Mesh
   sampler: Sampler
   intake: Intake | SavedIntake
-  problems: Problems
+  problems: ProblemSet
   schedule: Schedule
   guard: Guard
   saved: RolloutWriter | None
@@ -114,11 +116,12 @@ class Loop:
     """Updates until the end, or until `stop`; saves; returns "finished" or "preempted".
 
     Raises:
+      NoSignal: if no minibatch can be filled, with the run saved.
       Diverged: with the evidence written by `breakdown`.
       CheckpointError: if the run could not be saved.
       SamplersFailed, ChildDied, TimeoutError: if the samplers or the grader fail.
     """
-    reason = "finished"
+    reason, unfilled = "finished", None
     try:
       while self.step < self.settings.updates:
         if self.schedule.publishes(self.step):
@@ -130,10 +133,14 @@ class Loop:
         self._make_update()
     except Preempted:
       reason = "preempted"
+    except NoSignal as error:
+      unfilled = error
     self._finish_pending()
     self._end_profile()
     self._save()
     self.checkpoints.wait()
+    if unfilled is not None:
+      raise unfilled
     if reason == "finished":
       self._publish()
     return reason
@@ -204,7 +211,14 @@ class Loop:
 
   def _run_state(self) -> RunState:
     samplers = self.intake.snapshot(newest=not self.schedule.publishes(self.step))
-    return RunState(self.state, samplers, self.guard.monitor.to_dict(), self.reference)
+    return RunState(
+      self.state,
+      samplers,
+      self.guard.monitor.to_dict(),
+      self.reference,
+      self.intake.state(),
+      self.intake.rates(),
+    )
 
   def _finish_pending(self) -> None:
     """Fetches, writes and checks the metrics of the previous update."""
@@ -212,7 +226,8 @@ class Loop:
       return
     pending, self._pending = self._pending, None
     fetched = jax.device_get(pending.device_metrics)
-    columns, log_ratio_PRT = fetched.pop(PER_SEQUENCE), fetched.pop(PER_TOKEN)["log_ratio"]
+    columns, per_token = fetched.pop(PER_SEQUENCE), fetched.pop(PER_TOKEN)
+    log_ratio_PRT = per_token["log_ratio"]
     causes = [cause for cause, found in fetched.pop(CAUSES).items() if found]
     ended = fetched.pop(SKIPS_LEFT) < 0
     norms = dict(zip(leaf_names(self.state.params), fetched.pop(PER_LEAF), strict=True))
@@ -246,13 +261,18 @@ class Loop:
     self._row, self._checkpoint_s = row, 0.0
     self.metrics.write(row)
     self.progress.update(row)
-    self._record(minibatch, columns)
+    self._record(minibatch, columns, per_token if self.settings.save_tokens else {})
     if ended:
-      self._break_down(minibatch, columns, norms, explain(causes, row, norms))
+      self._break_down(minibatch, columns, per_token, norms, explain(causes, row, norms))
     if causes:
       self.progress.message(f"update {row['step']} was skipped: {explain(causes, row, norms)}")
 
-  def _record(self, minibatch: Minibatch, columns: dict[str, np.ndarray]) -> None:
+  def _record(
+    self,
+    minibatch: Minibatch,
+    columns: dict[str, np.ndarray],
+    per_token: dict[str, np.ndarray],
+  ) -> None:
     """Writes what was trained on, as far as it is kept."""
     step, rollouts = self._row["step"], minibatch.rollouts
     record(self.workdir / "schedule.jsonl", step - 1, plan_of(rollouts))
@@ -262,12 +282,13 @@ class Loop:
     if groups:
       kept = rollouts if groups < 0 else rollouts[: groups * self.settings.samples_per_prompt]
       path = self.workdir / "rollouts" / f"{step:06d}.jsonl"
-      write_rollouts(path, kept, columns, self.problems, step)
+      write_rollouts(path, kept, columns, per_token, self.problems, step)
 
   def _break_down(
     self,
     minibatch: Minibatch,
     columns: dict[str, np.ndarray],
+    per_token: dict[str, np.ndarray],
     norms: dict[str, float],
     why: str,
   ) -> NoReturn:
@@ -277,7 +298,14 @@ class Loop:
     where = f"the evidence is in {self.breakdown.folder}"
     try:
       self.breakdown.write(
-        self._run_state(), minibatch, self._row, columns, norms, why, self.checkpoints.newest()
+        self._run_state(),
+        minibatch,
+        self._row,
+        columns,
+        per_token,
+        norms,
+        why,
+        self.checkpoints.newest(),
       )
     except (OSError, CheckpointError) as error:
       where = f"the evidence could not be written: {error}"

@@ -32,14 +32,15 @@ def host_metrics(
     max_new_tokens: the longest response there can be.
 
   Returns:
-    The staleness and gradient-share metrics of `diagnostics`, the histogram of log W, the mean of
-    each component of the rewards (`reward/correct`, ...) where there are several, and, with keys of
-    `time/`, seconds of sampling and waiting and the depth of the queue.
+    The staleness and gradient-share metrics of `diagnostics`, the histogram of log W, those of the
+    minibatch, the mean of each component of the rewards (`reward/correct`, ...) where there are
+    several, and, with keys of `time/`, seconds of sampling and waiting and the depth of the queue.
   """
   versions = [rollout.weight_versions for rollout in minibatch.rollouts]
   lags = version - np.array([v.mean() if len(v) else version for v in versions])
   mask_PRT = np.asarray(batch.response_mask_PRT)
   return {
+    **minibatch.metrics,
     **diagnostics.staleness_metrics(versions, version, published),
     **diagnostics.gradient_shares(
       columns["gradient"].ravel(),
@@ -54,7 +55,7 @@ def host_metrics(
     "time/wait_s": minibatch.wait_s,
     "time/sampler_wait_s": minibatch.sampler_wait_s,
     "time/queue_depth": minibatch.queue_depth,
-    "throughput/sampled_tokens_per_s": sum(map(len, versions)) / max(minibatch.sample_s, 1e-9),
+    "throughput/sampled_tokens_per_s": minibatch.sampled_tokens / max(minibatch.sample_s, 1e-9),
   }
 
 

@@ -72,10 +72,12 @@ def make_update(
   loss: LossSettings,
   step: StepSettings,
   adapters: LoraSettings | None = None,
+  recorded: int = 0,
 ) -> Update:
   """Builds `update(state, batch) -> (state, metrics)`; wrap it with `compile_update` to run it.
 
-  With `adapters` these are what is trained, and the model is the state's `frozen` one.
+  With `adapters` these are what is trained, and the model is the state's `frozen` one. With
+  `recorded` groups (-1: all) the coefficients of their tokens are returned too.
 
   Metrics are float32 scalars of the whole minibatch, whatever the micro-batching: `objective/loss`
   (what was differentiated), `entropy/mean` (nats per sampled token), `grad/norm` (before clipping),
@@ -83,8 +85,9 @@ def make_update(
   KLs, those of `diagnostics.off_policy_metrics` and, of a mixture of experts, of
   `routing.routing_metrics`; and under `PER_SEQUENCE` arrays [P, R]: `log_w` (policy against
   behaviour), `advantage` and `gradient` (sum_t |w_t|, the weights on grad log pi); and under
-  `PER_TOKEN` `log_ratio` [P, R, T], 0 where nothing was sampled; and under `PER_LEAF` the norm of
-  each parameter's gradient.
+  `PER_TOKEN` `log_ratio` [P, R, T], 0 where nothing was sampled, and `coefficient` of the first
+  `recorded` groups, 0 where nothing was sampled or a token was rejected; and under `PER_LEAF` the
+  norm of each parameter's gradient.
   """
   gradient = make_gradient(spec, objective, advantage, loss)
 
@@ -119,6 +122,11 @@ def make_update(
       updates = jax.tree.map(lambda u: scale * u, updates)
     params: Any = optax.apply_updates(state.params, updates)
     norms = leaf_norms(grads)
+    per_token = {"log_ratio": log_ratio_PRT}
+    if recorded:
+      weights = evaluated.weights
+      coefficient_PRT = jnp.where(weights.mask, weights.coefficients, 0.0)
+      per_token["coefficient"] = coefficient_PRT[: recorded if recorded > 0 else None]
     metrics |= {
       "grad/norm": jnp.linalg.norm(norms),
       "optimizer/update_norm": optax.tree.norm(updates),
@@ -127,7 +135,7 @@ def make_update(
         "advantage": evaluated.advantages_PR,
         "gradient": jnp.sum(jnp.abs(evaluated.weights.weights), axis=-1),
       },
-      PER_TOKEN: {"log_ratio": log_ratio_PRT},
+      PER_TOKEN: per_token,
       PER_LEAF: norms,
     }
     return TrainState(state.step + 1, params, opt_state, state.frozen), metrics

@@ -18,13 +18,11 @@ from string import Template
 from typing import Any
 
 import vespo_jax
-from vespo_jax.report import curves
-from vespo_jax.report.rundir import MAX_TEXT, Run, evaluations
+from vespo_jax.report import curves, rollouts
+from vespo_jax.report.rundir import Run, evaluations
 
-ROLLOUT_NUMBERS = (
-  "update", "group_id", "sample", "example_id", "reward", "advantage", "log_w", "weight_version",
-)  # fmt: skip
-ROLLOUT_TEXTS = ("task", "prompt", "response", "answer", "reward_status", "finish")
+SCRIPTS = ("text.js", "colours.js", "filters.js", "browser.js")  # one script, in this order
+STYLES = ("page.css", "browser.css")
 
 
 def render(run: Run, figures: Mapping[str, Path]) -> str:
@@ -34,24 +32,24 @@ def render(run: Run, figures: Mapping[str, Path]) -> str:
     run: what was run.
     figures: the drawn PNG files by name; they are embedded.
   """
-  script = _asset("page.js")
+  script = "\n".join(map(_asset, SCRIPTS))
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
   stop_reason = str(run.result.get("stop_reason", "not finished"))
   return Template(_asset("page.html")).substitute(
     policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     f"script-src 'sha256-{digest}'",
     name=html.escape(run.name),
-    css=_asset("page.css"),
+    css="\n".join(map(_asset, STYLES)),
     stop_reason=html.escape(stop_reason),
     stop_class=stop_reason if stop_reason in ("finished", "diverged") else "",
     facts="\n".join(_fact(*fact) for fact in _facts(run)),
-    warnings=_warnings(run.rows),
+    warnings=_warnings(run),
     accuracy=_accuracy(run, figures),
     curves=_curves(figures),
     rollouts=_browser(run) if run.rollouts else "",
     config=_config(run.config),
     version=vespo_jax.__version__,
-    data=_embed([_plain_rollout(rollout) for rollout in run.rollouts]),
+    data=_embed(rollouts.pack(run.rollouts)),
     script=script,
   )
 
@@ -63,11 +61,6 @@ def _asset(name: str) -> str:
 def _embed(value: Any) -> str:
   """JSON that cannot end, or comment out, the script element around it."""
   return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
-
-
-def _plain_rollout(rollout: Mapping[str, Any]) -> dict[str, Any]:
-  numbers = {key: rollout.get(key) for key in ROLLOUT_NUMBERS}
-  return numbers | {key: str(rollout.get(key, "")) for key in ROLLOUT_TEXTS}
 
 
 def _facts(run: Run) -> list[tuple[str, str, str]]:
@@ -110,19 +103,21 @@ def _duration(seconds: float | None) -> str:
   return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _warnings(rows: list[dict[str, Any]]) -> str:
-  """What the figures cannot show: values that are not finite."""
+def _warnings(run: Run) -> str:
+  """What the figures cannot show: why a run could not go on, and values that are not finite."""
   steps: dict[str, list[int]] = {}
-  for row in rows:
+  for row in run.rows:
     for key, value in row.items():
       if isinstance(value, float) and not math.isfinite(value):
         steps.setdefault(key, []).append(row["step"])
-  return "\n".join(
-    f'<p class="warning"><code>{html.escape(key)}</code> is not finite at {len(at)} '
+  found = [f"The run could not go on: {html.escape(run.failure)}."] if run.failure else []
+  found += [
+    f"<code>{html.escape(key)}</code> is not finite at {len(at)} "
     f"update{'s' if len(at) > 1 else ''}, first at {html.escape(str(at[0]))}; these values are not "
-    "drawn.</p>"
+    "drawn."
     for key, at in sorted(steps.items())
-  )
+  ]
+  return "\n".join(f'<p class="warning">{sentence}</p>' for sentence in found)
 
 
 def _accuracy(run: Run, figures: Mapping[str, Path]) -> str:
@@ -165,33 +160,19 @@ def _figure(file: Path, title: str, caption: str) -> str:
 
 
 def _browser(run: Run) -> str:
-  if len(run.rollouts) < run.rollouts_total:
-    kept = f"{len(run.rollouts)} of {run.rollouts_total} rollouts, groups spread over the run"
+  shown, total = len(run.rollouts), run.rollouts_total
+  where = "<code>rollouts/</code>" + (" and <code>failure/</code>" if run.failure else "")
+  if shown < total:
+    kept = (
+      f"{shown} of the {total} rollouts in {where}: whole groups spread over the run, as many of "
+      "low as of high mean reward"
+    )
   else:
-    kept = f"All {len(run.rollouts)} rollouts"
-  return f"""<section><h2>Rollouts</h2><div class="card">
-<p class="soft">{kept}. Texts beyond {MAX_TEXT} characters lose their middle. The full record is in
-<code>rollouts/</code>.</p>
-<form id="filters">
-<label class="wide">Search prompt, response and answer<input type="search" name="search"></label>
-<label>Status<select name="status"><option value="">any</option></select></label>
-<label>Order by<select name="sort"></select></label>
-{_range("reward", "any")}
-{_range("update", "1")}
-</form>
-<p class="soft" id="found" role="status">The browser needs JavaScript.</p>
-<div id="list"></div>
-<button type="button" id="more" hidden>Show more</button></div></section>"""
-
-
-def _range(name: str, step: str) -> str:
-  title = name.capitalize()
-  inputs = "".join(
-    f'<input type="number" step="{step}" name="{name}_{end}" placeholder="{hint}"'
-    f' aria-label="{title} {hint}">'
-    for end, hint in (("low", "from"), ("high", "to"))
-  )
-  return f'<div class="label">{title}<div class="range">{inputs}</div></div>'
+    kept = f"All {shown} rollouts in {where}"
+  recorded, prompts = run.setting("rollouts.save_groups"), run.setting("batch.prompts")
+  if isinstance(recorded, int) and isinstance(prompts, int) and 0 <= recorded < prompts:
+    kept += f"; the run recorded {recorded} of the {prompts} groups of each update"
+  return Template(_asset("browser.html")).substitute(kept=kept)
 
 
 def _config(config: Mapping[str, Any]) -> str:

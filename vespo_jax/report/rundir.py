@@ -5,17 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vespo_jax import metrics
-
-MAX_ROLLOUTS = 600
-MAX_ROLLOUT_FILES = 60
-MAX_TEXT = 6000  # characters of one prompt or response
-
-_T = TypeVar("_T")
+from vespo_jax.report import rollouts
 
 
 class RunError(ValueError):
@@ -31,7 +26,8 @@ class Run:
     rows: metrics, in the order of their updates; never empty.
     config: the resolved config, nested; empty when the file is missing.
     result: what the run ended with; empty while it has not ended.
-    rollouts: a sample of at most `MAX_ROLLOUTS` rollouts, whole groups spread over the updates.
+    failure: why it could not go on, in words; "" where its last update is good.
+    rollouts: the sample of its rollouts that `rollouts.load` takes.
     rollouts_total: how many rollouts the directory holds.
   """
 
@@ -39,6 +35,7 @@ class Run:
   rows: list[dict[str, Any]]
   config: dict[str, Any]
   result: dict[str, Any]
+  failure: str
   rollouts: list[dict[str, Any]]
   rollouts_total: int
 
@@ -70,13 +67,17 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     raise RunError(str(error)) from error
   if not rows:
     raise RunError(f"{workdir}/metrics.jsonl is empty: no update has been committed yet")
-  rollouts, total = _load_rollouts(path / "rollouts")
+  try:
+    sample, total = rollouts.load(path)
+  except ValueError as error:
+    raise RunError(str(error)) from error
   return Run(
     workdir=path,
     rows=rows,
     config=_load_object(path / "config.json"),
     result=_load_object(path / "result.json"),
-    rollouts=rollouts,
+    failure=_failure(path, rows[-1]["step"]),
+    rollouts=sample,
     rollouts_total=total,
   )
 
@@ -85,6 +86,11 @@ def evaluations(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """The held-out evaluations a result holds, by "before" and "after"."""
   found = {when: result.get(f"evaluation_{when}") for when in ("before", "after")}
   return {when: evaluation for when, evaluation in found.items() if evaluation}
+
+
+def _failure(path: Path, step: Any) -> str:
+  found = _load_object(path / "failure" / "report.json")
+  return str(found.get("why", "")) if found.get("update") == step else ""
 
 
 def _load_object(path: Path) -> dict[str, Any]:
@@ -97,52 +103,3 @@ def _load_object(path: Path) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise RunError(f"{path}: not a JSON object")
   return value
-
-
-def _load_rollouts(folder: Path) -> tuple[list[dict[str, Any]], int]:
-  """A spread sample of the rollouts under `folder`, and how many there are in all."""
-  files = sorted(folder.glob("*.jsonl"))
-  chosen = _spread(files, MAX_ROLLOUT_FILES)
-  rollouts = []
-  for file in chosen:
-    rollouts += _whole_groups(_read_rollouts(file), MAX_ROLLOUTS // len(chosen))
-  return rollouts, sum(file.read_bytes().count(b"\n") for file in files)
-
-
-def _read_rollouts(file: Path) -> list[dict[str, Any]]:
-  lines = file.read_bytes().split(b"\n")[:-1]  # what follows the last newline is half-written
-  try:
-    rollouts = [json.loads(line, parse_constant=str) for line in lines]
-  except ValueError as error:
-    raise RunError(f"{file}: not JSON lines ({error})") from error
-  return [
-    {k: _shorten(v) if isinstance(v, str) else v for k, v in rollout.items()}
-    for rollout in rollouts
-  ]
-
-
-def _whole_groups(rollouts: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-  """At most `limit` rollouts, the samples of one prompt together, prompts spread over the file."""
-  groups: dict[Any, list[dict[str, Any]]] = {}
-  for rollout in rollouts:
-    groups.setdefault(rollout.get("group_id"), []).append(rollout)
-  largest = max(map(len, groups.values()), default=1)
-  kept = _spread(list(groups.values()), max(limit // largest, 1))
-  return [rollout for group in kept for rollout in group][:limit]
-
-
-def _spread(items: Sequence[_T], limit: int) -> list[_T]:
-  """At most `limit` of the items, evenly spaced, the first and the last among them."""
-  if len(items) <= limit:
-    return list(items)
-  if limit == 1:
-    return [items[len(items) // 2]]
-  return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]
-
-
-def _shorten(text: str) -> str:
-  """A long text without its middle, which says how much was left out."""
-  if len(text) <= MAX_TEXT:
-    return text
-  head, tail = text[: MAX_TEXT * 2 // 3], text[-MAX_TEXT // 3 :]
-  return f"{head}\n[... {len(text) - MAX_TEXT} characters left out ...]\n{tail}"

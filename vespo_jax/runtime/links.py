@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from vespo_jax.sampler import Order, Result
@@ -88,8 +88,8 @@ class Snapshot:
 
   Attributes:
     results: of training orders, finished and not delivered.
-    weights: by version, those that unfinished training orders are sampled with, and the newest if
-      they were wanted; host arrays.
+    weights: by version, those that unfinished training orders are sampled with, and those that
+      were wanted; host arrays.
   """
 
   results: Sequence[Result] = ()
@@ -165,8 +165,9 @@ class Sampler(Protocol):
     LookupError if there is no such order."""
     ...
 
-  def snapshot(self, newest: bool) -> Snapshot:
-    """What must be saved of the samplers, with the newest weights or without; nothing changes."""
+  def snapshot(self, newest: bool, versions: Collection[int] = ()) -> Snapshot:
+    """What must be saved of the samplers, with the newest weights or without, and with those kept
+    of further `versions`; nothing changes."""
     ...
 
   def health(self) -> dict[str, Any]:

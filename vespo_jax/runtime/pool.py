@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from vespo_jax.runtime.checks import check_result
@@ -135,7 +135,7 @@ class SamplerPool:
         raise TimeoutError(f"no result of order {wanted} within {timeout_s:g} s: {self.health()}")
       self._clock.sleep(_POLL_S)
 
-  def snapshot(self, newest: bool) -> Snapshot:
+  def snapshot(self, newest: bool, versions: Collection[int] = ()) -> Snapshot:
     """See `Sampler.snapshot`. Training orders are those with ids from 0."""
     with self._lock:
       self._look()
@@ -143,9 +143,9 @@ class SamplerPool:
       unfinished = [
         order for i, order in self._pending.items() if i >= 0 and i not in self._results
       ]
-      versions = {version for order in unfinished for _, version in order.plan}
-      versions |= {self._newest} if newest else set()
-      published = sorted(version for version in versions if 0 <= version <= self._newest)
+      needed = {version for order in unfinished for _, version in order.plan} | set(versions)
+      needed |= {self._newest} if newest else set()
+      published = sorted(version for version in needed if 0 <= version <= self._newest)
       return Snapshot(finished, {v: self._transport.weights(v) for v in published})
 
   def health(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import queue
 import sys
 import threading
 
+from vespo_jax import memory
 from vespo_jax.processes import serve_parent
 from vespo_jax.runtime.channels import SharedWeights
 from vespo_jax.runtime.serving import Blueprint, serve
@@ -17,6 +18,7 @@ from vespo_jax.runtime.serving import Blueprint, serve
 def main(argv: list[str]) -> int:
   """Serves the parent at the other end of descriptor `argv[1]`."""
   connection = serve_parent(int(argv[1]))
+  memory.return_after_compiling()
   blueprint, weights_fd, slots = Blueprint.from_json(argv[2]), int(argv[3]), int(argv[4])
   orders: queue.Queue[bytes | None] = queue.Queue()
 

@@ -113,10 +113,6 @@ class Schedule:
     exact = self.logical or self.recorded is not None
     return self.max_staleness // self.publish_every + 2 if exact else 2
 
-  def position(self, update: int) -> int:
-    """The position in the prompt stream of the first prompt of `update`'s minibatch."""
-    return update * self.prompts
-
   def due(self, every: int, version: int) -> bool:
     """Whether something wanted every `every` updates (0: never) is due at `version`.
 

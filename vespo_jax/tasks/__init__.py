@@ -9,21 +9,32 @@ with tasks.Grader(task) as grader:
 from vespo_jax.tasks import custom, verifiers
 from vespo_jax.tasks import reasoning_gym as _reasoning_gym  # noqa: F401  (registers the family)
 from vespo_jax.tasks.base import Example, Score, Task, families, make
+from vespo_jax.tasks.curriculum import Curricula, Curriculum
 from vespo_jax.tasks.dataset import Split, Splits, open_splits
 from vespo_jax.tasks.grader import Grader
-from vespo_jax.tasks.stream import PromptStream
+from vespo_jax.tasks.mixture import Ingredient, MixtureStream, interleave, pattern, read_mixture
+from vespo_jax.tasks.stream import PromptStream, Stream, share
 
 __all__ = [
+  "Curricula",
+  "Curriculum",
   "Example",
   "Grader",
+  "Ingredient",
+  "MixtureStream",
   "PromptStream",
   "Score",
   "Split",
   "Splits",
+  "Stream",
   "Task",
   "custom",
   "families",
+  "interleave",
   "make",
   "open_splits",
+  "pattern",
+  "read_mixture",
+  "share",
   "verifiers",
 ]

@@ -19,7 +19,13 @@ from typing import Any
 from experiments.benchmarks import machine
 
 OURS = "vespo_jax"
-PEERS = {"trl": "trl_grpo", "tunix": "tunix_grpo"}  # name -> script
+# name -> script and its options; in pieces of 32 sequences, which is the fastest, and all at once
+PEERS = {
+  "trl": ("trl_grpo", ["--batch=32"]),
+  "trl-whole": ("trl_grpo", ["--batch=0"]),
+  "tunix": ("tunix_grpo", ["--batch=32"]),
+  "tunix-whole": ("tunix_grpo", ["--batch=0"]),
+}
 SIZES = {"prompts": 32, "samples": 8, "prompt-tokens": 32, "new-tokens": 64}
 COLUMNS = {"sample_s": "generate", "update_s": "update", "rl_step_s": "step"}
 MEMORY = "peak_rss_mb"
@@ -45,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   ours = [sys.executable, "-m", "experiments.benchmarks", "--only=rl_step", "--json"]
   commands = {OURS: [*ours, *sizes, f"--micro-batches={options.micro_batches}"]}
   for name in [options.only] if options.only else PEERS:
-    script = f"experiments.benchmarks.peers.{PEERS[name]}"
-    commands[name] = [options.python, "-m", script, *sizes]
+    script, arguments = PEERS[name]
+    module = f"experiments.benchmarks.peers.{script}"
+    commands[name] = [options.python, "-m", module, *arguments, *sizes]
   rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
   for i in range(options.rounds):
     for name, command in list(commands.items()):

@@ -29,19 +29,20 @@ def main() -> None:
   for name, value in (("prompts", 32), ("samples", 8), ("prompt-tokens", 32), ("new-tokens", 64)):
     parser.add_argument(f"--{name}", type=int, default=value)
   parser.add_argument("--repetitions", type=int, default=3)
-  # sequences of a forward and backward pass; 256, all at once, takes three times the memory
+  # sequences of a forward and backward pass; 0: all at once, in three times the memory
   parser.add_argument("--batch", type=int, default=32)
   options = parser.parse_args()
   torch.set_num_threads(2)
   sequences = options.prompts * options.samples
+  batch = options.batch or sequences
   with tempfile.TemporaryDirectory() as folder:
     arguments = trl.GRPOConfig(
       output_dir=folder,
       loss_type="vespo",
       beta=0.0,
       learning_rate=1e-4,
-      per_device_train_batch_size=options.batch,
-      gradient_accumulation_steps=sequences // options.batch,
+      per_device_train_batch_size=batch,
+      gradient_accumulation_steps=sequences // batch,
       num_generations=options.samples,
       max_completion_length=options.new_tokens,
       generation_kwargs={"min_new_tokens": options.new_tokens},
@@ -66,7 +67,7 @@ def main() -> None:
     generate = trainer.model.generate
     trainer.model.generate = clock.timed(generate)
     trainer.train()
-  assert min(clock.widths) >= options.prompt_tokens + options.new_tokens, clock.widths
+  assert clock.widths == {options.prompt_tokens + options.new_tokens}, clock.widths
   steps, generating = clock.steps[1:], clock.generating[1:]
   packages = ("trl", "torch", "transformers")
   result = {
@@ -74,7 +75,6 @@ def main() -> None:
     "update_s": [a - b for a, b in zip(steps, generating, strict=True)],
     "rl_step_s": steps,
     "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
-    "widths": sorted(clock.widths),  # tokens of the rows that `generate` returned
     "versions": {name: importlib.metadata.version(name) for name in packages},
   }
   print(json.dumps(result))
@@ -126,11 +126,12 @@ def _model() -> transformers.PreTrainedModel:
 
 
 def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-  words = {f"w{i}": i for i in range(VOCABULARY)}
+  # special tokens are found inside words too: none may begin another
+  words = {"<pad>": 0, "<eos>": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}
   backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w2"))
   backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend, pad_token="w0", eos_token="w1", padding_side="left"
+    tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", padding_side="left"
   )
 
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import mismatch
+from experiments import mismatch_doses as mismatch
 from tests.sampler.toy import PROMPTS, SPEC, learner_logprobs, settings, weights
 from vespo_jax import sampler
 from vespo_jax.sampler.weights import prepare
@@ -23,8 +23,8 @@ def test_a_run_on_a_toy_writes_the_table_and_the_figure(tmp_path, monkeypatch, c
   keep = lambda *args, measure=mismatch.measure: rows.setdefault(args[-1].name, measure(*args))
   monkeypatch.setattr(mismatch, "measure", keep)
   assert mismatch.main(["--preset=smoke", f"--out={tmp_path}"]) == 0
-  page = (tmp_path / "mismatch.md").read_text()
-  assert (tmp_path / "mismatch.png").stat().st_size > 10_000
+  page = (tmp_path / "mismatch_doses.md").read_text()
+  assert (tmp_path / "mismatch_doses.png").stat().st_size > 10_000
   assert capsys.readouterr().out.strip() in page and "16 responses" in page
   assert "| float32 | 0 | 0 | 0 | 0 | 0 | 0 | 0 |" in page
 

@@ -1,12 +1,12 @@
-"""Engine mismatch by dose: `python -m experiments.mismatch [--preset=cpu] [--out=DIR]`.
+"""Engine mismatch by dose: `python -m experiments.mismatch_doses [--preset=cpu] [--out=DIR]`.
 
 Samples with the quickstart's policy as engines of each type and noise hold it, and scores the same
 tokens with the float32 engine, which takes them one by one through the same programs: what differs
 is the dose alone, and without a dose nothing does. One row has the learner's own log-probs of the
 float32 engine's tokens instead: what another order of the same sums does.
 
-Writes `mismatch.md`, with the table that it prints, and `mismatch.png` to DIR; `--out=docs`
-regenerates what the documentation shows. Exit codes: 0 finished; 2 bad usage.
+Writes `mismatch_doses.md`, with the table that it prints, and `mismatch_doses.png` to DIR;
+`--out=docs` regenerates what the documentation shows. Exit codes: 0 finished; 2 bad usage.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs import quickstart
-from vespo_jax import config as config_lib
-from vespo_jax import diagnostics, models, parts, sampler
+from vespo_jax import config_tasks, diagnostics, models, parts, sampler
 from vespo_jax.learner import gradient
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.models import ModelSpec
@@ -55,7 +54,7 @@ COLOURS = {"mean": BLUE, "95%": PURPLE, "max": ORANGE}
 PAGE = """# Engine mismatch in known doses
 
 ```
-python -m experiments.mismatch --out=docs
+python -m experiments.mismatch_doses --out=docs
 ```
 
 {sequences} responses ({tokens:.0f} tokens) of the quickstart's policy, sampled by an engine with
@@ -71,7 +70,7 @@ token ratios outside each band:
 
 {table}
 
-![by dose](mismatch.png)
+![by dose](mismatch_doses.png)
 """
 
 Row = dict[str, Any]
@@ -104,7 +103,7 @@ def quickstart_policy(prompts: int) -> tuple[ModelSpec, Params, list[list[int]],
   """The policy that the quickstart starts from, that many of its prompts, and how it samples."""
   config = quickstart.get_config()
   spec, params, tokenizer = models.load(config.policy.path)
-  task = config_lib.make_task(config)
+  task = config_tasks.make_task(config)
   examples = (Example(0, *entry) for entry in task.generate(config.task.seed, prompts))
   ids = [tokenizer.encode_prompt(task.prompt(example)) for example in examples]
   return spec, params, ids, parts.sampler_settings(config, tokenizer)
@@ -203,7 +202,7 @@ def _draw(axes: Axes, rows: Sequence[Row], columns: Mapping[str, str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command line; returns the exit code."""
   parser = argparse.ArgumentParser(
-    prog="python -m experiments.mismatch", description="Engine mismatch in known doses."
+    prog="python -m experiments.mismatch_doses", description="Engine mismatch in known doses."
   )
   parser.add_argument("--preset", choices=PRESETS, default="cpu", help="the size of the run")
   parser.add_argument("--out", type=Path, default=Path("runs/mismatch"), help="where to write")
@@ -218,8 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   page = PAGE.format(
     sequences=rows[0]["sequences"], tokens=rows[0]["mismatch/tokens"], table=table(rows)
   )
-  (arguments.out / "mismatch.md").write_text(page)
-  figure(rows).savefig(arguments.out / "mismatch.png", pil_kwargs={"optimize": True})
+  (arguments.out / "mismatch_doses.md").write_text(page)
+  figure(rows).savefig(arguments.out / "mismatch_doses.png", pil_kwargs={"optimize": True})
   print(table(rows))
   return 0
 

@@ -1,0 +1,206 @@
+"""The machinery of experiments: what is run, kept, compared and said. No policy is trained here."""
+
+import json
+import sys
+import threading
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import (
+  asymmetry,
+  asynchronous,
+  baselines,
+  dense_vs_moe,
+  kernel_grid,
+  kernels,
+  length_norm,
+  mismatch,
+  staleness,
+)
+from experiments.suite import cli, page, results, statistics
+from experiments.suite.experiment import Claim, Experiment
+from experiments.suite.pool import Pool
+from experiments.suite.runs import Run, scores
+
+EXPERIMENTS = [
+  module.EXPERIMENT
+  for module in (
+    *(asymmetry, asynchronous, baselines, dense_vs_moe, kernel_grid, length_norm, mismatch),
+    staleness,
+  )
+]
+
+STUB = """
+import json, pathlib, sys, time
+workdir, seed, code = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+workdir.mkdir(parents=True, exist_ok=True)
+with (workdir.parent / "started").open("a") as file:
+  file.write(f"{seed}\\n")
+time.sleep(0.2)
+row = {"reward/mean": 0.1 * seed, "grad/norm": 1.0}
+(workdir / "config.json").write_text("{}")
+(workdir / "metrics.jsonl").write_text(
+  "".join(json.dumps({"step": i + 1, **row}) + "\\n" for i in range(4)))
+result = {"evaluation_before": {"accuracy": 0.1}, "stop_reason": "finished", "updates": 4}
+(workdir / "result.json").write_text(json.dumps(
+  {**result, "evaluation_after": {"accuracy": 0.2 + 0.1 * seed}}))
+print("the last line")
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def stub(monkeypatch):
+  """Runs are a small program that ends with the exit code that the run's method is."""
+
+  def command(self, workdir):
+    return [sys.executable, "-c", STUB, str(workdir), str(self.seed), self.method]
+
+  monkeypatch.setattr(Run, "command", command)
+
+
+def runs(seeds, method="0"):
+  return [Run("stub", method, seed, 4, "configs/testbed.py") for seed in range(seeds)]
+
+
+def pool(tmp_path, name="stub", **settings):
+  return Pool(tmp_path / f"{name}.jsonl", tmp_path / "runs", jobs=2, budget_s=60, **settings)
+
+
+def started(tmp_path):
+  return sorted((tmp_path / "runs" / "started").read_text().split())
+
+
+def test_what_has_a_result_is_not_run_again(stub, tmp_path):
+  assert pool(tmp_path).work(runs(2)) == []
+  assert pool(tmp_path).work(runs(3)) == []
+  assert started(tmp_path) == ["0", "1", "2"]
+  kept = results.read(tmp_path / "stub.jsonl")
+  assert sorted(result["after"] for result in kept) == pytest.approx([0.2, 0.3, 0.4])
+  assert {"experiment", "method", "seed", "staleness", "config_hash", "commit"} <= set(kept[0])
+  assert not list((tmp_path / "runs").glob("*.log"))
+
+
+def test_two_pools_share_the_work(stub, tmp_path):
+  threads = [threading.Thread(target=pool(tmp_path).work, args=(runs(4),)) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert started(tmp_path) == ["0", "1", "2", "3"]
+
+
+def test_another_experiment_takes_a_result_over(stub, tmp_path):
+  pool(tmp_path).work(runs(2))
+  other = [Run("other", "renamed", seed, 8, "configs/testbed.py") for seed in range(2)]
+  assert pool(tmp_path, "other").work(other) == []
+  assert started(tmp_path) == ["0", "1"]
+  kept = results.read(tmp_path / "other.jsonl")
+  assert {result["method"] for result in kept} == {"renamed"}
+
+
+def test_a_failure_is_told_and_tried_again(stub, tmp_path):
+  failures = pool(tmp_path).work(runs(1, method="1"))
+  assert len(failures) == 1 and "the last line" in failures[0]
+  assert not results.read(tmp_path / "stub.jsonl")
+  pool(tmp_path).work(runs(1, method="3"))  # diverged: that is a result
+  assert len(results.read(tmp_path / "stub.jsonl")) == 1
+
+
+def test_no_run_begins_beyond_the_budget(stub, tmp_path):
+  Pool(tmp_path / "stub.jsonl", tmp_path / "runs", jobs=1, budget_s=0).work(runs(2))
+  assert not (tmp_path / "runs" / "started").exists()
+
+
+def test_a_half_written_line_is_no_result_and_spoils_none(tmp_path):
+  path = tmp_path / "some.jsonl"
+  results.append(path, {"key": "a"})
+  with path.open("a") as file:
+    file.write('{"key": "b"')
+  assert results.read(path) == [{"key": "a"}]
+  results.append(path, {"key": "c"})
+  assert json.loads(path.read_text().splitlines()[-1]) == {"key": "c"}
+
+
+def test_scores_of_a_run(tmp_path):
+  reward = np.concatenate([np.linspace(0.2, 0.8, 60), np.full(40, 0.1)])
+  rows = [{"step": i + 1, "reward/mean": x, "grad/norm": 1.0} for i, x in enumerate(reward)]
+  rows[49]["evaluation/accuracy"] = 0.7
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  result = {"evaluation_before": {"accuracy": 0.2}, "stop_reason": "Diverged", "updates": 100}
+  (tmp_path / "result.json").write_text(json.dumps(result))
+  found = scores(tmp_path)
+  assert found["after"] == 0.0 and found["best"] == 0.7 and found["collapsed"]
+  assert found["last_reward"] == pytest.approx(0.1)
+  assert len(found["curves"]["reward/mean"]) == len(found["curves"]["step"]) == 64
+  assert np.mean(found["curves"]["grad/norm"]) == 1.0
+
+
+def test_intervals_and_tests_are_students():
+  values = [0.5, 0.7, 0.6, 0.9]
+  mean, half = statistics.mean_interval(values)
+  low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+  assert (mean - half, mean + half) == pytest.approx((low, high))
+  other = np.array([0.45, 0.6, 0.58, 0.7])
+  expected = stats.ttest_rel(values, other).pvalue
+  assert statistics.paired_p(values - other) == pytest.approx(expected)
+  assert statistics.paired_p([0.0, 0.0]) == statistics.paired_p([0.3]) == 1.0
+
+
+@pytest.mark.parametrize(
+  ("differences", "expected"),
+  [
+    ([0.2, 0.21, 0.19], statistics.REPRODUCED),
+    ([-0.2, -0.21, -0.19], statistics.CONTRADICTED),
+    ([0.2, -0.21, 0.1], statistics.NOT_SEEN),
+    ([0.4], statistics.NOT_SEEN),
+  ],
+)
+def test_verdicts(differences, expected):
+  assert statistics.verdict(differences) == expected
+
+
+def result(method, seed, after):
+  curves = {"step": [1, 2], "reward/mean": [0.1, after]}
+  return {
+    **{"method": method, "seed": seed, "staleness": 4, "after": after, "best": after},
+    **{"last_reward": after, "collapsed": False, "curves": curves, "key": f"{method}{seed}"},
+  }
+
+
+def test_a_page_holds_the_numbers_and_the_verdict(tmp_path):
+  experiment = Experiment(
+    "toy",
+    "A title",
+    [("vespo", 4, "", ()), ("grpo", 4, "", ())],
+    [Claim("VESPO wins", "70 against 54", ("vespo", 4), ("grpo", 4))],
+  )
+  found = [result("vespo", s, 0.8 + 0.01 * s) for s in range(3)]
+  found += [result("grpo", s, 0.5 + 0.012 * s) for s in range(3)]
+  text = page.markdown(experiment, found)
+  assert "| vespo | 4 | 3 | 81.0 ± 2.5 |" in text and "| grpo | 4 | 3 | 51.2 ± 3.0 |" in text
+  assert "+29.8 ± 0.5 points" in text and text.count("| reproduced |") == 1
+  page.draw(experiment, found, tmp_path / "toy.png")
+  assert (tmp_path / "toy.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+def test_experiments_name_their_cells(experiment):
+  planned = experiment.runs(2)
+  assert len({run.key for run in planned}) == len(planned)
+  cells = {(run.method, run.staleness) for run in planned}
+  for claim in experiment.claims:
+    assert {claim.better, claim.worse} <= cells, claim.text
+
+
+def test_vespos_surrogate_has_its_closed_form():
+  assert max(kernels.error(1.0), kernels.error(-1.0)) < 1e-6
+
+
+def test_bad_options_are_refused(capsys):
+  for option, words in (("--seeds=0", "positive"), ("--only=nobody", "no method 'nobody'")):
+    with pytest.raises(SystemExit) as exit_:
+      cli.main(staleness.EXPERIMENT, [option])
+    assert exit_.value.code == 2 and words in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""What a config says of prompts: the tasks they are from, and how they are chosen.
+
+Nothing here starts an accelerator backend.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vespo_jax import tasks
+from vespo_jax.config_rules import ConfigError, one_line, replayed, shown
+
+
+def make_task(config: ConfigDict | FrozenConfigDict) -> tasks.Task:
+  """The task at `task.name`. Raises ConfigError naming the known ones."""
+  return _make("task", config.task.name, config.task.options.to_dict())
+
+
+def make_tasks(config: ConfigDict | FrozenConfigDict) -> dict[str, tasks.Task]:
+  """The tasks of the configured mixture by label; where there is none, the one task by its name.
+
+  Raises ConfigError naming the known ones.
+  """
+  if not config.task.mixture:
+    return {config.task.name: make_task(config)}
+  return {
+    label: _make(f"task.mixture.{label}", ingredient.name, dict(ingredient.options))
+    for label, ingredient in ingredients(config).items()
+  }
+
+
+def ingredients(config: ConfigDict | FrozenConfigDict) -> dict[str, tasks.Ingredient]:
+  """What `make_tasks` makes tasks of, with their sizes. Raises ConfigError for a bad mixture."""
+  task = config.task
+  sizes = {"train_size": task.train_size, "test_size": task.test_size}
+  if not task.mixture:
+    return {task.name: tasks.Ingredient(task.name, 1.0, options=task.options, **sizes)}
+  try:
+    return tasks.read_mixture(task.mixture.to_dict(), **sizes)
+  except ValueError as error:
+    raise ConfigError(f"task.mixture: {one_line(error)}") from error
+
+
+def check_prompts(config: FrozenConfigDict) -> None:
+  """Raises ConfigError if there are too few held-out problems of a task, or prompts cannot be
+  chosen as the config says."""
+  _check_held_out(config)
+  if config.task.curriculum.floor < 1 and replayed(config.sampler.source) is not None:
+    raise ConfigError(
+      f"task.curriculum.floor={config.task.curriculum.floor} chooses prompts, and "
+      f"sampler.source={shown(config.sampler.source)} has them already"
+    )
+  if config.batch.dynamic.enabled:
+    _check_dynamic(config)
+  elif config.batch.dynamic.oversampling != 1:
+    raise ConfigError(
+      f"batch.dynamic.oversampling={config.batch.dynamic.oversampling} needs "
+      "batch.dynamic.enabled=True: without it every group is trained on"
+    )
+
+
+def _check_held_out(config: FrozenConfigDict) -> None:
+  problems, parts = config.evaluation.problems, ingredients(config)
+  if not config.task.mixture:
+    if problems > config.task.test_size:
+      raise ConfigError(
+        f"evaluation.problems={problems} must be at most task.test_size={config.task.test_size}"
+      )
+    return
+  turns = np.resize(tasks.pattern([part.weight for part in parts.values()]), problems)
+  for (label, part), wanted in zip(
+    parts.items(), np.bincount(turns, minlength=len(parts)).tolist(), strict=True
+  ):
+    if wanted > part.test_size:
+      raise ConfigError(
+        f"evaluation.problems={problems} takes {wanted} of task.mixture.{label}, and "
+        f"task.mixture.{label}.test_size={part.test_size}"
+      )
+
+
+def _check_dynamic(config: FrozenConfigDict) -> None:
+  runtime, key = config.runtime, "batch.dynamic.enabled=True"
+  if config.batch.samples_per_prompt < 2:
+    raise ConfigError(
+      f"{key} needs batch.samples_per_prompt={config.batch.samples_per_prompt} to be at least 2: "
+      "one reward is always equal to itself"
+    )
+  if replayed(config.sampler.source) is not None:
+    raise ConfigError(
+      f"{key} orders further prompts, and sampler.source={shown(config.sampler.source)} has only "
+      "those that were trained on"
+    )
+  in_flight = runtime.clock == "logical" and runtime.partial_rollouts != "off"
+  if replayed(runtime.clock) is not None or in_flight:
+    raise ConfigError(
+      f"{key} does not go with runtime.clock={shown(runtime.clock)} and runtime.partial_rollouts="
+      f"{runtime.partial_rollouts!r}: samplers would wait for an update that waits for what is "
+      "ordered in the place of dropped groups; take the logical clock with 'off', or the wall clock"
+    )
+
+
+def _make(section: str, name: str, options: dict[str, Any]) -> tasks.Task:
+  try:
+    return tasks.make(name, **options)
+  except ValueError as error:
+    key = f"{section}.name={shown(name)}"
+    keys = f"{key} with {section}.options={shown(options)}" if options else key
+    raise ConfigError(f"{keys}: {one_line(error)}") from error

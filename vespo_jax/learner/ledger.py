@@ -1,0 +1,91 @@
+"""Which prompts were asked for which update, and which are next: what a run cannot work out again
+once that depends on rewards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vespo_jax.tasks import Stream, share
+
+
+@dataclasses.dataclass(frozen=True)
+class Portion:
+  """Consecutive prompts of the stream, asked in one round.
+
+  Attributes:
+    position: of the first, which is also its group id.
+    indices: of the prompts among the problems.
+  """
+
+  position: int
+  indices: tuple[int, ...]
+
+  def __getitem__(self, part: slice) -> Portion:
+    start, stop, _ = part.indices(len(self.indices))
+    return Portion(self.position + start, self.indices[start:stop])
+
+  @property
+  def group_ids(self) -> range:
+    """Of all its prompts."""
+    return range(self.position, self.position + len(self.indices))
+
+
+class Ledger:
+  """Gives out the positions of a stream, each once, and keeps what was given for an update until
+  that update has its minibatch.
+
+  Args:
+    stream: of the run.
+    saved: what `to_dict` of an earlier part of the run gave, also after JSON; None for a new run.
+    host, hosts: which share of every portion is this host's; the ledgers of all hosts are alike.
+  """
+
+  def __init__(
+    self,
+    stream: Stream,
+    saved: Mapping[str, Any] | None = None,
+    host: int = 0,
+    hosts: int = 1,
+  ):
+    self._stream, self._host, self._hosts = stream, host, hosts
+    self._position = saved["position"] if saved else 0
+    self._rounds: dict[int, list[Portion]] = {
+      int(update): [Portion(position, tuple(indices)) for position, indices in rounds]
+      for update, rounds in (saved["rounds"] if saved else {}).items()
+    }
+
+  def give(self, update: int, count: int) -> Portion:
+    """This host's share of the next `count` prompts, for another round of an update."""
+    indices = self._stream.indices(self._position, count)
+    portion = Portion(self._position, tuple(np.asarray(indices).tolist()))
+    self._rounds.setdefault(update, []).append(portion)
+    self._position += count
+    return self._mine(portion)
+
+  def rounds(self, update: int) -> list[Portion]:
+    """What was given to this host for an update so far."""
+    return [self._mine(portion) for portion in self._rounds.get(update, ())]
+
+  def open(self) -> list[int]:
+    """The updates that were given prompts and have no minibatch yet, ascending."""
+    return sorted(self._rounds)
+
+  def close(self, update: int) -> None:
+    """Forgets an update, which has its minibatch."""
+    del self._rounds[update]
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain values for JSON."""
+    rounds = {
+      str(update): [[portion.position, list(portion.indices)] for portion in portions]
+      for update, portions in sorted(self._rounds.items())
+    }
+    return {"position": self._position, "rounds": rounds}
+
+  def _mine(self, portion: Portion) -> Portion:
+    part = share(len(portion.indices), self._host, self._hosts)
+    return portion[part.start : part.stop]
