@@ -142,12 +142,34 @@ def get_config() -> ConfigDict:
   config.task.test_size = 500  # held out, disjoint from those
   config.task.seed = 0  # of what is generated, or of what is held out of a file, and of the order
   config.task.data_dir = "runs/data"  # where prepared datasets are kept
+  # what scores in the verifier's place, by import path: package.module:function, as
+  # vespo_jax/tasks/custom.py says; "": the task's verifier
+  config.task.reward = ""
   config.task.grade_timeout_s = 10.0  # seconds the verifier may spend on one answer
+  config.task.grade_processes = 1  # grader processes, which share the answers
+  config.task.grade_memory_gb = 4.0  # GiB of address space of each
+  # the fraction of a minibatch's answers that graders may fail on (timeout, error) unnoticed
+  config.task.max_grade_failures = 0.1
+
   # With a floor below 1, prompts are drawn by their running success rate p, with the weight
   # floor + (1 - floor) 4 p (1 - p) (vespo_jax/tasks/curriculum.py); else every epoch asks all once.
   config.task.curriculum = ConfigDict()
   config.task.curriculum.floor = 1.0  # weight of what is always or never solved; the largest is 1
   config.task.curriculum.decay = 0.5  # of the running rate, per measurement
+
+  # What training pays for beside being correct; held-out accuracy never counts it. The reward is
+  # clip(correct + format_weight * formatted + overlong_factor * overlong)
+  # (vespo_jax/learner/shaping.py).
+  config.reward = ConfigDict()
+  config.reward.format = "boxed"  # tag, boxed, last_line or number: where an answer should stand
+  config.reward.format_weight = 0.0  # of 1 where one stands there; 0: off
+  # tokens before max_length over which DAPO's penalty of long responses falls from 0 to -1; 0: off
+  config.reward.overlong_buffer = 0
+  config.reward.overlong_factor = 1.0  # of that penalty
+  config.reward.max_length = 0  # tokens where it is -1; 0: sampler.max_new_tokens
+  config.reward.length_cap = 0  # tokens; longer is neither correct nor formatted; 0: none
+  config.reward.low = 0.0  # the sum is clipped to [low, high]; both the same: not clipped
+  config.reward.high = 0.0  # likewise
 
   # The policy: a model directory, or random weights of the sizes below.
   config.policy = ConfigDict()

@@ -23,6 +23,7 @@ from vespo_jax.config_tasks import check_prompts, check_tasks, with_digests
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
+from vespo_jax.tasks import custom
 from vespo_jax.tokenizers import byte_tokenizer
 
 _ORDERED = (  # options of a method of which the first is at most the second
@@ -69,6 +70,7 @@ def _check(values: Values) -> FrozenConfigDict:
   _check_sampler(config)
   _check_batch(config)
   _check_policy(config)
+  _check_reward(config)
   check_prompts(config)
   check_tasks(config)  # last: its package takes a second to import
   return config
@@ -336,6 +338,23 @@ def _check_batch(config: FrozenConfigDict) -> None:
       f"batch.samples_per_prompt={batch.samples_per_prompt} must be at least 2: advantages are "
       f"relative to the group with advantage.name={config.advantage.name!r}"
     )
+
+
+def _check_reward(config: FrozenConfigDict) -> None:
+  reward = config.reward
+  if reward.low > reward.high:
+    raise ConfigError(f"reward.low={reward.low} must be at most reward.high={reward.high}")
+  longest = reward.max_length or config.sampler.max_new_tokens
+  if reward.overlong_buffer > longest:
+    key = "reward.max_length" if reward.max_length else "sampler.max_new_tokens"
+    raise ConfigError(
+      f"reward.overlong_buffer={reward.overlong_buffer} must be at most {key}={longest}"
+    )
+  if config.task.reward:
+    try:
+      custom.load(config.task.reward)
+    except ValueError as error:
+      raise ConfigError(f"task.reward={shown(config.task.reward)}: {one_line(error)}") from error
 
 
 def _check_policy(config: FrozenConfigDict) -> None:

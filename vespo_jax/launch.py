@@ -40,6 +40,7 @@ CHANGEABLE = (
   "checkpoint.",
   "runtime.compilation_cache",
   "batch.dynamic.max_rounds",
+  "task.grade_processes",
 )
 
 

@@ -22,6 +22,7 @@ from vespo_jax.learner.intake import Intake, Problems, ProblemSet, SavedIntake
 from vespo_jax.learner.integrity import Monitor, Thresholds
 from vespo_jax.learner.mixed_problems import Mixture
 from vespo_jax.learner.saved import Origin, SavedRollouts, vocabulary_digest
+from vespo_jax.learner.shaping import Shaping
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime import (
   FailureSettings,
@@ -98,7 +99,15 @@ def _open_task(
   tokenizer: Tokenizer,
   stack: contextlib.ExitStack,
 ) -> tuple[Problems, Problems]:
-  grader = stack.enter_context(tasks.Grader(task, timeout_s=config.task.grade_timeout_s))
+  grader = stack.enter_context(
+    tasks.Grader(
+      task,
+      processes=config.task.grade_processes,
+      timeout_s=config.task.grade_timeout_s,
+      memory_gb=config.task.grade_memory_gb,
+      reward=config.task.reward,
+    )
+  )
   try:
     splits = tasks.open_splits(
       task,
@@ -109,8 +118,20 @@ def _open_task(
     )
   except ValueError as error:
     raise ConfigError(f"task {task.name!r}: {error}") from error
-  train_problems = Problems(task, splits.train, tokenizer, grader)
-  return train_problems, Problems(task, splits.test, tokenizer, grader)
+  failures = config.task.max_grade_failures
+  held_out = Problems(task, splits.test, tokenizer, grader, max_failures=failures)
+  train = dataclasses.replace(held_out, examples=splits.train, shaping=make_shaping(config))
+  return train, held_out
+
+
+def make_shaping(config: FrozenConfigDict) -> Shaping | None:
+  """What training pays for beside being correct; None if that is nothing."""
+  shaping = pick(Shaping, config.reward)
+  if not shaping.active:
+    return None
+  return dataclasses.replace(
+    shaping, max_length=shaping.max_length or config.sampler.max_new_tokens
+  )
 
 
 def make_stream(

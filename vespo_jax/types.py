@@ -35,6 +35,7 @@ Plan = tuple[tuple[int, int], ...]
 
 FINISH = ("stop", "length", "aborted")
 REWARD_STATUS = ("ok", "wrong", "unparsed", "timeout", "error")
+REWARD_PARTS = ("correct", "format", "overlong")
 
 
 @dataclasses.dataclass
@@ -56,6 +57,8 @@ class Rollout:
       choices for it. Those for the last token influence no log-prob.
     task, example_id: which problem this answers.
     reward, reward_status: set by the verifier; `reward_status` is one of `REWARD_STATUS`.
+    reward_parts: float64 [3], what a shaped reward is composed of, in the order of `REWARD_PARTS`;
+      None where only being correct pays.
     topk_ids, topk_logprobs: int32 and float32 [T, K], the likeliest tokens at each position under
       the distribution of `behaviour_logprobs`, where they were asked for.
   """
@@ -73,6 +76,7 @@ class Rollout:
   example_id: int = 0
   reward: float = 0.0
   reward_status: str = ""
+  reward_parts: np.ndarray | None = None
   topk_ids: np.ndarray | None = None
   topk_logprobs: np.ndarray | None = None
 

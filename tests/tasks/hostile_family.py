@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 
 from vespo_jax.tasks import Score, families, guard
 
+KEPT = []
 BIG = 9  # a name, or the compiler would do the work
 
 
@@ -68,6 +69,10 @@ class Hostile:
       Connection(int(sys.argv[1])).send_bytes(response.removeprefix("speak ").encode())
     if response.startswith("write "):
       open(response.removeprefix("write "), "w")
+    if response == "slow":
+      time.sleep(0.5)
+    if response == "grow":
+      KEPT.append(b"x" * (600 << 20))
     if response == "memory":
       return Score(float(len(bytearray(8 << 30))), "ok")
     good = response == example.answer

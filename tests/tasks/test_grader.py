@@ -67,8 +67,8 @@ def test_what_an_answer_says_for_the_grader_is_no_verdict(words):
 def test_a_grader_that_died_between_batches_blames_no_answer():
   with tasks.Grader(tasks.make("hostile/x")) as grader:
     assert grade(grader, ["good"]) == [(1.0, "ok")]
-    os.kill(grader._child.pid, signal.SIGKILL)
-    wait_until_gone(grader._child.pid)
+    os.kill(grader._processes[0]._child.pid, signal.SIGKILL)
+    wait_until_gone(grader._processes[0]._child.pid)
     assert grade(grader, ["good", "bad"]) == [(1.0, "ok"), (0.0, "wrong")]
 
 
@@ -86,7 +86,7 @@ def test_a_busy_grader_does_not_outlive_its_parent():
     "example = tasks.Example(0, 'question', 'good', '{}')\n"
     "grader = tasks.Grader(tasks.make('hostile/x'), timeout_s=2.0)\n"
     "grader.grade([example], ['good'])\n"
-    "print(grader._child.pid, flush=True)\n"
+    "print(grader._processes[0]._child.pid, flush=True)\n"
     "grader.grade([example], ['busy'])\n"
   )
   with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as run:
@@ -125,3 +125,54 @@ def test_real_answers_through_the_process():
     rewards = [score.reward for score in grader.grade(examples, answers)]
     assert grader.grade([], []) == []
   assert rewards == [float(i % 3 > 0) for i in range(30)]
+
+
+def test_several_processes_keep_the_order_and_their_troubles_apart():
+  responses = [["good", "bad", "hang", "raise", "good", "die"][i % 6] for i in range(48)]
+  expected = {"good": "ok", "bad": "wrong", "hang": "timeout", "raise": "error", "die": "error"}
+  responses[2:] = [r if r != "hang" else "bad" for r in responses[2:]]
+  with tasks.Grader(tasks.make("hostile/x"), processes=2, timeout_s=1.0) as grader:
+    verdicts = grade(grader, responses)
+    assert [status for _, status in verdicts] == [expected[r] for r in responses]
+    assert len({process._child.pid for process in grader._processes}) == 2
+
+
+def test_several_processes_work_at_a_time():
+  with tasks.Grader(tasks.make("hostile/x"), processes=2) as grader:
+    grade(grader, ["good"] * 32)
+    started = time.monotonic()
+    grade(grader, ["slow"] * 16)  # half a second each
+    assert time.monotonic() - started < 6.5
+
+
+def test_a_process_is_replaced_now_and_then(monkeypatch):
+  monkeypatch.setattr(tasks.grader, "_ANSWERS_PER_PROCESS", 3)
+  with tasks.Grader(tasks.make("hostile/x")) as grader:
+    pids = set()
+    for _ in range(3):
+      pids.add(grader._processes[0]._child.pid)
+      assert grade(grader, ["good", "bad", "good"]) == [(1.0, "ok"), (0.0, "wrong"), (1.0, "ok")]
+  assert len(pids) == 3
+
+
+def test_a_process_that_has_grown_is_replaced():
+  with tasks.Grader(tasks.make("hostile/x"), memory_gb=1.0) as grader:
+    first = grader._processes[0]._child.pid
+    grade(grader, ["good"])
+    assert grader._processes[0]._child.pid == first
+    assert grade(grader, ["grow"]) == [(0.0, "wrong")]  # it keeps 600 MB
+    assert grade(grader, ["good"]) == [(1.0, "ok")]
+    assert grader._processes[0]._child.pid != first
+    assert grade(grader, ["memory", "good"]) == [(0.0, "error"), (1.0, "ok")]  # of 8 GB
+
+
+def test_closing_leaves_no_process(tmp_path):
+  grader = tasks.Grader(tasks.make("hostile/x"), processes=3)
+  grade(grader, ["good"] * 30)
+  pids = [process._child.pid for process in grader._processes if process._child]
+  grader.close()
+  grader.close()
+  for pid in pids:
+    wait_until_gone(pid)
+  with pytest.raises(RuntimeError):
+    grade(grader, ["good"])

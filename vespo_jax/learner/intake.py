@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from vespo_jax.learner.groups import NoSignal, Refill, Selection, success_rates
 from vespo_jax.learner.ledger import Ledger, Portion
 from vespo_jax.learner.saved import SavedRollouts
+from vespo_jax.learner.shaping import Shaping
 from vespo_jax.runtime import Sampler, Schedule, Snapshot
 from vespo_jax.sampler import Order, Result, Settings
 from vespo_jax.tasks import Curricula, Example, Grader, Split, Stream, Task, share
@@ -64,14 +67,26 @@ class ProblemSet(Protocol):
     ...
 
 
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Problems:
-  """A task's problems and everything needed to ask and to grade them."""
+  """A task's problems and everything needed to ask and to grade them.
+
+  Attributes:
+    shaping: what is paid for beside being correct; None: nothing.
+    max_failures: the fraction of answers graders may fail on (timeout, error) before `say` hears.
+  """
 
   task: Task
   examples: Split
   tokenizer: Tokenizer
   grader: Grader
+  shaping: Shaping | None = None
+  max_failures: float = 1.0
+  say: Callable[[str], None] = _say
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -95,6 +110,20 @@ class Problems:
     for rollout, example, score in zip(rollouts, examples, scores, strict=True):
       rollout.task, rollout.example_id = self.task.name, example.id
       rollout.reward, rollout.reward_status = score.reward, score.status
+    self._tell_failures(Counter(score.status for score in scores))
+    if self.shaping is not None:
+      for rollout, text in zip(rollouts, texts, strict=True):
+        parts = self.shaping.parts(rollout.reward, text, len(rollout.response_ids))
+        rollout.reward, rollout.reward_parts = self.shaping.total(parts), parts
+
+  def _tell_failures(self, statuses: Counter[str]) -> None:
+    failed = statuses["timeout"] + statuses["error"]
+    if failed > self.max_failures * statuses.total():
+      self.say(
+        f"WARNING: the graders of {self.task.name} failed on {failed} of {statuses.total()} answers"
+        f" ({statuses['timeout']} timeout, {statuses['error']} error), which count as 0 whatever "
+        f"they are worth; task.max_grade_failures={self.max_failures:g}"
+      )
 
   def answer(self, rollout: Rollout) -> str:
     """See `ProblemSet.answer`."""

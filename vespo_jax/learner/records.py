@@ -11,7 +11,7 @@ import numpy as np
 
 from vespo_jax.learner.intake import ProblemSet
 from vespo_jax.tokenizers import Tokenizer
-from vespo_jax.types import HostArray, Rollout
+from vespo_jax.types import REWARD_PARTS, HostArray, Rollout
 
 DIGITS = 6  # significant ones of a token's numbers, which are float32
 
@@ -54,6 +54,7 @@ def write_rollouts(
         "answer": problems.answer(rollout),
         "reward": rollout.reward,
         "reward_status": rollout.reward_status,
+        **_reward_parts(rollout),
         "finish": rollout.finish,
         "length": len(rollout.response_ids),
         **{name: float(x_PR[at]) for name, x_PR in columns.items()},
@@ -65,6 +66,14 @@ def write_rollouts(
         mine = {name: x_GRT[at] for name, x_GRT in per_token.items() if at[0] < len(x_GRT)}
         record |= _tokens(rollout, mine, problems.tokenizer)
       file.write(json.dumps(record) + "\n")
+
+
+def _reward_parts(rollout: Rollout) -> dict[str, float]:
+  """What a shaped reward is composed of."""
+  if rollout.reward_parts is None:
+    return {}
+  parts = rollout.reward_parts.tolist()
+  return {f"reward_{name}": part for name, part in zip(REWARD_PARTS, parts, strict=True)}
 
 
 def _tokens(

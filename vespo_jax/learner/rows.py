@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vespo_jax import diagnostics
 from vespo_jax.learner.intake import Minibatch
-from vespo_jax.types import TrainBatch
+from vespo_jax.types import REWARD_PARTS, Rollout, TrainBatch
 
 
 def host_metrics(
@@ -33,7 +33,8 @@ def host_metrics(
 
   Returns:
     The staleness and gradient-share metrics of `diagnostics`, the histogram of log W, those of the
-    minibatch and, with keys of `time/`, seconds of sampling and waiting and the depth of the queue.
+    minibatch, the mean of each component of the rewards (`reward/correct`, ...) where there are
+    several, and, with keys of `time/`, seconds of sampling and waiting and the depth of the queue.
   """
   versions = [rollout.weight_versions for rollout in minibatch.rollouts]
   lags = version - np.array([v.mean() if len(v) else version for v in versions])
@@ -48,6 +49,7 @@ def host_metrics(
       lags,
       max_new_tokens,
     ),
+    **_reward_parts(minibatch.rollouts),
     "weight/log_w_histogram": diagnostics.log_w_histogram(columns["log_w"][mask_PRT.any(axis=-1)]),
     "time/sample_s": minibatch.sample_s,
     "time/wait_s": minibatch.wait_s,
@@ -55,3 +57,16 @@ def host_metrics(
     "time/queue_depth": minibatch.queue_depth,
     "throughput/sampled_tokens_per_s": minibatch.sampled_tokens / max(minibatch.sample_s, 1e-9),
   }
+
+
+def _reward_parts(rollouts: Sequence[Rollout]) -> dict[str, float]:
+  """The means of what shaped rewards are composed of, over the rollouts that are trained on."""
+  parts = [
+    r.reward_parts
+    for r in rollouts
+    if r.reward_parts is not None and r.finish != "aborted" and len(r.response_ids)
+  ]
+  if not parts:
+    return {}
+  means = np.mean(parts, axis=0).tolist()
+  return {f"reward/{name}": mean for name, mean in zip(REWARD_PARTS, means, strict=True)}

@@ -6,6 +6,7 @@ with tasks.Grader(task) as grader:
   scores = grader.grade([splits.test[0]], ["<answer>42</answer>"])
 """
 
+from vespo_jax.tasks import custom, verifiers
 from vespo_jax.tasks import reasoning_gym as _reasoning_gym  # noqa: F401  (registers the family)
 from vespo_jax.tasks import stored as _stored  # noqa: F401  (registers two families)
 from vespo_jax.tasks.base import Example, Score, StoredTask, Task, Votable, families, make
@@ -30,6 +31,7 @@ __all__ = [
   "Stream",
   "Task",
   "Votable",
+  "custom",
   "families",
   "interleave",
   "make",
@@ -37,4 +39,5 @@ __all__ = [
   "pattern",
   "read_mixture",
   "share",
+  "verifiers",
 ]

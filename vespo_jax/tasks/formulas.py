@@ -64,6 +64,18 @@ def disarm(package: str) -> None:
     vars(importlib.import_module(f"{package}.{name}"))["parse_expr"] = guarded
 
 
+def guard_sympy() -> Callable[..., Any]:
+  """From now on `sympy.parse_expr`, under all its names and in `sympify`, refuses what is no
+  formula with ValueError; returns what it has become. Idempotent."""
+  import sympy
+  import sympy.parsing.sympy_parser
+
+  guarded = _guarded(sympy.parsing.sympy_parser.parse_expr)
+  for module in (sympy, sympy.parsing, sympy.parsing.sympy_parser):
+    vars(module)["parse_expr"] = guarded
+  return guarded
+
+
 def _guarded(parse: Callable[..., Any]) -> Callable[..., Any]:
   if hasattr(parse, "__wrapped__"):
     return parse

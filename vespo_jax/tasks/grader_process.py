@@ -1,24 +1,27 @@
 """The grader process: `python -m vespo_jax.tasks.grader_process FD START`.
 
-It takes lists of [example, response], says so, and sends each verdict as soon as it has it, until
-its parent hangs up.
+It takes lists of [example, response], answers each with the bytes of memory it has needed so far,
+and sends each verdict as soon as it has it, until its parent hangs up.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import resource
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from vespo_jax.processes import serve_parent
-from vespo_jax.tasks.base import Example, Score, Task, make
+from vespo_jax.tasks import custom
+from vespo_jax.tasks.base import Example, Score, make
 from vespo_jax.tasks.guard import forbid_side_effects
+from vespo_jax.tasks.verifiers.base import prepare_grading
 
-MEMORY_LIMIT_BYTES = 4 << 30
 # The parent ends a grader whose answer takes too long. If the parent is gone, and the answer holds
 # the interpreter so that the watchdog cannot run, the kernel's alarm ends it this much later.
 ALARM_MARGIN_S = 5.0
@@ -26,28 +29,48 @@ ALARM_MARGIN_S = 5.0
 _reported: set[type[BaseException]] = set()  # each kind of failure is told once
 
 
-def _score(task: Task, example: Example, response: str, alarm_s: float) -> Score:
+def _score(
+  judge: Callable[[Example, str], Score], example: Example, response: str, alarm_s: float
+) -> Score:
   signal.setitimer(signal.ITIMER_REAL, alarm_s)
   try:
-    return task.score(example, response)
+    return judge(example, response)
   # a third party's verifier may raise anything on hostile text, and the text may call exit()
   except (Exception, SystemExit) as error:
     if type(error) not in _reported:
       _reported.add(type(error))
-      print(f"verifier of {task.name} failed: {error!r:.200}", file=sys.stderr)
+      print(f"a verifier failed: {error!a:.200}", file=sys.stderr)
     return Score(0.0, "error")
   finally:
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _judge(start: dict[str, Any]) -> Callable[[Example, str], Score]:
+  """What scores: the task, or the reward that is named in its place."""
+  importlib.import_module(start["module"])  # registers the task's family
+  task = make(start["task"], **start["options"])
+  if not start["reward"]:
+    return task.score
+  reward = custom.load(start["reward"])
+  return lambda example, response: reward(response, example.answer, example.metadata)
+
+
+def _memory() -> int:
+  """The most bytes in memory so far."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main(argv: list[str]) -> int:
   """Serves the parent at descriptor `argv[1]`; `argv[2]` says which task."""
   connection = serve_parent(int(argv[1]))
   start: dict[str, Any] = json.loads(argv[2])
+  logging.basicConfig(format="%(message)s")
+  logging.getLogger("vespo_jax").setLevel(logging.INFO if start["tells"] else logging.WARNING)
   alarm_s = start["timeout_s"] + ALARM_MARGIN_S
-  importlib.import_module(start["module"])  # registers the task's family
-  task = make(start["task"], **start["options"])
-  resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+  judge = _judge(start)
+  prepare_grading()
+  resource.setrlimit(resource.RLIMIT_AS, (start["memory_bytes"],) * 2)
   warnings.simplefilter("ignore")  # of answers that are evaluated
   forbid_side_effects()
   connection.send_bytes(b"ready")
@@ -56,10 +79,10 @@ def main(argv: list[str]) -> int:
       message = connection.recv_bytes()
     except EOFError:  # the parent hung up
       return 0
-    connection.send_bytes(b"taken")  # from here on an answer is to blame for what happens
+    connection.send_bytes(b"%d" % _memory())  # from here on an answer is to blame for what happens
     items = json.loads(message)
     for number, (example, response) in enumerate(items):
-      score = _score(task, Example(**example), response, alarm_s)
+      score = _score(judge, Example(**example), response, alarm_s)
       verdict = [number, float(score.reward), score.status, float(score.raw)]
       connection.send_bytes(json.dumps(verdict).encode())
 

@@ -1,0 +1,213 @@
+"""What a program may do in the sandbox, and that nothing it does goes beyond it, at every level."""
+
+import dataclasses
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+import psutil
+import pytest
+
+from vespo_jax.sandbox.client import LEVELS, SandboxError, Session, best_level
+from vespo_jax.sandbox.limits import Limits
+
+QUICK = Limits(seconds=0.6, memory_bytes=512 << 20, processes=8, output_bytes=1 << 16)
+KERNEL = [level for level in LEVELS if level != "interpreter"]
+
+
+@functools.cache
+def missing(level):
+  try:
+    Session({"main.py": ""}, Limits(), level).close()
+  except SandboxError as error:
+    return str(error)
+
+
+def run(level, program, stdin="", limits=QUICK, **files):
+  if missing(level):
+    pytest.skip(f"this machine has no {level}: {missing(level)}")
+  with Session({"main.py": program, **files}, limits, level) as session:
+    return session.run(stdin)
+
+
+def left_of(token):
+  return [p for p in psutil.process_iter(["cmdline"]) if token in (p.info["cmdline"] or [])]
+
+
+def test_some_level_is_there():
+  assert best_level() in LEVELS
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_an_ordinary_program_runs(level):
+  program = "import sys, numpy\nprint(sum(map(int, input().split())), numpy.float32(2))\n"
+  outcome = run(level, program + "print('end', file=sys.stderr); sys.exit(3)", "3 4\n", Limits())
+  assert (outcome.ending, outcome.exit_code) == ("exited", 3), outcome
+  assert (outcome.stdout, outcome.stderr) == ("7 2.0\n", "end\n")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_program_runs_as_often_as_it_is_asked_to(level):
+  if missing(level):
+    pytest.skip(missing(level))
+  with Session({"main.py": "print(hash(input()))"}, QUICK, level) as session:
+    answers = [session.run(text).stdout for text in ("a", "a", "b" * (1 << 20))]
+  assert answers[0] == answers[1] != answers[2]  # hashes have one seed
+
+
+HOSTILE = {
+  "busy": ("while True: pass", "timeout"),
+  "asleep, deaf to signals": (
+    "import signal, time\n"
+    "for s in set(signal.Signals) - {9, 19}: signal.signal(s, signal.SIG_IGN)\ntime.sleep(99)",
+    "timeout",
+  ),
+  "printing": ("while True: print('x' * 1000)", "output"),
+  "10 GB": ("x = bytearray(10 << 30)", "MemoryError"),
+  "crash": ("import os; os.abort()", ""),
+  "a big file": ("f = open('x', 'wb')\nwhile True: f.write(b'x' * (1 << 20)); f.flush()", ""),
+  "recursion": ("def f(): f()\nf()", "RecursionError"),
+  "many files": ("x = [open('/dev/null') for _ in range(10000)]", "Too many open files"),
+  "closed outputs": ("import os, time; os.closerange(0, 64); time.sleep(99)", "timeout"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_program_ends_within_its_limits(name):
+  program, expected = HOSTILE[name]
+  started = time.monotonic()
+  outcome = run(best_level(), program)
+  assert outcome.ending == expected or (outcome.exit_code and expected in outcome.stderr), outcome
+  assert time.monotonic() - started < 4
+
+
+DEEDS = """
+import ctypes, os, resource, socket, subprocess
+home, pid = {home!r}, {pid}
+
+def check(failed):
+  if failed: raise OSError
+
+deeds = {{
+  "write": lambda: open(home + "/touched", "w"),
+  "change itself": lambda: open(__file__, "a"),
+  "mkdir": lambda: os.mkdir(home + "/touched"),
+  "remove": lambda: os.remove(home + "/mine"),
+  "remove in C": lambda: check(ctypes.CDLL(None).unlink(home.encode() + b"/mine")),
+  "socket": lambda: socket.socket(),
+  "udp": lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM),
+  "touch": lambda: subprocess.run(["touch", home + "/touched"], check=True),
+  "signal": lambda: os.kill(pid, 0),
+  "signal its parent": lambda: os.kill(os.getppid() or 1 << 22, 0),
+  "limits of another": lambda: resource.prlimit(pid, resource.RLIMIT_CPU, (1000, 1000)),
+}}
+for name, deed in deeds.items():
+  try:
+    deed()
+    print(name)
+  except (OSError, RuntimeError, subprocess.CalledProcessError):
+    pass
+"""
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_deed_goes_beyond_the_sandbox(level, tmp_path):
+  (tmp_path / "mine").write_text("mine")
+  deeds = DEEDS if level != "interpreter" else DEEDS.replace("import ctypes, ", "import ")
+  deeds = deeds.replace("ctypes.CDLL(None)", "__import__('ctypes').CDLL(None)")
+  with subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]) as other:
+    try:
+      outcome = run(level, deeds.format(home=str(tmp_path), pid=other.pid))
+      assert (outcome.exit_code, outcome.stdout) == (0, ""), outcome
+      assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("mine", "mine")]
+      assert other.poll() is None
+    finally:
+      other.kill()
+
+
+@pytest.mark.parametrize("level", KERNEL)
+def test_what_is_not_shown_cannot_be_read(level, tmp_path):
+  (tmp_path / "answers").write_text("42")
+  for secret in (tmp_path / "answers", "/etc/passwd", f"/proc/{os.getpid()}/environ"):
+    outcome = run(level, f"print(open({str(secret)!r}).read())")
+    assert outcome.exit_code == 1 and not outcome.stdout, (secret, outcome)
+
+
+TOKENED = """
+import os, sys, time
+if len(sys.argv) == 1: os.execv(sys.executable, [sys.executable, __file__, {token!r}])
+"""
+LEAVES = {
+  "fork bomb": "while True:\n  try: os.fork()\n  except OSError: pass",
+  "daemon": (
+    "for _ in range(2):\n  if os.fork(): os._exit(0)\n  os.setsid()\n"
+    "os.closerange(0, 64)\ntime.sleep(60)"
+  ),
+  "many daemons, deaf": (
+    "import signal\nsignal.signal(15, signal.SIG_IGN)\n"
+    "for _ in range(4):\n  if os.fork() == 0: time.sleep(60)"
+  ),
+  "threads": (
+    "import threading\nfor _ in range(9): threading.Thread(target=time.sleep, args=[60]).start()"
+  ),
+}
+
+
+@pytest.mark.parametrize("level", KERNEL)
+@pytest.mark.parametrize("name", LEAVES)
+def test_no_process_is_left(level, name):
+  token = uuid.uuid4().hex
+  outcome = run(level, TOKENED.format(token=token) + LEAVES[name], limits=QUICK)
+  assert not left_of(token)
+  assert run(level, "print(1)").stdout == "1\n", outcome
+
+
+def test_processes_are_counted():
+  program = (
+    "import os, time\nn = 0\ntry:\n  while n < 50:\n"
+    "    if os.fork() == 0: time.sleep(60)\n    n += 1\nexcept OSError: print(n)"
+  )
+  assert 0 < int(run("namespaces", program).stdout) < QUICK.processes
+
+
+def test_memory_of_many_processes_counts_together():
+  program = "import os, time\nfor _ in range(2): os.fork()\nx = b'x' * (200 << 20)\ntime.sleep(9)"
+  limits = dataclasses.replace(QUICK, seconds=8.0)
+  assert run("namespaces", program, limits=limits).ending == "memory"
+
+
+@pytest.mark.parametrize("level", KERNEL)
+def test_it_ends_with_its_parent(level):
+  """The parent is killed while the program runs and has started a daemon."""
+  if missing(level):
+    pytest.skip(missing(level))
+  token = uuid.uuid4().hex
+  program = TOKENED.format(token=token) + ("try: os.fork()\nexcept OSError: pass\ntime.sleep(60)")
+  script = (
+    "from vespo_jax.sandbox.client import Session\nfrom vespo_jax.sandbox.limits import Limits\n"
+    f"Session({{'main.py': {program!r}}}, Limits(seconds=60), {level!r}).run()"
+  )
+  with subprocess.Popen([sys.executable, "-c", script]) as parent:
+    wait_until(lambda: left_of(token))
+    parent.kill()
+  wait_until(lambda: not left_of(token))
+
+
+def wait_until(condition, seconds=10):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_a_supervisor_that_is_killed_is_an_error_of_the_sandbox():
+  with Session({"main.py": "while True: pass"}, Limits(), best_level()) as session:
+    pid = session._process.pid
+    threading.Timer(0.3, os.kill, [pid, signal.SIGKILL]).start()
+    with pytest.raises(SandboxError, match="it has ended"):
+      session.run()

@@ -1,0 +1,29 @@
+"""Rewards of somebody's own, for tests."""
+
+from vespo_jax.tasks import Score
+
+NOT_A_FUNCTION = 3
+
+
+def length(response, answer, metadata):
+  return min(len(response) / len(answer), 1.0)
+
+
+def says_more(response, answer, metadata):
+  return Score(float(response == answer), "ok" if response == answer else "unparsed")
+
+
+def too_much(response, answer, metadata):
+  return 2
+
+
+def raises(response, answer, metadata):
+  raise KeyError(response)
+
+
+def writes(response, answer, metadata):
+  open(response, "w")
+
+
+def of_two(response, answer):
+  return 1.0

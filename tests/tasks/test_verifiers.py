@@ -1,0 +1,188 @@
+"""What each verifier takes for the same, and what not."""
+
+import json
+
+import pytest
+
+from vespo_jax.tasks import verifiers
+from vespo_jax.tasks.verifiers.code import extract_program
+
+
+def status(name, response, answer, metadata="{}", **options):
+  score = verifiers.make(name, **options)(response, answer, metadata)
+  assert score.reward == float(score.status == "ok")
+  return score.status
+
+
+@pytest.mark.parametrize(
+  "response,answer,options,expected",
+  [
+    (" Paris.\n", "paris", {}, "ok"),
+    ("Paris", "paris", {"ignore_case": False}, "wrong"),
+    ("\u200b4\u2060 2\u202c", "4 2", {}, "ok"),  # zero-width and right-to-left marks
+    ("ﬁve", "five", {}, "ok"),  # a ligature
+    ("Paris or Rome", "Paris", {}, "wrong"),
+    ("so <answer>b</answer>", "B", {"answer_format": "tag"}, "ok"),
+    ("b", "b", {"answer_format": "tag"}, "unparsed"),
+    ("", "b", {}, "unparsed"),
+  ],
+)
+def test_exact(response, answer, options, expected):
+  assert status("exact", response, answer, **options) == expected
+
+
+@pytest.mark.parametrize(
+  "response,answer,options,expected",
+  [
+    ("It is 7, no: 1,234.50 apples", "1234.5", {}, "ok"),
+    ("She has 3 left.\n#### 18", "#### 18", {}, "ok"),
+    ("#### 18\nnot 19", "18", {}, "ok"),
+    ("18", "18", {"answer_format": "hash"}, "unparsed"),
+    (r"#### 3 \boxed{\frac{1}{2}} 5", "0.5", {}, "ok"),
+    (r"\boxed{}", "1", {}, "unparsed"),
+    (r"\boxed{x = 3-2}", "3", {}, "ok"),  # the first number in it
+    ("5 - 9", "9", {}, "ok"),
+    ("3-2", "2", {}, "ok"),
+    ("it is -2", "-2", {}, "ok"),
+    ("\u22122", "-2", {}, "ok"),
+    ("-$1,000", "-1000", {}, "ok"),
+    ("$-5", "-5", {}, "ok"),
+    (r"\$12.50 per day", "12.5", {}, "ok"),
+    ("12 apples", "12", {}, "ok"),
+    ("-3/4", "-.75", {}, "ok"),
+    (r"-\dfrac{3}{4}", "-0.75", {}, "ok"),
+    ("1/3", "0.3333", {}, "wrong"),
+    ("1/3", "0.3333", {"tolerance": 1e-3}, "ok"),
+    ("50%", "50", {}, "ok"),
+    (r"50\%", "0.5", {}, "ok"),
+    ("0.5", "50%", {}, "ok"),
+    ("50%", "5000%", {}, "wrong"),
+    ("5%", "0.5", {}, "wrong"),
+    ("1e3", "1000", {}, "ok"),
+    ("1e999", "1", {}, "unparsed"),
+    ("1/0", "1", {}, "unparsed"),
+    ("no number", "1", {}, "unparsed"),
+    ("9" * 401, "9" * 400, {}, "unparsed"),
+    ("<answer>7</answer> 8", "7", {"answer_format": "tag"}, "ok"),
+    ("7\n8", "7", {"answer_format": "last_line"}, "wrong"),
+  ],
+)
+def test_numeric(response, answer, options, expected):
+  assert status("numeric", response, answer, **options) == expected
+
+
+def test_a_reference_without_a_number_is_the_graders_error():
+  with pytest.raises(ValueError, match="'many' has no number"):
+    verifiers.make("numeric")("3", "many", "{}")
+
+
+@pytest.mark.parametrize(
+  "name,options,words",
+  [
+    ("nummeric", {}, "did you mean 'numeric'"),
+    ("numeric", {"format": "boxed"}, "has no option 'format'"),
+    ("numeric", {"answer_format": "x"}, "answer_format='x' must be one of"),
+    ("numeric", {"tolerance": -1}, "tolerance=-1"),
+    ("exact", {"answer_format": "x"}, "answer_format='x'"),
+    ("math_verify", {"answer_form": "x"}, "answer_form='x'"),
+    ("code", {"timeout_s": 0}, "timeout_s=0"),
+  ],
+)
+def test_what_is_not_known_is_named(name, options, words):
+  with pytest.raises(ValueError, match=words):
+    verifiers.make(name, **options)
+
+
+STDIN = {"kind": "stdin", "cases": [{"input": f"{i} 2\n", "output": f"{i + 2}"} for i in range(3)]}
+PROMPT = 'def one(): return 1\n\n\ndef add(a, b):\n    """Adds."""\n'
+CALL = {
+  "kind": "call",
+  "entry_point": "add",
+  "prompt": PROMPT,
+  "test": "def check(candidate):\n  assert candidate(one(), 2) == 3\n  assert candidate(0, 0) == 0",
+}
+ASSERT = {"kind": "assert", "test": "assert add(1, 2) == 3\nassert add(2, 2) == 4"}
+
+
+def fenced(program):
+  return f"Like this:\n```python\n{program}\n```\nand that is it."
+
+
+@pytest.mark.parametrize(
+  "problem,response,expected",
+  [
+    (STDIN, fenced("print(sum(map(int, input().split())))"), ("ok", 1.0)),
+    (STDIN, fenced("a, b = input().split()\nprint(2 if a == '0' else 3)"), ("wrong", 2 / 3)),
+    (STDIN, fenced("print(2)\nraise SystemExit(1)"), ("wrong", 0.0)),
+    (STDIN, "print(2", ("wrong", 0.0)),
+    (STDIN, "\x00", ("wrong", 0.0)),
+    (STDIN, fenced("s = '\ud800'"), ("wrong", 0.0)),
+    (STDIN, fenced("while True: pass"), ("timeout", 0.0)),
+    (STDIN, " \n", ("unparsed", 0.0)),
+    (CALL, "    return a + b\n", ("ok", 1.0)),
+    (CALL, fenced("    return a + b"), ("ok", 1.0)),
+    (
+      CALL,
+      fenced("def add(a, b):\n  return a + b\n\nif __name__ == '__main__': input()"),
+      ("ok", 1),
+    ),
+    (CALL, "    return a - b\n", ("wrong", 0.0)),
+    (ASSERT, fenced("def add(a, b): return a + b"), ("ok", 1.0)),
+    (ASSERT, fenced("def add(a, b): return 3"), ("wrong", 0.0)),
+    (ASSERT, fenced("add = sum"), ("wrong", 0.0)),
+  ],
+)
+def test_code(problem, response, expected):
+  timeout_s = 0.5 if expected[0] == "timeout" else 8.0
+  score = verifiers.make("code", timeout_s=timeout_s)(response, "", json.dumps(problem))
+  assert (score.status, score.raw) == pytest.approx(expected)
+
+
+FORGERIES = {
+  "prints what it likes": "print('ok', 'passed', 1, True)\ndef add(a, b): return 7",
+  "exits well at once": "import sys\nsys.exit(0)",
+  "exits well when it is called": "import os\ndef add(a, b): os._exit(0)",
+  "equals everything": (
+    "class E:\n  def __eq__(self, other): return True\ndef add(a, b): return E()"
+  ),
+  "hides that in a list": (
+    "class E(int):\n  __module__ = 'builtins'\n  def __eq__(self, other): return True\n"
+    "def add(a, b): return E()"
+  ),
+  "opens a text and never closes it": "def add(a, b): return 3\nx = '''",
+  "reads the word away": "import sys\nprint(sys.stdin.read())\ndef add(a, b): return a + b",
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_verdict_is_not_forged(name):
+  assert status("code", fenced(FORGERIES[name]), "", json.dumps(ASSERT)) == "wrong"
+
+
+@pytest.mark.parametrize(
+  "response,program",
+  [
+    ("```\na\n```\n```py\nb\nc\n```", "b\nc"),
+    ("~ ```x``` ~\na", "~ ```x``` ~\na"),
+    ("```python\na\nb", "a\nb"),
+    ("```\n```", None),
+    ("", None),
+  ],
+)
+def test_the_program_is_the_last_fenced_block_or_all(response, program):
+  assert extract_program(response, STDIN) == program
+
+
+@pytest.mark.parametrize("piece", ["\n", " ", "```\n", "`", "def ", "async ", "\nasync", "\n def"])
+def test_a_program_is_looked_for_in_one_pass(piece):
+  """A quadratic scan of this text would take hours: finishing is the assertion."""
+  text = piece * (500_000 // len(piece))
+  for problem in (STDIN, CALL):
+    extract_program(f"```\n{text}\n{text}", problem)
+    extract_program(text, problem)
+
+
+def test_the_block_that_defines_the_entry_point_is_taken():
+  blocks = "```\ndef add(a, b): return 3\n```\n```\nadd(1, 2)\n```"
+  assert extract_program(blocks, CALL).endswith("def add(a, b): return 3")
+  compile(extract_program(blocks, CALL), "program", "exec")

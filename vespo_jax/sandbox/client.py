@@ -1,0 +1,129 @@
+"""The parent's end: starts a supervisor for a program, and asks it for runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vespo_jax.sandbox.limits import Limits, Outcome
+
+LEVELS = ("namespaces", "landlock", "interpreter")  # strongest first; see the package's docstring
+_PATIENCE_S = 10.0  # of a supervisor, beside the time of a run
+
+# the one command that starts a process here, and its environment
+COMMAND = (sys.executable, "-S", "-P", "-m", "vespo_jax.sandbox.supervisor")
+ENVIRONMENT = {
+  "PYTHONPATH": str(Path(__file__).parents[2]),
+  "TMPDIR": tempfile.gettempdir(),
+  "LANG": "C.UTF-8",
+}
+
+
+class SandboxError(RuntimeError):
+  """The sandbox has failed, not the program."""
+
+
+class Session:
+  """A program in its sandbox, used as a context manager; with it everything of it ends.
+
+  Args:
+    files: its files by name; "main.py" is run.
+    limits: of each run.
+    level: one of `LEVELS`.
+
+  Raises SandboxError if the level is not to be had on this machine.
+  """
+
+  def __init__(self, files: Mapping[str, str], limits: Limits, level: str):
+    self._limits = limits
+    theirs_in, self._to = os.pipe()
+    self._from, theirs_out = os.pipe()
+    self._unread = b""
+    try:
+      self._process = subprocess.Popen(COMMAND, env=ENVIRONMENT, stdin=theirs_in, stdout=theirs_out)
+    finally:
+      os.close(theirs_in)
+      os.close(theirs_out)
+    try:
+      self._ask({"level": level, "files": files, "limits": dataclasses.asdict(limits)}, 0)
+    except SandboxError:
+      self.close()
+      raise
+
+  def run(self, stdin: str = "", seconds: float | None = None) -> Outcome:
+    """Runs the program once, with `stdin` as its standard input; `seconds` overrides the limit.
+
+    Raises SandboxError."""
+    seconds = self._limits.seconds if seconds is None else seconds
+    return Outcome(**self._ask({"stdin": stdin, "seconds": seconds}, seconds))
+
+  def close(self) -> None:
+    """Ends the supervisor and what it runs. Idempotent."""
+    for name in ("_to", "_from"):
+      if getattr(self, name) >= 0:
+        os.close(getattr(self, name))
+        setattr(self, name, -1)
+    try:
+      self._process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+
+  def __enter__(self) -> Session:
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self.close()
+
+  def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+    deadline = time.monotonic() + seconds + _PATIENCE_S
+    try:
+      data = json.dumps(message).encode() + b"\n"
+      while data:
+        data = data[os.write(self._to, data) :]
+      line = self._read_line(deadline)
+      answer = json.loads(line)
+    except (OSError, ValueError) as error:
+      raise SandboxError(f"the supervisor of a program failed: {error}") from error
+    if "error" in answer:
+      raise SandboxError(answer["error"])
+    return answer
+
+  def _read_line(self, deadline: float) -> bytes:
+    poller = select.poll()
+    poller.register(self._from, select.POLLIN)
+    while b"\n" not in self._unread[-(1 << 16) :]:
+      if not poller.poll(max(deadline - time.monotonic(), 0) * 1000):
+        raise TimeoutError("it says nothing")
+      data = os.read(self._from, 1 << 16)
+      if not data:
+        raise OSError("it has ended")
+      self._unread += data
+    line, _, self._unread = self._unread.partition(b"\n")
+    return line
+
+
+@functools.cache
+def best_level() -> str:
+  """The strongest level at which a program runs here. Raises SandboxError if there is none."""
+  reasons = []
+  for level in LEVELS:
+    try:
+      with Session({"main.py": "print(input())"}, Limits(), level) as session:
+        outcome = session.run("hello")
+      if outcome.stdout == "hello\n":
+        return level
+      reasons.append(f"{level}: {outcome.stderr[-200:]}")
+    except SandboxError as error:
+      reasons.append(f"{level}: {error}")
+  raise SandboxError(f"no program can be run here: {'; '.join(reasons)}")
