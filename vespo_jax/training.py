@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
 from vespo_jax import parts, sharding
+from vespo_jax.config import ConfigError
 from vespo_jax.learner.anchors import Anchors, copy
 from vespo_jax.learner.checkpoint import Checkpoints, RunState, abstract_like
 from vespo_jax.learner.gradient import LossSettings
@@ -79,7 +80,14 @@ class Learner:
 def make_learner(
   config: FrozenConfigDict, mesh: jax.sharding.Mesh, spec: ModelSpec, params: Params
 ) -> Learner:
-  """The configured learner of the policy `params`, before its first update."""
+  """The configured learner of the policy `params`, before its first update.
+
+  Raises ConfigError if the policy does not divide over the mesh.
+  """
+  try:
+    sharding.param_shardings(mesh, spec)
+  except ValueError as error:
+    raise ConfigError(f"mesh: {error}") from error
   optimizer = make_optimizer(parts.pick(OptimizerSettings, config.optimizer))
   adapters = config_lib.make_lora(config, spec)
   if adapters is None:

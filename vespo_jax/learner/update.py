@@ -163,7 +163,8 @@ def compile_update(
     state: TrainState, batch: TrainBatch, skips_left: HostArray = first
   ) -> tuple[TrainState, Metrics]:
     trained = dataclasses.replace(state, frozen=None)
-    after, metrics = compiled(trained, state.frozen, batch, skips_left)
+    with jax.set_mesh(mesh):  # what the forward pass is spread over
+      after, metrics = compiled(trained, state.frozen, batch, skips_left)
     return dataclasses.replace(after, frozen=state.frozen), metrics
 
   return call
@@ -178,7 +179,13 @@ def compile_score(mesh: Mesh, spec: ModelSpec, loss: LossSettings) -> Score:
 
   batch = sharding.batch_sharding(mesh)
   params = sharding.param_shardings(mesh, spec)
-  return jax.jit(scored, in_shardings=(params, batch), out_shardings=batch)
+  compiled = jax.jit(scored, in_shardings=(params, batch), out_shardings=batch)
+
+  def call(params: Params, batch: TrainBatch) -> tuple[Array, Array | None]:
+    with jax.set_mesh(mesh):
+      return compiled(params, batch)
+
+  return call
 
 
 def state_shardings(mesh: Mesh, spec: ModelSpec, state: TrainState) -> Any:
