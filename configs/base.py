@@ -185,8 +185,8 @@ def get_config() -> ConfigDict:
   config.rollouts.save_groups = 2  # groups of each minibatch written to rollouts/; -1: all
   config.rollouts.save_all = False  # every rollout, to rollouts.parquet/, for sampler.source=replay
 
-  # Devices of the learner along each axis; -1: all that are left. Prompts are spread over data, fsdp
-  # and expert; parameters over fsdp, over tensor by heads and columns, over expert by experts; the
-  # tokens of every prompt and response over sequence (vespo_jax/models/partition.py).
+  # Devices of the learner along each axis; -1: all that are left. Prompts are spread over data,
+  # fsdp and expert; parameters over fsdp, over tensor by heads and columns, over expert by experts;
+  # the tokens of every prompt and response over sequence (vespo_jax/models/partition.py).
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "sequence": 1})
   return config
