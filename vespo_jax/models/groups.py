@@ -9,7 +9,7 @@ from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from vespo_jax.models import partition
@@ -43,8 +43,8 @@ def group_logprobs_routed(
   """`group_logprobs`, and what the routers did (None of a dense model); they replay the batch's
   expert ids where it has them.
 
-  Under `jax.set_mesh` the work is spread over the mesh, see `partition`, where the prompts divide
-  over its `BATCH_AXES`.
+  Inside `partition.over` a mesh the work is spread over it, where the prompts divide over its
+  `BATCH_AXES`.
   """
 
   def local(
@@ -189,7 +189,7 @@ def _spread(
   return partition.spread(local, mesh, specs, out_specs), groups
 
 
-def _devices(mesh: Mesh, axes: tuple[str, ...]) -> int:
+def _devices(mesh: AbstractMesh, axes: tuple[str, ...]) -> int:
   return math.prod(mesh.shape[axis] for axis in axes)
 
 

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from vespo_jax.models.params import describe
@@ -67,7 +68,7 @@ def param_specs(spec: ModelSpec, params: Params | None = None) -> Any:
 
 
 def spread(
-  local: Callable[..., Any], mesh: Mesh, in_specs: Sequence[Any], out_specs: Any
+  local: Callable[..., Any], mesh: AbstractMesh, in_specs: Sequence[Any], out_specs: Any
 ) -> Callable[..., Any]:
   """`local`, which sees its device's parts, as a function of whole arrays.
 
@@ -78,9 +79,14 @@ def spread(
   )
 
 
-def current_mesh() -> Mesh | None:
-  """The mesh to spread over: that of `jax.set_mesh`, if it has several devices and the caller is
-  not spread already."""
+def over(mesh: Mesh) -> AbstractContextManager[Any]:
+  """While it is entered, in a function that is being traced, `spread` is over this mesh."""
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def current_mesh() -> AbstractMesh | None:
+  """The mesh to spread over: that of `over`, if it has several devices and the caller is not spread
+  already."""
   mesh = jax.sharding.get_abstract_mesh()
   return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
 
