@@ -253,6 +253,8 @@ def get_config() -> ConfigDict:
     "Solve the problem again, in your own words and without mentioning the solution above."
   )
 
-  # Devices of the learner along each axis; -1: all that are left.
+  # Devices of the learner along each axis; -1: all that are left. Prompts are spread over data,
+  # fsdp and expert; parameters over fsdp, over tensor by heads and columns, over expert by experts;
+  # the tokens of every prompt and response over sequence (vespo_jax/models/partition.py).
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "sequence": 1})
   return config

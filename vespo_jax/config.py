@@ -328,10 +328,15 @@ def _check_batch(config: FrozenConfigDict) -> None:
   rest = [f"mesh.{axis}" for axis, devices in mesh.items() if devices == -1]
   if len(rest) > 1:
     raise ConfigError(f"{' and '.join(rest)} are -1, but one axis alone can take what is left")
-  if not rest and prompts // pieces % (mesh.data * mesh.fsdp):
+  if not rest and prompts // pieces % (mesh.data * mesh.fsdp * mesh.expert):
     raise ConfigError(
       f"batch.prompts={prompts} in batch.micro_batches={pieces} do not divide over "
-      f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} devices"
+      f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} x mesh.expert={mesh.expert} devices"
+    )
+  if config.lora.rank and mesh.tensor != 1:
+    raise ConfigError(
+      f"mesh.tensor={mesh.tensor} with lora.rank={config.lora.rank}: adapters are not spread over "
+      "mesh.tensor; use mesh.fsdp"
     )
   if make_advantage(config).group_relative and batch.samples_per_prompt < 2:
     raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -318,11 +319,11 @@ def make_mesh(config: FrozenConfigDict) -> jax.sharding.Mesh:
     mesh = sharding.make_mesh(config.mesh.to_dict())
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  devices = mesh.shape["data"] * mesh.shape["fsdp"]
+  devices = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
   piece = config.batch.prompts // config.batch.micro_batches
   if piece % devices:
     raise ConfigError(
       f"a micro-batch of {piece} prompts (batch.prompts / batch.micro_batches) does not divide "
-      f"over mesh.data x mesh.fsdp = {devices} devices"
+      f"over mesh.data x mesh.fsdp x mesh.expert = {devices} devices"
     )
   return mesh

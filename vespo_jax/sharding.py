@@ -1,4 +1,4 @@
-"""One mesh, and one rule table from logical axes to mesh axes."""
+"""The mesh, and the shardings that the rule table of `models.partition` gives on it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from vespo_jax.models import ModelSpec, describe
 from vespo_jax.models.params import ParamInfo
+from vespo_jax.models.partition import BATCH_AXES, MESH_AXES, RULES
 from vespo_jax.types import Params
-
-MESH_AXES = ("data", "fsdp", "tensor", "expert", "sequence")
-
-# Logical axis of a parameter -> mesh axis. Axes that are not listed are replicated.
-RULES: Mapping[str, str] = {
-  "embed": "fsdp",
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "mlp": "tensor",
-  "vocab": "tensor",
-}
-BATCH_AXES = ("data", "fsdp")  # prompts are spread over both
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
@@ -56,6 +45,8 @@ def param_shardings(mesh: Mesh, spec: ModelSpec) -> Params:
   does not divide.
   """
 
+  whole = {"heads": spec.heads, "kv_heads": spec.kv_heads}  # a head is not divided
+
   def one(path: tuple, info: ParamInfo) -> NamedSharding:
     name = jax.tree_util.keystr(path)
     axes = [
@@ -65,6 +56,7 @@ def param_shardings(mesh: Mesh, spec: ModelSpec) -> Params:
     if len(set(used)) < len(used):
       raise ValueError(f"two axes of parameter {name} {info.axes} fall on one mesh axis: {used}")
     for size, logical, axis in zip(info.shape, info.axes, axes, strict=True):
+      size = whole.get(logical, size)
       if axis and size % mesh.shape[axis]:
         raise ValueError(
           f"parameter {name}: its {logical!r} axis of {size} does not divide over the "
@@ -95,7 +87,7 @@ def like_params(mesh: Mesh, spec: ModelSpec, tree: object) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The sharding of every array of a `TrainBatch`: its first axis, prompts, over data and fsdp."""
+  """The sharding of every array of a `TrainBatch`: its first axis, prompts, over `BATCH_AXES`."""
   return NamedSharding(mesh, P(BATCH_AXES))
 
 

@@ -15,6 +15,7 @@ from ml_collections import FrozenConfigDict
 from vespo_jax import advantages, objectives, parts, sharding
 from vespo_jax import config as config_lib
 from vespo_jax.advantages import Advantage
+from vespo_jax.config import ConfigError
 from vespo_jax.learner.anchors import Anchors, copy
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState, abstract_like
 from vespo_jax.learner.gradient import LossSettings
@@ -119,8 +120,13 @@ def make_learner(
 ) -> Learner:
   """The learner of the policy `params`, before its first update.
 
-  `method` and `updates` (of the whole run) are the configured ones where they are not given.
+  `method` and `updates` (of the whole run) are the configured ones where they are not given. Raises
+  ConfigError if the policy does not divide over the mesh.
   """
+  try:
+    sharding.param_shardings(mesh, spec)
+  except ValueError as error:
+    raise ConfigError(f"mesh: {error}") from error
   method = method or configured_method(config)
   settings = parts.pick(OptimizerSettings, config.optimizer)
   optimizer = make_optimizer(settings, config.updates if updates is None else updates)

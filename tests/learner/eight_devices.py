@@ -1,5 +1,6 @@
 """Run by test_update.py in a process with eight fake devices; prints each layout that agrees."""
 
+import math
 import sys
 
 import chex
@@ -18,19 +19,35 @@ one = jax.make_mesh(
   axis_types=(jax.sharding.AxisType.Auto,) * 5,
 )
 assert isinstance(one, Mesh)
-expected_state, expected_rows = t.run("vespo", mesh=one, micro_batches=2)
+SETTINGS = {  # what losses and metrics a layout is compared in, beside the gradient's own
+  "data": {"micro_batches": 2},
+  "expert": {"spec": t.EXPERTS, "balance_coefficient": 0.1, "z_coefficient": 0.1},
+  "tensor": {"remat": "full"},
+}
+
+
+def settings_of(sizes):
+  return next((SETTINGS[axis] for axis in ("expert", "tensor") if axis in sizes), SETTINGS["data"])
+
 
 for layout in sys.argv[1:]:
   sizes = {axis: int(size) for axis, size in (part.split("=") for part in layout.split(","))}
+  settings = settings_of(sizes)
+  spec = settings.get("spec", t.SPEC)
+  expected_state, expected_rows = t.run("vespo", mesh=one, **settings)
   mesh = sharding.make_mesh(sizes)
-  placed = place_state(mesh, t.SPEC, t.fresh_state())
+  placed = place_state(mesh, spec, t.fresh_state(spec))
   kernel = placed.params["layers"]["query"]
-  spread = mesh.shape["fsdp"]
-  assert kernel.addressable_shards[0].data.size == kernel.size // spread
+  parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
+  assert kernel.addressable_shards[0].data.size == kernel.size // parts
+  if spec.experts:
+    experts = placed.params["layers"]["expert_up"]
+    assert experts.addressable_shards[0].data.size == experts.size // (parts * mesh.shape["expert"])
   assert placed.opt_state[1][0].mu["layers"]["query"].sharding == kernel.sharding
   rewards = jax.device_put(t.example_batch().rewards_PR, sharding.batch_sharding(mesh))
-  assert rewards.addressable_shards[0].data.shape == (2, 4)  # 16 prompts over all eight
-  state, rows = t.run("vespo", mesh=mesh, micro_batches=2)
+  prompts = 16 // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  assert rewards.addressable_shards[0].data.shape == (prompts, 4)
+  state, rows = t.run("vespo", mesh=mesh, **settings)
   chex.assert_trees_all_close(state.params, expected_state.params, atol=1e-7, rtol=1e-5)
   chex.assert_trees_all_close(rows, expected_rows, rtol=2e-4, atol=1e-6)
   print(layout)

@@ -1,5 +1,6 @@
 """A small model, random minibatches and updates on them, for the tests of this room."""
 
+import dataclasses
 import functools
 
 import jax
@@ -21,6 +22,7 @@ from vespo_jax.types import TrainBatch
 SPEC = models.ModelSpec(
   vocab_size=32, width=32, layers=2, heads=8, kv_heads=8, head_width=4, mlp_width=64
 )
+EXPERTS = dataclasses.replace(SPEC, experts=8, active_experts=2)
 # A large epsilon keeps Adam's step smooth in the gradient, so that rounding of a near-zero gradient
 # is not blown up to a whole step and the comparisons below can be tight.
 OPTIMIZER = OptimizerSettings(learning_rate=1e-3, warmup_updates=2, weight_decay=0.1, epsilon=1e-2)
@@ -46,15 +48,15 @@ def masked_rewards(batch):
   return np.where(batch.response_mask_PRT.any(axis=-1), batch.rewards_PR, 0.0)
 
 
-def fresh_state():
-  return init_state(models.init(SPEC, jax.random.key(0)), make_optimizer(OPTIMIZER))
+def fresh_state(spec=SPEC):
+  return init_state(models.init(spec, jax.random.key(0)), make_optimizer(OPTIMIZER))
 
 
-def plain_update(objective, advantage=REWARD, step=None, recorded=0, **loss):
+def plain_update(objective, advantage=REWARD, step=None, recorded=0, spec=SPEC, **loss):
   if isinstance(objective, str):
     objective = objectives.make(objective)
   return make_update(
-    SPEC,
+    spec,
     objective,
     advantage,
     make_optimizer(OPTIMIZER),
@@ -87,15 +89,16 @@ def add(tree, other, factor=1.0):
 
 
 @functools.cache
-def compiled_update(objective, mesh, **settings):
-  return compile_update(plain_update(objective, **settings), mesh, SPEC, fresh_state())
+def compiled_update(objective, mesh, spec=SPEC, **settings):
+  update = plain_update(objective, spec=spec, **settings)
+  return compile_update(update, mesh, spec, fresh_state(spec))
 
 
-def run(objective="vespo", updates=2, mesh=None, batches=None, **settings):
+def run(objective="vespo", updates=2, mesh=None, batches=None, spec=SPEC, **settings):
   """The state and the metrics after updates on one random minibatch each."""
   mesh = mesh or sharding.make_mesh({"data": -1})
-  state = place_state(mesh, SPEC, fresh_state())
-  update = compiled_update(objective, mesh, **settings)
+  state = place_state(mesh, spec, fresh_state(spec))
+  update = compiled_update(objective, mesh, spec, **settings)
   rows = []
   for batch in batches or [example_batch(seed=seed) for seed in range(updates)]:
     batch = jax.device_put(batch, sharding.batch_sharding(mesh))

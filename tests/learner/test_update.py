@@ -1,5 +1,6 @@
 """One update: what it computes, and what must not change it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -169,7 +170,14 @@ def test_clipping_and_moments_are_those_that_are_set():
 
 @pytest.mark.parametrize(
   "layouts",
-  [["data=2,fsdp=4"], pytest.param(["data=8", "fsdp=8"], marks=pytest.mark.slow)],
+  [
+    ["fsdp=2,tensor=2,sequence=2", "data=2,fsdp=2,expert=2"],
+    pytest.param(
+      ["data=8", "fsdp=8", "data=2,fsdp=4", "fsdp=4,tensor=2", "sequence=2,fsdp=4", "tensor=8"]
+      + ["fsdp=2,expert=4", "tensor=2,expert=2,sequence=2"],
+      marks=pytest.mark.slow,
+    ),
+  ],
 )
 def test_eight_devices_give_the_same_update(layouts):
   """Against one device; in a process of its own."""
@@ -197,3 +205,7 @@ def test_parameters_that_do_not_divide_over_a_mesh_are_refused_by_name():
   mesh = jax.sharding.AbstractMesh((1, 1, 3, 1, 1), sharding.MESH_AXES)
   with pytest.raises(ValueError, match="'embedding'.*'vocab' axis of 32.*3 devices.*'tensor'"):
     sharding.param_shardings(mesh, SPEC)
+  few = dataclasses.replace(SPEC, kv_heads=2, head_width=8)  # 16 columns, but of 2 heads
+  mesh = jax.sharding.AbstractMesh((1, 1, 4, 1, 1), sharding.MESH_AXES)
+  with pytest.raises(ValueError, match="'key'.*'kv_heads' axis of 2.*4 devices.*'tensor'"):
+    sharding.param_shardings(mesh, few)

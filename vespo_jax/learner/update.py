@@ -27,7 +27,7 @@ from vespo_jax.learner.gradient import (
 )
 from vespo_jax.learner.integrators import combine
 from vespo_jax.learner.numerics import PER_LEAF, GuardedUpdate, Limits, Update, guarded, leaf_norms
-from vespo_jax.models import ModelSpec, lora
+from vespo_jax.models import ModelSpec, lora, partition
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.objectives import Objective
 from vespo_jax.types import Array, HostArray, Params, TrainBatch, TrainState
@@ -157,7 +157,9 @@ def compile_update(
   replicated, first = sharding.replicated(mesh), np.array(limits.max_skipped, np.int32)
 
   def step(state: TrainState, frozen: Params | None, batch: TrainBatch, skips_left: Array):
-    after, metrics = guarded_update(dataclasses.replace(state, frozen=frozen), batch, skips_left)
+    state = dataclasses.replace(state, frozen=frozen)
+    with partition.over(mesh):
+      after, metrics = guarded_update(state, batch, skips_left)
     return dataclasses.replace(after, frozen=None), metrics
 
   compiled = jax.jit(
@@ -182,7 +184,8 @@ def compile_score(mesh: Mesh, spec: ModelSpec, loss: LossSettings) -> Score:
   reference policy."""
 
   def scored(params: Params, batch: TrainBatch) -> tuple[Array, Array | None]:
-    return score(params, spec, batch, loss.temperature, loss.micro_batches)
+    with partition.over(mesh):
+      return score(params, spec, batch, loss.temperature, loss.micro_batches)
 
   batch = sharding.batch_sharding(mesh)
   params = sharding.param_shardings(mesh, spec)

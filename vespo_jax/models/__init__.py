@@ -6,13 +6,8 @@ from typing import Any
 
 from vespo_jax.models import lora, quantize
 from vespo_jax.models.cache import KVCache, copy_rows, init_cache
-from vespo_jax.models.head import (
-  chunked_logprobs,
-  group_logit_norms,
-  group_logprobs,
-  group_logprobs_routed,
-  token_logprobs,
-)
+from vespo_jax.models.groups import group_logit_norms, group_logprobs, group_logprobs_routed
+from vespo_jax.models.head import chunked_logprobs, token_logprobs
 from vespo_jax.models.moe import Routing, pack_expert_ids
 from vespo_jax.models.params import abstract, count, describe, head_table, init, unstack
 from vespo_jax.models.spec import ModelSpec

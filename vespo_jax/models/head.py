@@ -2,7 +2,8 @@
 
 The head runs over blocks of the vocabulary, each of which is read once in the forward pass and once
 in the backward pass, where the gradient of its rows is complete when it is left. Its memory is one
-block of logits, whatever the batch and the vocabulary.
+block of logits, whatever the batch and the vocabulary. Over several devices each has some rows of
+the table; the sums over the vocabulary are added up over `tensor`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vespo_jax.models.moe import Routing, unpack_expert_ids
+from vespo_jax.models import partition
 from vespo_jax.models.params import head_table
 from vespo_jax.models.spec import ModelSpec
-from vespo_jax.models.transformer import forward, forward_groups, forward_routed
-from vespo_jax.types import Array, Params, TrainBatch
+from vespo_jax.models.transformer import forward
+from vespo_jax.types import Array, Params
 
 _BLOCK_LOGITS = 1 << 22  # logits alive at a time: 16 MiB of float32
 _LEAST_COLUMNS = 128  # of a block, for products that are worth their overhead
@@ -39,7 +40,7 @@ class Statistics:
 
 
 def chunked_logprobs(
-  hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: float = 1.0
+  hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: Array | float = 1.0
 ) -> tuple[Array, Array]:
   """Log-prob of each target and entropy of each distribution, float32 [M], in nats.
 
@@ -57,7 +58,7 @@ def _logprobs(
 
 
 def _logprobs_forward(hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: Array):
-  found = _statistics(hidden_MD, table_VD, targets_M, temperature)
+  found = statistics(hidden_MD, table_VD, targets_M, temperature)
   entropy_M = found.log_z_M - found.mean_M
   kept = (hidden_MD, table_VD, targets_M, temperature, found.log_z_M, entropy_M)
   return (found.logit_M - found.log_z_M, entropy_M), kept
@@ -66,7 +67,8 @@ def _logprobs_forward(hidden_MD: Array, table_VD: Array, targets_M: Array, tempe
 def _logprobs_backward(kept: tuple, gradients: tuple[Array, Array]):
   """With p = softmax(l): d log p_y / dl = 1[y] - p, and d entropy / dl = -p (log p + entropy)."""
   hidden_MD, table_VD, targets_M, temperature, log_z_M, entropy_M = kept
-  of_logprob_M, of_entropy_M = gradients
+  # both results are sums over `tensor`, so what they are differentiated by is that of all devices
+  of_logprob_M, of_entropy_M = (partition.add(x, "tensor") for x in gradients)
 
   def block(j: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
     of_hidden_MD, of_table_VD = sums
@@ -76,7 +78,7 @@ def _logprobs_backward(kept: tuple, gradients: tuple[Array, Array]):
     factor_MC = of_logprob_M[:, None] + of_entropy_M[:, None] * jnp.where(
       fresh_C, logp_MC + entropy_M[:, None], 0.0
     )
-    hit_MC = (ids_C == targets_M[:, None]) & fresh_C
+    hit_MC = (ids_C == targets_M[:, None] - _first_row(table_VD)) & fresh_C
     of_logits_MC = jnp.where(hit_MC, of_logprob_M[:, None], 0.0) - p_MC * factor_MC
     of_logits_MC = (of_logits_MC / temperature).astype(hidden_MD.dtype)
     of_rows_CD = jax.lax.dynamic_slice_in_dim(of_table_VD, ids_C[0], len(ids_C))
@@ -104,6 +106,11 @@ def _blocks(tokens: int, vocabulary: int) -> tuple[int, int]:
   return count, -(-vocabulary // count)
 
 
+def _first_row(table_VD: Array) -> Array | int:
+  """The token id of this device's first row."""
+  return partition.index("tensor") * len(table_VD)
+
+
 def _block(
   j: Array, hidden_MD: Array, table_VD: Array, temperature: Array | float
 ) -> tuple[Array, Array, Array, Array]:
@@ -118,16 +125,19 @@ def _block(
   return rows_CD, logits_MC, ids_C, ids_C >= j * columns
 
 
-def _statistics(
+def statistics(
   hidden_MD: Array, table_VD: Array, targets_M: Array, temperature: Array | float
 ) -> Statistics:
+  """The `Statistics` of softmax(hidden @ table^T / temperature) at each target; not
+  differentiable."""
+
   def block(j: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
     peak_M, one_M, two_M, first_M, logit_M = sums
     _, logits_MC, ids_C, fresh_C = _block(j, hidden_MD, table_VD, temperature)
     new_M = jnp.maximum(peak_M, jnp.max(logits_MC, axis=-1))  # an old column changes no maximum
     shrunk_M = jnp.exp(peak_M - new_M)
     exp_MC = jnp.where(fresh_C, jnp.exp(logits_MC - new_M[:, None]), 0.0)
-    hit_MC = (ids_C == targets_M[:, None]) & fresh_C
+    hit_MC = (ids_C == targets_M[:, None] - _first_row(table_VD)) & fresh_C
     return (
       new_M,
       one_M * shrunk_M + jnp.sum(exp_MC, axis=-1),
@@ -140,6 +150,13 @@ def _statistics(
   start = (jnp.full_like(zeros_M, -jnp.inf), zeros_M, zeros_M, zeros_M, zeros_M)
   blocks = _blocks(len(hidden_MD), len(table_VD))[0]
   peak_M, one_M, two_M, first_M, logit_M = jax.lax.fori_loop(0, blocks, block, start)
+  if partition.size("tensor") > 1:
+    mine_M, peak_M = peak_M, partition.largest(peak_M, "tensor")
+    shrunk_M = jnp.exp(mine_M - peak_M)
+    one_M, two_M, first_M, logit_M = (
+      partition.add(x, "tensor")
+      for x in (one_M * shrunk_M, two_M * shrunk_M**2, first_M * shrunk_M, logit_M)
+    )
   return Statistics(logit_M, peak_M + jnp.log(one_M), first_M / one_M, two_M / one_M**2)
 
 
@@ -175,76 +192,3 @@ def token_logprobs(
     same = (segments == jnp.roll(segments, 1, axis=1)) & (segments != 0)
     logprobs, entropy = jnp.where(same, logprobs, 0.0), jnp.where(same, entropy, 0.0)
   return logprobs, entropy
-
-
-def group_logprobs(
-  params: Params,
-  spec: ModelSpec,
-  batch: TrainBatch,
-  temperature: float = 1.0,
-  remat: str = "none",
-) -> tuple[Array, Array]:
-  """Log-prob and entropy of every response token of a batch of groups, or of every token but the
-  first of each sequence of packed rows, float32 [P, R, T]; `remat` as in `forward_groups`."""
-  return group_logprobs_routed(params, spec, batch, temperature, remat)[:2]
-
-
-def group_logprobs_routed(
-  params: Params,
-  spec: ModelSpec,
-  batch: TrainBatch,
-  temperature: float = 1.0,
-  remat: str = "none",
-) -> tuple[Array, Array, Routing | None]:
-  """`group_logprobs`, and what the routers did (None of a dense model); they replay the batch's
-  expert ids where it has them."""
-  hidden_MD, targets_M, routing = _group_hidden(params, spec, batch, remat)
-  results = chunked_logprobs(hidden_MD, head_table(params), targets_M, temperature)
-  logprobs_PRT, entropy_PRT = (x.reshape(batch.response_tokens_PRT.shape) for x in results)
-  return logprobs_PRT, entropy_PRT, routing
-
-
-def group_logit_norms(
-  params: Params, spec: ModelSpec, batch: TrainBatch, temperature: float = 1.0
-) -> Array:
-  """|d log pi(y_t) / d logits|^2 = 1 - 2 pi(y_t) + sum_v pi(v)^2 of every response token, float32
-  [P, R, T], at temperature 1 of the scaled logits."""
-
-  hidden_MD, targets_M, _ = _group_hidden(params, spec, batch)
-  found = _statistics(hidden_MD, head_table(params), targets_M, temperature)
-  squares_M = 1 - 2 * jnp.exp(found.logit_M - found.log_z_M) + found.squares_M
-  return squares_M.reshape(batch.response_tokens_PRT.shape)
-
-
-def _group_hidden(
-  params: Params, spec: ModelSpec, batch: TrainBatch, remat: str = "none"
-) -> tuple[Array, Array, Routing | None]:
-  if batch.segments_PRT is None:
-    hidden_PRTD, routing = forward_groups(
-      params,
-      spec,
-      batch.prompt_tokens_PS,
-      batch.prompt_mask_PS,
-      batch.response_tokens_PRT,
-      batch.response_mask_PRT,
-      _replayed(batch),
-      remat,
-    )
-  else:
-    hidden_PTD, _, routing = forward_routed(
-      params,
-      spec,
-      batch.response_tokens_PRT[:, 0],
-      segments=batch.segments_PRT[:, 0],
-      expert_ids_LMA=_replayed(batch),
-      remat=remat,
-    )
-    hidden_PRTD = jnp.pad(hidden_PTD[:, None, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)])
-  targets_M = jnp.asarray(batch.response_tokens_PRT).reshape(-1)
-  return hidden_PRTD.reshape(-1, hidden_PRTD.shape[-1]), targets_M, routing
-
-
-def _replayed(batch: TrainBatch) -> Array | None:
-  """int32 [L, M, A]: the batch's expert ids, if it has them."""
-  ids = batch.expert_ids_PJLA
-  return None if ids is None else unpack_expert_ids(ids.reshape(-1, *ids.shape[2:]))

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vespo_jax.models import partition
 from vespo_jax.models.quantize import dequantize
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.types import Array, HostArray, Params
@@ -57,8 +58,9 @@ def mixture(
   `transformers` (softmax over all experts, then the top k, then their normalisation).
   """
   E, A = spec.experts, spec.active_experts
+  router_DE = partition.gather(layer["router"], "expert", 1)
   logits_ME = jnp.matmul(
-    x_MD.astype(jnp.float32), layer["router"].astype(jnp.float32), precision="highest"
+    x_MD.astype(jnp.float32), router_DE.astype(jnp.float32), precision="highest"
   )
   probs_ME = jax.nn.softmax(logits_ME, axis=-1)
   own_MA = jax.lax.top_k(jax.lax.stop_gradient(probs_ME), A)[1]
@@ -68,30 +70,51 @@ def mixture(
   if spec.normalize_router:
     weights_MA = weights_MA / jnp.sum(weights_MA, axis=-1, keepdims=True)
 
-  flat_I = expert_ids_MA.reshape(-1)  # I = M * A assignments of a token to an expert
-  order_I = jnp.argsort(flat_I, stable=True)
-  sizes_E = jnp.bincount(flat_I, length=E).astype(jnp.int32)
-  x_ID = x_MD[order_I // A]
-  gate_IF = jax.lax.ragged_dot(x_ID, dequantize(layer["expert_gate"]), sizes_E)
-  up_IF = jax.lax.ragged_dot(x_ID, dequantize(layer["expert_up"]), sizes_E)
-  mixed_IF = jax.nn.silu(gate_IF) * up_IF
-  y_ID = jax.lax.ragged_dot(mixed_IF, dequantize(layer["expert_down"]), sizes_E)
-  back_I = jnp.zeros_like(order_I).at[order_I].set(jnp.arange(order_I.size))
-  y_MAD = y_ID[back_I].reshape(-1, A, x_MD.shape[-1])
-  y_MD = jnp.einsum("mad,ma->md", y_MAD.astype(jnp.float32), weights_MA)
-
+  y_MD = _experts(x_MD, layer, expert_ids_MA, weights_MA)
   real_M1 = real_M[:, None]
   chosen_ME = jnp.sum(jax.nn.one_hot(expert_ids_MA, E), axis=1)
   agrees_MA = jnp.any(expert_ids_MA[:, :, None] == own_MA[:, None, :], axis=-1)
+  total = lambda x: partition.add(x, *partition.BATCH_AXES, "sequence")
   routing = Routing(
     expert_ids_LMA=expert_ids_MA,
-    load_LE=jax.lax.stop_gradient(jnp.sum(jnp.where(real_M1, chosen_ME, 0.0), axis=0)),
-    importance_LE=jnp.sum(jnp.where(real_M1, probs_ME, 0.0), axis=0),
-    z_L=jnp.sum(jnp.where(real_M, jax.nn.logsumexp(logits_ME, axis=-1) ** 2, 0.0)),
-    mismatch_L=jnp.sum(~agrees_MA & real_M1, dtype=jnp.float32),
-    tokens=jnp.sum(real_M, dtype=jnp.float32),
+    load_LE=total(jax.lax.stop_gradient(jnp.sum(jnp.where(real_M1, chosen_ME, 0.0), axis=0))),
+    importance_LE=total(jnp.sum(jnp.where(real_M1, probs_ME, 0.0), axis=0)),
+    z_L=total(jnp.sum(jnp.where(real_M, jax.nn.logsumexp(logits_ME, axis=-1) ** 2, 0.0))),
+    mismatch_L=total(jnp.sum(~agrees_MA & real_M1, dtype=jnp.float32)),
+    tokens=total(jnp.sum(real_M, dtype=jnp.float32)),
   )
   return y_MD.astype(x_MD.dtype), routing
+
+
+def _experts(x_MD: Array, layer: Params, expert_ids_MA: Array, weights_MA: Array) -> Array:
+  """sum_a weight_a expert_a(x), float32 [M, D].
+
+  Where experts are spread, every device takes the tokens of all along `expert` and computes what
+  its own experts make of them: with A choices a token, as many bytes as sending each token to its
+  A experts once A is near the number of devices, no token is dropped, and shapes are fixed.
+  """
+  gate_EDF, up_EDF, down_EFD = (
+    dequantize(layer[f"expert_{name}"]) for name in ("gate", "up", "down")
+  )
+  A, E = expert_ids_MA.shape[-1], len(gate_EDF)
+  x_MD, weights_MA, expert_ids_MA = (
+    partition.gather(x, "expert", 0) for x in (x_MD, weights_MA, expert_ids_MA)
+  )
+  flat_I = (expert_ids_MA - partition.index("expert") * E).reshape(-1)  # I = M * A assignments
+  mine_I = (flat_I >= 0) & (flat_I < E)
+  flat_I = jnp.where(mine_I, flat_I, E)  # those of other devices come last, and are in no group
+  order_I = jnp.argsort(flat_I, stable=True)
+  sizes_E = jnp.bincount(flat_I, length=E).astype(jnp.int32)
+  x_ID = x_MD[order_I // A]
+  gate_IF = jax.lax.ragged_dot(x_ID, gate_EDF, sizes_E)
+  up_IF = jax.lax.ragged_dot(x_ID, up_EDF, sizes_E)
+  mixed_IF = jax.nn.silu(gate_IF) * up_IF
+  y_ID = jax.lax.ragged_dot(mixed_IF, down_EFD, sizes_E)
+  back_I = jnp.zeros_like(order_I).at[order_I].set(jnp.arange(order_I.size))
+  y_MAD = y_ID[back_I].reshape(-1, A, x_MD.shape[-1])
+  y_MAD = jnp.where(mine_I.reshape(-1, A, 1), y_MAD.astype(jnp.float32), 0.0)
+  y_MD = jnp.einsum("mad,ma->md", y_MAD, weights_MA)
+  return partition.add_and_scatter(y_MD, "expert", 0)
 
 
 def pack_expert_ids(expert_ids_LMA: Array, experts: int) -> Array:

@@ -1,6 +1,8 @@
 """The decoder, once: three token layouts (rows, cached rows, groups) share the same block.
 
-Dense layers see tokens flattened to [M, D]; only attention knows the layout.
+Dense layers see tokens flattened to [M, D]; only attention knows the layout. Over several devices
+(`partition.spread`) the residual stream [M, D] is spread by tokens over `tensor` too, and the dense
+layers see all M tokens and their own heads or columns.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from vespo_jax.models import attention
+from vespo_jax.models import attention, partition
 from vespo_jax.models.cache import KVCache
 from vespo_jax.models.layers import linear, rms_norm, rotary_angles, rotate, swiglu
 from vespo_jax.models.moe import Routing, mixture
@@ -31,6 +33,7 @@ REMAT: Mapping[str, Callable[[Callable], Callable]] = {
   "layers": lambda block: jax.checkpoint(block, policy=_KEEP_PROJECTIONS),
   "full": jax.checkpoint,
 }
+_KEEP_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(partition.GATHERED)
 
 # (queries_MNH, keys_MKH, values_MKH) -> mixed [M, N * H]
 Attend = Callable[[Array, Array, Array], Array]
@@ -87,7 +90,7 @@ def forward_routed(
     positions = start_B[:, None] + positions_in_segments(segments)
   positions = jnp.asarray(positions)
   chex.assert_equal_shape([tokens_BT, positions])
-  hidden_MD = params["embedding"][tokens_BT.reshape(-1)]
+  hidden_MD = embed(params, tokens_BT.reshape(-1))
   angles = rotary_angles(positions.reshape(-1), spec)
 
   if cache is None:
@@ -120,7 +123,7 @@ def forward_groups(
   expert_ids_LMA: Array | None = None,
   remat: str = "none",
 ) -> tuple[Array, Routing | None]:
-  """The hidden states that predict each response token, prompts computed once per group.
+  """The hidden states of each response token's predecessor, prompts computed once per group.
 
   Each response attends to its prompt's block and, causally, to itself: the same function as
   `forward` on the R concatenated rows, for about 1 / R of the prompt's work.
@@ -136,20 +139,26 @@ def forward_groups(
 
   Returns:
     hidden_PRTD: column t predicts response token t (column 0 comes from the last prompt token);
-    and the `Routing`, or None of a dense model.
+    and the `Routing`, or None of a dense model. Spread over devices, S and T are those of this one,
+    and so is what is returned; sums of the routing are whole.
   """
   chex.assert_rank([prompt_tokens_PS, prompt_mask_PS, response_tokens_PRT], [2, 2, 3])
   prompt_mask_PS = jnp.asarray(prompt_mask_PS)
   P, S = prompt_tokens_PS.shape
   R, T = response_tokens_PRT.shape[1:]
   tokens_PJ = jnp.concatenate([prompt_tokens_PS, response_tokens_PRT.reshape(P, R * T)], axis=1)
-  prompt_positions_PS = positions_in_segments(prompt_mask_PS.astype(jnp.int32))
-  lengths_P = jnp.sum(prompt_mask_PS, axis=1, dtype=jnp.int32)
-  response_positions_PT = lengths_P[:, None] + jnp.arange(T, dtype=jnp.int32)
+  whole_mask_PS = partition.gather(prompt_mask_PS, "sequence", 1)
+  place = partition.index("sequence")
+  mine = lambda x, width: jax.lax.dynamic_slice_in_dim(x, place * width, width, axis=1)
+  prompt_positions_PS = mine(positions_in_segments(whole_mask_PS.astype(jnp.int32)), S)
+  lengths_P = jnp.sum(whole_mask_PS, axis=1, dtype=jnp.int32)
+  response_positions_PT = lengths_P[:, None] + place * T + jnp.arange(T, dtype=jnp.int32)
   positions_PJ = jnp.concatenate([prompt_positions_PS, jnp.tile(response_positions_PT, R)], axis=1)
   angles = rotary_angles(positions_PJ.reshape(-1), spec)
-  prompt_mask_PSS = prompt_mask_PS[:, None, :] & jnp.tri(S, dtype=bool)
-  causal_1TT = jnp.tri(T, dtype=bool)[None]
+  parts = partition.size("sequence")
+  causal = lambda width: mine(jnp.tri(width * parts, dtype=bool)[None], width)
+  prompt_mask_PSS = whole_mask_PS[:, None, :] & causal(S)
+  causal_1TT = causal(T)
 
   def split(x: Array) -> tuple[Array, Array]:  # [M, ..] -> prompts [P, S, ..], samples [PR, T, ..]
     x = _rows(x, P)
@@ -157,10 +166,11 @@ def forward_groups(
 
   def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array) -> Array:
     prompt_queries, queries = split(queries_MNH)
-    prompt_keys, keys = split(keys_MKH)
-    prompt_values, values = split(values_MKH)
+    whole = lambda x: partition.gather(x, "sequence", 1)
+    prompt_keys, keys = map(whole, split(keys_MKH))
+    prompt_values, values = map(whole, split(values_MKH))
     prompt = attention.block(prompt_keys, prompt_values, prompt_mask_PSS)
-    prefix = dataclasses.replace(prompt, mask=prompt_mask_PS[:, None, :])
+    prefix = dataclasses.replace(prompt, mask=whole_mask_PS[:, None, :])
     mixed_prompt = attention.attend(prompt_queries, prompt)
     mixed = attention.attend(queries, attention.block(keys, values, causal_1TT), prefix)
     return jnp.concatenate([mixed_prompt, mixed.reshape(P, R * T, -1)], axis=1).reshape(
@@ -171,17 +181,33 @@ def forward_groups(
   hidden_MD, routing = _layers(
     params,
     spec,
-    params["embedding"][tokens_PJ.reshape(-1)],
+    embed(params, tokens_PJ.reshape(-1)),
     angles,
     attend,
     real_PJ.reshape(-1),
     expert_ids_LMA,
     remat,
   )
-  prompt_hidden, hidden = split(hidden_MD)
-  first_PR1D = jnp.broadcast_to(prompt_hidden[:, None, -1:], (P, R, 1, hidden.shape[-1]))
-  hidden_PRTD = jnp.concatenate([first_PR1D, hidden.reshape(P, R, T, -1)[:, :, :-1]], axis=2)
-  return rms_norm(hidden_PRTD, params["final_norm"], spec.norm_epsilon), routing
+  prompt_hidden, hidden = split(partition.gather(hidden_MD, "tensor", 0))
+  hidden_PRTD = hidden.reshape(P, R, T, -1)
+  first_P1D = partition.from_last(prompt_hidden[:, -1:], "sequence")
+  before_PR1D = partition.from_previous(hidden_PRTD[:, :, -1:], "sequence")
+  before_PR1D = jnp.where(place == 0, first_P1D[:, None], before_PR1D)
+  hidden_PRTD = jnp.concatenate([before_PR1D, hidden_PRTD[:, :, :-1]], axis=2)
+  final_norm = partition.gather(params["final_norm"], "fsdp", 0)
+  return rms_norm(hidden_PRTD, final_norm, spec.norm_epsilon), routing
+
+
+def embed(params: Params, tokens_M: HostArray) -> Array:
+  """The embedding of every token; over several devices each has the rows of some of them, and
+  returns [M / tensor, D]."""
+  table_VD = partition.gather(params["embedding"], "fsdp", 1)
+  if partition.size("tensor") == 1:
+    return table_VD[tokens_M]
+  rows = jnp.asarray(tokens_M) - partition.index("tensor") * len(table_VD)
+  mine_M1 = ((rows >= 0) & (rows < len(table_VD)))[:, None]
+  hidden_MD = jnp.where(mine_M1, table_VD[jnp.clip(rows, 0, len(table_VD) - 1)], 0)
+  return partition.add_and_scatter(hidden_MD, "tensor", 0)
 
 
 def positions_in_segments(segments_BT: Array) -> Array:
@@ -207,9 +233,12 @@ def _layers(
 
   def body(hidden_MD: Array, inputs: tuple[Params, Array | None]):
     layer, expert_ids_MA = inputs
+    layer = partition.gather_layer(layer, spec)
     return _block(layer, spec, hidden_MD, angles, attend, real_M, expert_ids_MA)
 
   body = REMAT[remat](body)
+  if remat == "none" and partition.size("fsdp") > 1:
+    body = jax.checkpoint(body, policy=_KEEP_BUT_GATHERED)
   unroll = spec.layers if spec.layers <= UNROLLED else 1
   return jax.lax.scan(body, hidden_MD, (params["layers"], expert_ids_LMA), unroll=unroll)
 
@@ -224,8 +253,9 @@ def _block(
   expert_ids_MA: Array | None,
 ) -> tuple[Array, Routing | None]:
   """One pre-norm transformer block on flattened tokens, and what its router did, if it has one."""
-  M = hidden_MD.shape[0]
-  x_MD = rms_norm(hidden_MD, layer["attention_norm"], spec.norm_epsilon)
+  whole = lambda x: partition.gather(x, "tensor", 0)  # all tokens, before this device's columns
+  x_MD = whole(rms_norm(hidden_MD, layer["attention_norm"], spec.norm_epsilon))
+  M = len(x_MD)
   queries = linear(x_MD, layer["query"], layer.get("query_bias")).reshape(M, -1, spec.head_width)
   keys = linear(x_MD, layer["key"], layer.get("key_bias")).reshape(M, -1, spec.head_width)
   values = linear(x_MD, layer["value"], layer.get("value_bias")).reshape(M, -1, spec.head_width)
@@ -233,12 +263,14 @@ def _block(
     queries = rms_norm(queries, layer["query_norm"], spec.norm_epsilon)
     keys = rms_norm(keys, layer["key_norm"], spec.norm_epsilon)
   mixed = attend(rotate(queries, angles), rotate(keys, angles), values)
-  hidden_MD = hidden_MD + linear(mixed, layer["output"])
-  x_MD = rms_norm(hidden_MD, layer["mlp_norm"], spec.norm_epsilon)
-  if not spec.experts:
-    return hidden_MD + swiglu(x_MD, layer), None
-  mixed_MD, routing = mixture(x_MD, layer, spec, real_M, expert_ids_MA)
-  return hidden_MD + mixed_MD, routing
+  hidden_MD = hidden_MD + partition.add_and_scatter(linear(mixed, layer["output"]), "tensor", 0)
+  x_MD = whole(rms_norm(hidden_MD, layer["mlp_norm"], spec.norm_epsilon))
+  routing = None
+  if spec.experts:
+    mixed_MD, routing = mixture(x_MD, layer, spec, real_M, expert_ids_MA)
+  else:
+    mixed_MD = swiglu(x_MD, layer)
+  return hidden_MD + partition.add_and_scatter(mixed_MD, "tensor", 0), routing
 
 
 def _cached_layers(
