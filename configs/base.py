@@ -192,6 +192,7 @@ def get_config() -> ConfigDict:
   config.optimizer = ConfigDict()
   config.optimizer.learning_rate = 3e-4  # after the warm-up
   config.optimizer.warmup_updates = 4  # updates over which the rate rises linearly
+  config.optimizer.decay = "none"  # after that: none, or cosine, to 0 at the end of the run
   config.optimizer.beta1 = 0.9  # decay of Adam's mean of gradients
   config.optimizer.beta2 = 0.999  # decay of Adam's mean of their squares
   config.optimizer.epsilon = 1e-8  # added to the root of that
@@ -204,7 +205,7 @@ def get_config() -> ConfigDict:
   config.evaluation = ConfigDict()
   config.evaluation.every = 0  # updates between evaluations during the run; 0: before and after
   config.evaluation.problems = 200  # held-out prompts
-  config.evaluation.samples_per_problem = 4  # responses to each, at temperature 1
+  config.evaluation.samples_per_problem = 4  # responses to each, at temperature 1; k of avg@k
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 100  # updates between checkpoints, when weights are published; 0: none
@@ -224,6 +225,29 @@ def get_config() -> ConfigDict:
   config.rollouts.save_groups = 2  # groups of each minibatch written to rollouts/; -1: all
   config.rollouts.save_tokens = True  # with the text, log ratio and coefficient of every token
   config.rollouts.save_all = False  # every rollout, to rollouts.parquet/, for sampler.source=replay
+
+  # Supervised fine-tuning (vespo_jax.sft) of the policy, by the same optimizer. An update is of
+  # batch.prompts demonstrations; what objective, advantage, correction, kl, staleness and rollouts
+  # say is of reinforcement learning alone.
+  config.sft = ConfigDict()
+  config.sft.loss = "cross_entropy"  # or dft: each token's loss times its probability, detached
+  # JSONL with prompt and response, or with messages in chat format, of which what the assistant
+  # says is trained on; "": the solutions of the task
+  config.sft.data = ""
+  config.sft.held_out_data = ""  # JSONL of its own for the held-out loss; "": taken as follows
+  config.sft.held_out = 100  # demonstrations kept from training (a task's: of its test split)
+  config.sft.epochs = 0.0  # passes over the data; 0: as many updates as `updates` says
+  config.sft.row_tokens = 512  # of the rows that demonstrations are packed into: the longest one
+
+  # Rewriting a task's solutions in the policy's own words (vespo_jax.rewrite), into such a JSONL.
+  config.rewrite = ConfigDict()
+  config.rewrite.problems = 0  # of the task's training problems, the first so many; 0: all
+  config.rewrite.samples = 4  # of each problem, one of which may be correct
+  config.rewrite.guided_samples = 4  # of each where none is, with the solution shown
+  config.rewrite.guide = (  # how it is shown
+    "{question}\n\nThis is a correct solution:\n{solution}\n\n"
+    "Solve the problem again, in your own words and without mentioning the solution above."
+  )
 
   # Devices of the learner along each axis; -1: all that are left.
   config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "expert": 1, "sequence": 1})

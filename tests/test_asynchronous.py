@@ -6,8 +6,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests.test_end_to_end import debug_config, rows
+from vespo_jax import config as config_lib
 from vespo_jax import launch, metrics, models, parts
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.saved import SavedRollouts
@@ -64,14 +66,20 @@ def test_async_without_staleness_is_sync_of_one_minibatch(data_dir, tmp_path):
 
 
 def test_the_logical_clock_is_deterministic_whoever_is_slow(logical, tmp_path):
+  """And whether or not it is evaluated on the way."""
   workdir, config = logical
   assert plans(workdir) == [[[0, version]] for version in (0, 0, 0, 1, 2)]
   stored = metrics.read(workdir / "metrics.jsonl")
   assert [row["staleness/mean"] for row in stored] == [0, 1, 2, 2, 2]
   assert max(abs(row["weight/log_w_min"]) for row in stored) > 1e-3
   slow = lambda: time.sleep(0.3) is not None  # False, after a while
-  assert launch.train(config, tmp_path / "again", slow)["sampler_failures"] == []
-  same_run(workdir, tmp_path / "again")
+  values = ConfigDict(config.to_dict())
+  values.evaluation.every = 1
+  again = config_lib.validate(values)
+  assert launch.train(again, tmp_path / "again", slow)["sampler_failures"] == []
+  same_run(workdir, tmp_path / "again", drop=("evaluation/",))
+  found = [row.get("evaluation/accuracy") for row in metrics.read(tmp_path / "again/metrics.jsonl")]
+  assert [accuracy is not None for accuracy in found] == [True] * 4 + [False]
 
 
 def test_saved_rollouts_train_the_same_policy_without_a_sampler(logical, data_dir, tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from vespo_jax import command, launch, objectives, parts, train, training
 from vespo_jax import config as config_lib
-from vespo_jax import launch, objectives, parts, train, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.integrity import Monitor
@@ -32,13 +32,16 @@ def parse(*arguments, config=DEBUG):
   return config_lib.parse(["train", f"--config={config}", "--workdir=w", *arguments])
 
 
+COMMANDS = {"sft": "sft", "rewrite": "rewrite"}  # of configs that are not of `train`
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_shipped_configs_are_accepted_and_documented(name):
   module = importlib.import_module(f"configs.{name}")
   assert module.__doc__ and module.get_config.__doc__
   if name != "base":
     for word in (
-      "python -m vespo_jax.train",
+      f"python -m vespo_jax.{COMMANDS.get(name, 'train')} ",
       f"configs/{name}.py",
       "eproduces",
       "Hardware",
@@ -46,7 +49,7 @@ def test_shipped_configs_are_accepted_and_documented(name):
     ):
       assert word in module.__doc__, word
   config = module.get_config()
-  if name == "smollm2" and not Path(config.policy.path).exists():
+  if name in ("smollm2", "rewrite") and not Path(config.policy.path).exists():
     config.policy.path = ""  # its weights are a package that not everybody has
   config_lib.validate(config)
 
@@ -375,7 +378,7 @@ def test_exit_codes_say_how_a_run_ended(outcome, code, monkeypatch, capsys):
     return outcome
 
   monkeypatch.setattr(launch, "train", ends)
-  monkeypatch.setattr(train, "_stop_on_signals", lambda seconds: lambda: False)
+  monkeypatch.setattr(command, "_stop_on_signals", lambda seconds: lambda: False)
   monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
   assert train.main(["train", f"--config={DEBUG}", "--workdir=w"]) == code
   printed = capsys.readouterr()

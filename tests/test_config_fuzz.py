@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from configs import debug
+from vespo_jax import command, launch, parts, train, training
 from vespo_jax import config as config_lib
-from vespo_jax import launch, parts, train, training
 from vespo_jax.config_file import flatten
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
 from vespo_jax.learner.update import StepSettings
@@ -250,7 +250,7 @@ def test_a_random_config_is_refused_in_one_message_or_can_be_built(cases, monkey
     return {"stop_reason": "accepted", "updates": 0}
 
   monkeypatch.setattr(launch, "train", accept)
-  monkeypatch.setattr(train, "_stop_on_signals", lambda seconds: lambda: False)
+  monkeypatch.setattr(command, "_stop_on_signals", lambda seconds: lambda: False)
   monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.5")
   refused = 0
   for i in range(cases):

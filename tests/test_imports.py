@@ -15,7 +15,7 @@ ROOMS = [
   {"weights", "tasks", "sampler"},
   {"runtime"},
   {"learner"},
-  {"evaluation", "report"},
+  {"evaluation", "report", "supervised"},
   {
     "config_rules",
     "config_file",
@@ -24,8 +24,15 @@ ROOMS = [
     "parts",
     "training",
     "launch",
+    "fine_tuning",
+    "rewriting",
+    "command",
     "train",
+    "sft",
+    "rewrite",
     "replay_failure",
+    "subjects",
+    "evaluate_flags",
     "evaluate",
     "conversation",
     "interactive",
@@ -96,7 +103,8 @@ def test_files_are_short():
   for path in sorted(PACKAGE.rglob("*.py")):
     lines = len(path.read_text().splitlines())
     assert lines <= 400, f"{path.name} has {lines} lines"
-  for name in ("train", "replay_failure", "evaluate", "sample", "report/__main__"):
+  entries = ("train", "sft", "rewrite", "replay_failure", "evaluate", "sample", "report/__main__")
+  for name in entries:
     path = PACKAGE / f"{name}.py"
     if path.is_file():
       assert len(path.read_text().splitlines()) <= 90, name

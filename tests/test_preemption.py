@@ -13,8 +13,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 WAITING = """
 import sys, time
-from vespo_jax import train
-stop = train._stop_on_signals(float(sys.argv[1]))
+from vespo_jax import command
+stop = command._stop_on_signals(float(sys.argv[1]))
 print(stop(), flush=True)
 while not stop():
   time.sleep(0.01)
@@ -24,8 +24,8 @@ time.sleep(100)
 NOTICE = """
 import json, os, signal, sys, time
 import jax
-from vespo_jax import train
-stop = train._stop_on_signals(60.0)
+from vespo_jax import command
+stop = command._stop_on_signals(60.0)
 jax.distributed.initialize(sys.argv[1], num_processes=1, process_id=0)
 from tests.learner.test_checkpoint import SPEC, Checkpoints, Path
 checkpoints = Checkpoints(Path(sys.argv[2]), SPEC)

@@ -173,6 +173,36 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
   )
 
 
+def check_sft(config: FrozenConfigDict) -> None:
+  """Raises ConfigError if no supervised fine-tuning can be made of a config."""
+  for key in ("data", "held_out_data"):
+    path = config.sft[key]
+    if path and not os.path.isfile(path):
+      raise ConfigError(f"sft.{key}={shown(path)}: no such file")
+  if not config.sft.data and config.sft.held_out > config.task.test_size:
+    raise ConfigError(
+      f"sft.held_out={config.sft.held_out} must be at most task.test_size={config.task.test_size}"
+    )
+  for key, value, off in (
+    ("optimizer.ess_scaling", config.optimizer.ess_scaling, "none"),
+    ("guards.max_log_w", config.guards.max_log_w, 0.0),
+  ):
+    if value != off:
+      raise ConfigError(
+        f"{key}={value!r} needs importance weights, which demonstrations have not; set it to "
+        f"{off!r}"
+      )
+
+
+def check_rewrite(config: FrozenConfigDict) -> None:
+  """Raises ConfigError if no rewriting can be made of a config."""
+  if config.rewrite.problems > config.task.train_size:
+    raise ConfigError(
+      f"rewrite.problems={config.rewrite.problems} must be at most "
+      f"task.train_size={config.task.train_size}"
+    )
+
+
 def _nest(values: Values) -> dict[str, Any]:
   tree: dict[str, Any] = {}
   for key, value in values.items():

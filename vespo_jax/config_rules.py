@@ -285,6 +285,7 @@ RULES: dict[str, Rule] = {
   "lora.targets": Rule(str, "a regular expression", _is_pattern),
   "optimizer.learning_rate": _at_least(0.0),
   "optimizer.warmup_updates": _at_least(0),
+  "optimizer.decay": _one_of("none", "cosine"),
   "optimizer.beta1": _fraction(open_top=True),
   "optimizer.beta2": _fraction(open_top=True),
   "optimizer.epsilon": _above(0.0),
@@ -310,6 +311,20 @@ RULES: dict[str, Rule] = {
   ),
   "rollouts.save_tokens": FLAG,
   "rollouts.save_all": FLAG,
+  "sft.loss": _one_of("cross_entropy", "dft"),
+  "sft.data": TEXT,
+  "sft.held_out_data": TEXT,
+  "sft.held_out": _at_least(0),
+  "sft.epochs": _at_least(0.0),
+  "sft.row_tokens": _at_least(2),
+  "rewrite.problems": _at_least(0),
+  "rewrite.samples": _at_least(1),
+  "rewrite.guided_samples": _at_least(1),
+  "rewrite.guide": Rule(
+    str,
+    "a text with {question} and {solution} in it",
+    lambda value: "{question}" in value and "{solution}" in value,
+  ),
   **{f"mesh.{axis}": _axis() for axis in MESH_AXES},
 }
 

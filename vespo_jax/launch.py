@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def train(
   """
   keep_programs(config.runtime.compilation_cache)
   memory.return_after_compiling()
-  fresh = _claim(config, workdir)
-  finished = _finished(config, workdir)
+  fresh = claim(config, workdir)
+  finished = finished_result(workdir, {"updates": config.updates}, "evaluation_after")
   if finished is not None:
     if not (workdir / report.PAGE).is_file():  # the last thing that a run writes
       report.write(workdir)
@@ -156,7 +156,7 @@ def _run(
     result["stop_reason"] = loop.run()
     if result["stop_reason"] == "finished":
       result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
-      _export(workdir, learner, loop.state, tokenizer)
+      export(workdir, learner, loop.state, tokenizer)
   except Preempted:  # while the trained policy was evaluated
     result["stop_reason"] = "preempted"
   except BaseException as error:  # whatever ends the run, the result says so; then it goes on
@@ -189,7 +189,8 @@ def _restore(
     return RunState(learner.state, Snapshot(), Monitor().to_dict(), digest)
   if found.reference != digest:
     raise ConfigError(
-      f"policy.path={config.policy.path!r} is not the policy that the run in {workdir} started from"
+      f"policy.path={config.policy.path!r} is not the policy that the run in {workdir} started "
+      "from, or that is no run of vespo_jax.train"
     )
   _say(f"resuming after update {int(found.state.step)}")
   return found
@@ -219,7 +220,7 @@ def _loop_settings(config: FrozenConfigDict) -> LoopSettings:
   )
 
 
-def _export(
+def export(
   workdir: Path, learner: training.Learner, state: TrainState, tokenizer: Tokenizer
 ) -> None:
   """Writes the trained policy, and the adapters if that is what was trained."""
@@ -243,11 +244,15 @@ def _evaluate_during(
     "evaluation/accuracy": evaluation.accuracy,
     "evaluation/low": evaluation.low,
     "evaluation/high": evaluation.high,
+    **{f"evaluation/pass_at_{k}": passed for k, passed in evaluation.pass_at_k.items()},
   }
 
 
-def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
-  """Writes the config into a run directory, new or this run's; returns whether it is new."""
+def claim(config: FrozenConfigDict, workdir: Path) -> bool:
+  """Writes the config into a run directory, new or this run's; returns whether it is new.
+
+  Raises ConfigError if it cannot be written, or holds a run of another config.
+  """
   path = workdir / "config.json"
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -255,7 +260,8 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
     if not fresh:
       stored, mine = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
       changed = config_lib.differences(stored, mine)
-      differing = [key for key in changed if not key.startswith(CHANGEABLE)]
+      fixed = ("updates",) if config.optimizer.decay != "none" else ()  # the rate depends on it
+      differing = [key for key in changed if key in fixed or not key.startswith(CHANGEABLE)]
       if differing:
         raise ConfigError(
           f"--workdir={workdir} holds a run with another {', '.join(differing[:5])}; "
@@ -267,11 +273,12 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
   return fresh
 
 
-def _finished(config: FrozenConfigDict, workdir: Path) -> dict[str, Any] | None:
+def finished_result(workdir: Path, made: Mapping[str, int], last: str) -> dict[str, Any] | None:
+  """What `result.json` holds, if it is of a run that made that much and ended with `last`."""
   path = workdir / "result.json"
   result = json.loads(path.read_text()) if path.is_file() else {}
-  done = result.get("stop_reason") == "finished" and result["updates"] == config.updates
-  return result if done else None
+  done = result.get("stop_reason") == "finished" and made.items() <= result.items()
+  return result if done and last in result else None
 
 
 def _evaluate_before(

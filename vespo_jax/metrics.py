@@ -117,13 +117,16 @@ class Progress:
   at most one every two seconds, and always the first and the last.
 
   Args:
-    total_updates: the committed updates the run will end with.
+    total: the committed updates the run will end with.
     start: the committed updates it starts from.
     stream: where to show it; standard error when None.
+    unit: what is counted, where it is not updates.
   """
 
-  def __init__(self, total_updates: int, *, start: int = 0, stream: TextIO | None = None):
-    self._total = total_updates
+  def __init__(
+    self, total: int, *, start: int = 0, stream: TextIO | None = None, unit: str = "update"
+  ):
+    self._total, self._unit = total, unit
     self._start = start
     self._stream = stream or sys.stderr
     self._bar: LiveBar | None = None
@@ -159,7 +162,7 @@ class Progress:
     if self._bar is not None:
       self._bar.update(self._bar.task_ids[0], completed=step, status=" ".join(status))
       return
-    self._unprinted = f"update {step}/{self._total}  {'  '.join(status)}"
+    self._unprinted = f"{self._unit} {step}/{self._total}  {'  '.join(status)}"
     if step >= self._total or now - self._printed_at >= PLAIN_INTERVAL_S:
       self._print(self._unprinted)
       self._printed_at, self._unprinted = now, ""
@@ -189,6 +192,8 @@ def _describe(row: Mapping[str, Any]) -> list[str]:
   """The few numbers of a row worth watching, in a fixed order."""
   shown = {
     "reward/mean": "reward {:.3f}",
+    "evaluation/accuracy": "accuracy {:.3f}",
+    "data/nll": "nll {:.3f}",
     "entropy/mean": "entropy {:.2f}",
     "staleness/mean": "staleness {:.1f}",
   }

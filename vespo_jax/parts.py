@@ -177,21 +177,12 @@ def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: 
   return dataclasses.replace(settings, **changes)
 
 
-def make_evaluator(
-  config: FrozenConfigDict,
-  held_out: ProblemSet,
-  *,
-  problems: int | None = None,
-  samples: int | None = None,
-) -> Evaluator:
-  """The configured evaluation on held-out problems: temperature 1, no truncation.
-
-  `problems` and `samples` override the configured numbers of problems and samples of each.
-  """
-  samples = samples or config.evaluation.samples_per_problem
+def make_evaluator(config: FrozenConfigDict, held_out: ProblemSet) -> Evaluator:
+  """The configured evaluation on held-out problems: temperature 1, no truncation."""
+  samples = config.evaluation.samples_per_problem
   return Evaluator(
     held_out,
-    problems or config.evaluation.problems,
+    config.evaluation.problems,
     sampler_settings(
       config,
       held_out.tokenizer,

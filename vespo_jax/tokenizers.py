@@ -120,19 +120,22 @@ class Tokenizer:
 
     Raises ValueError naming what has no id, or why the template refuses.
     """
-    if self.chat is None or raw:
-      ids = self.encode(question if raw else question + "\n")
-      return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None else ids
-    return self.encode_chat([{"role": "user", "content": question}])
+    if self.chat is not None and not raw:
+      return self.encode_chat([{"role": "user", "content": question}])
+    ids = self.encode(question if raw else question + "\n")
+    return [self.bos_id, *ids] if self.add_bos and self.bos_id is not None else ids
 
   def encode_chat(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
     """The ids of a conversation, up to where the next answer begins.
 
     `turns` have a role and a content each. What looks like a special token in a content stays text.
-    Raises ValueError naming what has no id, why the template refuses, or that there is none.
+    Raises ValueError naming what has no id, or why the template refuses; if there is no template,
+    for all but one turn of the user.
     """
     if self.chat is None:
-      raise ValueError("the tokenizer has no chat template")
+      if [turn["role"] for turn in turns] != ["user"]:
+        raise ValueError("the tokenizer has no chat template for more than one turn of the user")
+      return self.encode_prompt(turns[0]["content"])
     contents = "".join(turn["content"] for turn in turns)
     cut = next(c for c in map(chr, _PRIVATE_USE) if c not in contents + self.chat.source)
 

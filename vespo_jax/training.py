@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from ml_collections import FrozenConfigDict
 
+from vespo_jax import advantages, objectives, parts, sharding
 from vespo_jax import config as config_lib
-from vespo_jax import parts, sharding
+from vespo_jax.advantages import Advantage
 from vespo_jax.learner.anchors import Anchors, copy
-from vespo_jax.learner.checkpoint import Checkpoints, RunState, abstract_like
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState, abstract_like
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.numerics import GuardedUpdate, Limits
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
@@ -29,6 +31,7 @@ from vespo_jax.learner.update import (
 )
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
+from vespo_jax.objectives import Objective
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params, TrainState
 
@@ -76,22 +79,62 @@ class Learner:
       self.anchors.start_rollout_batch(lambda: placed)
 
 
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What is optimised: the objective, what rewards become, and what surrounds both."""
+
+  objective: Objective
+  advantage: Advantage
+  loss: LossSettings
+
+
+def configured_method(config: FrozenConfigDict) -> Method:
+  """The method of reinforcement learning that the config names."""
+  return Method(
+    config_lib.make_objective(config), config_lib.make_advantage(config), loss_settings(config)
+  )
+
+
+def supervised_method(config: FrozenConfigDict) -> Method:
+  """The method that imitates: every demonstration has advantage 1, every token coefficient 1
+  (cross entropy) or its probability (DFT), and the mean is over tokens."""
+  loss = LossSettings(
+    aggregation="token-mean",
+    micro_batches=config.batch.micro_batches,
+    remat=config.policy.remat,
+    balance_coefficient=config.moe.balance_coefficient,
+    z_coefficient=config.moe.z_coefficient,
+  )
+  objective = objectives.dft() if config.sft.loss == "dft" else objectives.make("reinforce")
+  return Method(objective, advantages.make("rloo"), loss)  # of one sample the reward itself, 1
+
+
 def make_learner(
-  config: FrozenConfigDict, mesh: jax.sharding.Mesh, spec: ModelSpec, params: Params
+  config: FrozenConfigDict,
+  mesh: jax.sharding.Mesh,
+  spec: ModelSpec,
+  params: Params,
+  method: Method | None = None,
+  updates: int | None = None,
 ) -> Learner:
-  """The configured learner of the policy `params`, before its first update."""
-  optimizer = make_optimizer(parts.pick(OptimizerSettings, config.optimizer))
+  """The learner of the policy `params`, before its first update.
+
+  `method` and `updates` (of the whole run) are the configured ones where they are not given.
+  """
+  method = method or configured_method(config)
+  settings = parts.pick(OptimizerSettings, config.optimizer)
+  optimizer = make_optimizer(settings, config.updates if updates is None else updates)
   adapters = config_lib.make_lora(config, spec)
   if adapters is None:
     state = init_state(params, optimizer)
   else:
     trained = lora.init(spec, jax.random.key(config.seed), adapters)
     state = init_state(trained, optimizer, frozen=params)
-  loss = loss_settings(config)
+  loss = method.loss
   update = make_update(
     spec,
-    config_lib.make_objective(config),
-    config_lib.make_advantage(config),
+    method.objective,
+    method.advantage,
     optimizer,
     loss,
     parts.pick(StepSettings, config.optimizer),
@@ -116,18 +159,44 @@ def make_learner(
 
 
 def load_checkpoint(workdir: Path) -> tuple[ModelSpec, Params, Tokenizer]:
-  """The policy of a run's newest good checkpoint, on one device, with adapters merged.
+  """The policy of a run's newest good checkpoint: see `read_checkpoint`."""
+  return read_checkpoint(workdir)[1:]
 
-  Raises FileNotFoundError if there is none, ConfigError, CheckpointError.
+
+def read_checkpoint(
+  workdir: Path, step: int | None = None
+) -> tuple[int, ModelSpec, Params, Tokenizer]:
+  """The policy of a run's checkpoint after `step` updates, or of its newest good one, and its step;
+  on one device, with adapters merged. Nothing is changed there: the run may be under way.
+
+  Raises FileNotFoundError naming the checkpoints there are, ConfigError, CheckpointError.
   """
   config = config_lib.read(workdir / "config.json")
+  there = checkpoint_steps(workdir)
+  if not there or (step is not None and step not in there):
+    wanted = "no checkpoint" if step is None else f"no checkpoint of update {step}"
+    raise FileNotFoundError(f"{workdir} has {wanted}; it has {there or 'none'}")
   spec, params, tokenizer = parts.load_policy(config)
   learner = make_learner(config, sharding.make_mesh({"data": 1}), spec, params)
-  with contextlib.closing(Checkpoints(workdir / "checkpoints", spec)) as checkpoints:
-    run = learner.restore(checkpoints, config.updates, lambda place, problem: None)
-  if run is None:
-    raise FileNotFoundError(f"{workdir} has no checkpoint")
-  return spec, learner.policy(run.state), tokenizer
+  damaged: list[str] = []
+  with contextlib.closing(
+    Checkpoints(workdir / "checkpoints", spec, read_only=True)
+  ) as checkpoints:
+    at_most = sys.maxsize if step is None else step  # newer ones may be there by now
+    run = learner.restore(
+      checkpoints, at_most, lambda place, problem: damaged.append(f"{place}: {problem}")
+    )
+  found = None if run is None else int(run.state.step)
+  if run is None or found is None or (step is not None and found != step):
+    why = "; ".join(damaged) or "the run has removed it"
+    raise CheckpointError(f"a checkpoint in {workdir} cannot be read: {why}")
+  return found, spec, learner.policy(run.state), tokenizer
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+  """The updates after which a run has checkpoints, ascending."""
+  names = [path.name for path in (workdir / "checkpoints").glob("*")]
+  return sorted(int(name) for name in names if name.isdecimal())
 
 
 def loss_settings(config: FrozenConfigDict) -> LossSettings:

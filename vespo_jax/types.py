@@ -22,6 +22,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Params = dict[str, Any]  # nested dict of arrays
@@ -86,6 +87,9 @@ class TrainBatch:
 
   Prompts are padded on the left, responses on the right. Every array has P as its first axis, so
   a batch is sharded, and cut into micro-batches, by prompts.
+
+  With `segments_PRT` it is packed rows instead: S = 0, R = 1, and each of the P rows holds whole
+  sequences one after another, of which `response_mask_PRT` says what counts.
   """
 
   prompt_tokens_PS: HostArray  # int32
@@ -102,6 +106,15 @@ class TrainBatch:
   fresh_mask_PRT: HostArray | None = None
   # Router choices to replay, uint8 or uint16; axis J is the group's prompt, then its samples.
   expert_ids_PJLA: HostArray | None = None
+  # Of packed rows, int32: 1, 2, .. for the tokens of the sequences of a row; 0 is padding.
+  segments_PRT: HostArray | None = None
+
+  @property
+  def real_PJ(self) -> Array:
+    """bool: True at real tokens; axis J is the group's prompt, then its samples."""
+    own_PRT = self.response_mask_PRT if self.segments_PRT is None else self.segments_PRT != 0
+    P, R, T = own_PRT.shape
+    return jnp.concatenate([self.prompt_mask_PS, jnp.reshape(own_PRT, (P, R * T))], axis=1)
 
 
 @flax.struct.dataclass

@@ -47,8 +47,8 @@ def fill(directory, steps, retention=checkpoint.KEEP_ALL, metrics=lambda step: {
   return {int(path.name) for path in directory.iterdir()}
 
 
-def restore(directory, at_most=99, set_aside=refuse, like=None):
-  checkpoints = Checkpoints(directory, SPEC)
+def restore(directory, at_most=99, set_aside=refuse, like=None, read_only=False):
+  checkpoints = Checkpoints(directory, SPEC, read_only=read_only)
   try:
     return checkpoints.restore(like or state(0), at_most, set_aside)
   finally:
@@ -148,6 +148,20 @@ def test_if_none_is_good_nothing_begins_again(directory):
   with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
     restore(directory, set_aside=lambda *args: None)
   assert {path.name for path in (directory.parent / "damaged").iterdir()} == {"2", "4"}
+
+
+def test_a_reader_passes_over_damage_and_changes_nothing(directory):
+  fill(directory, (2, 4))
+  flip(directory / "4" / "about" / "metadata")
+  (directory / "6.orbax-checkpoint-tmp").mkdir()  # the run is saving it
+  before, found = sorted(directory.parent.rglob("*")), []
+  aside = lambda *args: found.append(args)
+  assert restore(directory, set_aside=aside, read_only=True).state.step == 2
+  assert found[0][0] == directory / "4"
+  flip(directory / "2" / "about" / "metadata")
+  with pytest.raises(CheckpointError, match="every checkpoint in .* is damaged"):
+    restore(directory, set_aside=aside, read_only=True)
+  assert sorted(directory.parent.rglob("*")) == before
 
 
 def test_another_format_or_another_tree_is_refused(directory, monkeypatch):

@@ -49,7 +49,7 @@ def test_every_rollout_has_its_own_numbers(tmp_path):
 
 def test_every_token_has_its_own_numbers(tmp_path):
   tokenizer = byte_tokenizer()
-  problems = types.SimpleNamespace(tokenizer=tokenizer, examples=[types.SimpleNamespace(answer="")])
+  problems = types.SimpleNamespace(tokenizer=tokenizer, answer=lambda rollout: "")
   rollouts = [rollout(group, 4) for group in (5, 5, 6, 6)]
   for record in rollouts:
     record.example_id, record.response_ids = 0, np.array(tokenizer.encode("aé") + [2])

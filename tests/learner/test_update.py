@@ -135,6 +135,12 @@ def test_warm_up_and_weight_decay():
   rate = schedule(OptimizerSettings(learning_rate=1.0, warmup_updates=4))
   np.testing.assert_allclose([rate(i) for i in range(6)], [0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
   assert schedule(OptimizerSettings(learning_rate=0.5))(0) == 0.5
+  falling = OptimizerSettings(learning_rate=2.0, warmup_updates=2, decay="cosine")
+  rate = schedule(falling, updates=6)
+  half = 1 + np.sqrt(0.5)
+  np.testing.assert_allclose(
+    [rate(i) for i in range(7)], [1.0, 2.0, 2.0, half, 1.0, 2 - half, 0.0], atol=1e-6
+  )
   optimizer = make_optimizer(OptimizerSettings(learning_rate=1.0, weight_decay=0.5))
   params = models.init(SPEC, jax.random.key(0))
   zeros = jax.tree.map(jnp.zeros_like, params)

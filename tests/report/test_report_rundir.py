@@ -127,3 +127,9 @@ def test_a_broken_file_is_named(small_run, name, text):
   (small_run / name).write_text(text)
   with pytest.raises(rundir.RunError, match=name):
     rundir.load(small_run)
+
+
+def test_a_run_of_supervised_fine_tuning_is_refused_by_name(small_run):
+  (small_run / "metrics.jsonl").write_text('{"step": 1, "data/nll": 0.5}\n')
+  with pytest.raises(rundir.RunError, match="is of vespo_jax.sft, which has no report"):
+    rundir.load(small_run)

@@ -1,6 +1,6 @@
 import pytest
 
-from vespo_jax.tasks.extraction import FORMATS, extract, instruct
+from vespo_jax.tasks.extraction import FORMATS, extract, instruct, respond
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ def test_long_hostile_text_is_read_in_one_pass(answer_format, piece):
   extract(text, answer_format)
   answered = f"{text}\n<answer>7</answer>\n\\boxed{{7}}\n7"
   assert extract(answered, answer_format) == (answered.strip() if answer_format == "text" else "7")
+
+
+@pytest.mark.parametrize("answer_format", FORMATS)
+@pytest.mark.parametrize("answer", ["42", "-1,234.5"])
+def test_the_answer_of_a_response_is_found(answer_format, answer):
+  assert extract(respond(answer, answer_format), answer_format) == answer
 
 
 def test_the_prompt_says_where_the_answer_belongs():

@@ -32,6 +32,13 @@ def test_verdicts(response, reward, status):
     assert (score.reward, score.status) == (reward, status), example
 
 
+@pytest.mark.parametrize("answer_format", ["text", "tag", "boxed", "last_line", "number"])
+def test_the_solution_is_rewarded(answer_format):
+  task = tasks.make("reasoning_gym/chain_sum", answer_format=answer_format)
+  for example in first(task, 5):
+    assert task.score(example, task.solution(example)).reward == 1.0
+
+
 def test_a_substring_is_worth_nothing_though_the_scorer_pays_for_it():
   example = first(SUMS, 1)[0]
   score = SUMS.score(example, f"The answer is {example.answer}")

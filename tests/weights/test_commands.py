@@ -1,11 +1,13 @@
-"""`python -m vespo_jax.convert` and `python -m vespo_jax.sample` on a GGUF file."""
+"""`python -m vespo_jax.convert`, `sample` and `evaluate` on a GGUF file."""
+
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vespo_jax import convert, models, sample
+from vespo_jax import convert, evaluate, models, sample
 
 
 def run(module, **options):
@@ -53,3 +55,21 @@ def test_sampling_from_a_gguf_file(make_pair, capsys):
   path.write_bytes(path.read_bytes()[:-64])
   assert run(sample, **options) == 2
   assert "truncated" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_gguf_file_and_its_converted_model_are_evaluated_the_same(make_pair, tmp_path, capsys):
+  path, out = make_pair("llama").write_gguf(), tmp_path / "out"
+  assert run(convert, model=path, out=out, format="hf") == 0
+  options = {"task": "reasoning_gym/chain_sum", "test_size": 4, "data_dir": tmp_path / "data"}
+  options |= {"out": tmp_path / "records", "max_new_tokens": 4, "samples": 2}
+  capsys.readouterr()
+  found = []
+  for model in (path, out):
+    assert (
+      evaluate.main(["", "--json", *(f"--{k}={v}" for k, v in options.items()), f"--model={model}"])
+      == 0
+    )
+    found.append(json.loads(capsys.readouterr().out))
+  assert found[0]["records"] == found[1]["records"]  # the same weights: the second one was read
+  assert found[0]["problems"] == 4 and sum(found[0]["statuses"].values()) == 8

@@ -85,17 +85,28 @@ class Checkpoints:
     directory: made if missing.
     spec: of the published weights.
     retention: which are kept.
+    read_only: change nothing there: the run may be under way in another process.
   """
 
-  def __init__(self, directory: Path, spec: ModelSpec, retention: Retention = KEEP_ALL):
+  def __init__(
+    self,
+    directory: Path,
+    spec: ModelSpec,
+    retention: Retention = KEEP_ALL,
+    *,
+    read_only: bool = False,
+  ):
     self._directory, self._spec, self._metric = directory.resolve(), spec, retention.best_metric
-    options = ocp.CheckpointManagerOptions(
+    self._read_only = read_only
+    reading = ocp.CheckpointManagerOptions(create=False)  # and nothing is cleaned up
+    writing = ocp.CheckpointManagerOptions(
       create=True,
       cleanup_tmp_directories=True,
       best_fn=self._score,
       preservation_policy=_policy(retention, self._score),
       async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
     )
+    options = reading if read_only else writing
     arrays = ("state", "weights", "results", "rates")
     handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in arrays}
     handlers["about"] = ocp.JsonCheckpointHandler()
@@ -149,7 +160,7 @@ class Checkpoints:
       like: shapes, types and shardings to restore to, see `abstract_like`.
       at_most: updates.
       set_aside: called with the new place of every damaged checkpoint that was passed over, and
-        what is wrong with it.
+        what is wrong with it; read-only, they stay where they are.
 
     Raises:
       CheckpointError: if it is of another format or policy, or all checkpoints are damaged.
@@ -160,6 +171,8 @@ class Checkpoints:
       if problem is None:
         return self._read(step, like)
       set_aside(self._set_aside(step), problem)
+    if steps and self._read_only:
+      raise CheckpointError(f"every checkpoint in {self._directory} is damaged")
     if steps:
       raise CheckpointError(
         f"every checkpoint is damaged; they are in {self._damaged}. Nothing was overwritten: give "
@@ -228,7 +241,9 @@ class Checkpoints:
     )
 
   def _set_aside(self, step: int) -> Path:
-    """Moves a checkpoint out of the way of later ones of the same step."""
+    """Moves a checkpoint out of the way of later ones of the same step, if it may be moved."""
+    if self._read_only:
+      return self._directory / str(step)
     self._damaged.mkdir(exist_ok=True)
     taken = len(list(self._damaged.glob(f"{step}*")))
     place = self._damaged / (f"{step}.{taken}" if taken else str(step))

@@ -364,7 +364,7 @@ def _rows(x_PRT: HostArray) -> Array:
 def _cut(x: Array, pieces: int) -> Array:
   """[P, ..] -> [pieces, P / pieces, ..]; piece j takes prompts j, j + pieces, .., so that an axis
   sharded over devices stays sharded within each piece."""
-  return jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
+  return jnp.moveaxis(x.reshape(len(x) // pieces, pieces, *x.shape[1:]), 1, 0)
 
 
 def _join(x: Array) -> Array:

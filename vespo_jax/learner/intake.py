@@ -54,6 +54,10 @@ class ProblemSet(Protocol):
     """Prompt ids of the examples at `indices`."""
     ...
 
+  def solutions(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, str]]:
+    """The question of each example at `indices`, and a response to imitate, or ""."""
+    ...
+
   def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
     """Sets task, example, reward and status of rollouts that answer `examples[indices]`."""
     ...
@@ -92,6 +96,11 @@ class Problems:
   def prompts(self, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
     """Prompt ids of the examples at `indices`."""
     return [self.tokenizer.encode_prompt(self.task.prompt(self.examples[int(i)])) for i in indices]
+
+  def solutions(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, str]]:
+    """The question of each example at `indices`, and a response to imitate, or ""."""
+    examples = [self.examples[int(i)] for i in indices]
+    return [(self.task.prompt(example), self.task.solution(example)) for example in examples]
 
   def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
     """Sets task, example, reward and status of rollouts that answer `examples[indices]`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,14 @@ from vespo_jax.learner.failure import Breakdown, Diverged, explain
 from vespo_jax.learner.groups import NoSignal
 from vespo_jax.learner.guard import Guard
 from vespo_jax.learner.intake import Intake, Minibatch, ProblemSet, SavedIntake
-from vespo_jax.learner.numerics import CAUSES, PER_LEAF, SKIPS_LEFT, GuardedUpdate, leaf_names
+from vespo_jax.learner.numerics import (
+  CAUSES,
+  PER_LEAF,
+  SKIPS_LEFT,
+  GuardedUpdate,
+  leaf_names,
+  skips_left,
+)
 from vespo_jax.learner.records import write_rollouts
 from vespo_jax.learner.rows import host_metrics
 from vespo_jax.learner.saved import RolloutWriter
@@ -107,8 +113,7 @@ class Loop:
     self._pending: Pending | None = None
     rows = metrics.read(self.metrics.path)
     self._row = rows[-1] if rows else {}  # of the last update
-    skipped = itertools.takewhile(lambda row: row.get("guard/tripped"), reversed(rows))
-    left = np.int32(self.settings.max_skipped - len(list(skipped)))
+    left = skips_left(rows, self.settings.max_skipped)
     self._skips_left = jax.device_put(left, sharding.replicated(self.mesh))  # as updates give it
     self._started = self._last_ready = time.perf_counter()
 

@@ -60,6 +60,11 @@ class Mixture:
     places = [self._place(int(index)) for index in indices]
     return [self.parts[part].prompts([number])[0] for part, number in places]
 
+  def solutions(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, str]]:
+    """See `ProblemSet.solutions`."""
+    places = [self._place(int(index)) for index in indices]
+    return [self.parts[part].solutions([number])[0] for part, number in places]
+
   def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
     """See `ProblemSet.grade`; task after task."""
     places = [self._place(int(index)) for index in indices]

@@ -7,12 +7,14 @@ update gives to the next.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vespo_jax.types import Array, Params, TrainBatch, TrainState
 
@@ -74,6 +76,12 @@ def guarded(
     return kept, metrics | {CAUSES: causes, SKIPS_LEFT: left}
 
   return call
+
+
+def skips_left(rows: Sequence[Mapping[str, Any]], max_skipped: int) -> np.ndarray:
+  """What a run with these rows of metrics goes on with as the next update's `skips_left`."""
+  skipped = itertools.takewhile(lambda row: row.get("guard/tripped"), reversed(rows))
+  return np.array(max_skipped - len(list(skipped)), np.int32)
 
 
 def leaf_norms(grads: Params) -> Array:

@@ -39,14 +39,12 @@ def auxiliary_losses(routing: Routing, load_LE: Array, tokens: Array) -> tuple[A
 
 def token_count(batch: TrainBatch) -> Array:
   """The real tokens of a minibatch, prompts once: what a routing's sums are divided by."""
-  real = jnp.sum(batch.prompt_mask_PS) + jnp.sum(batch.response_mask_PRT)
-  return jnp.maximum(real, 1).astype(jnp.float32)
+  return jnp.maximum(jnp.sum(batch.real_PJ), 1).astype(jnp.float32)
 
 
 def load(expert_ids_PJLA: HostArray, batch: TrainBatch, experts: int) -> Array:
   """float32 [L, E]: the real tokens of a minibatch that these choices send to each expert."""
-  P = batch.prompt_mask_PS.shape[0]
-  real_PJ = jnp.concatenate([batch.prompt_mask_PS, batch.response_mask_PRT.reshape(P, -1)], axis=1)
+  real_PJ = batch.real_PJ
 
   def one_layer(ids_PJA: Array) -> Array:
     real_PJA = jnp.broadcast_to(real_PJ[..., None], ids_PJA.shape).astype(jnp.float32)

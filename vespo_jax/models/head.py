@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vespo_jax.models.moe import Routing, unpack_expert_ids
 from vespo_jax.models.params import head_table
 from vespo_jax.models.spec import ModelSpec
-from vespo_jax.models.transformer import forward, forward_groups
+from vespo_jax.models.transformer import forward, forward_groups, forward_routed
 from vespo_jax.types import Array, Params, TrainBatch
 
 _BLOCK_LOGITS = 1 << 22  # logits alive at a time: 16 MiB of float32
@@ -184,8 +184,8 @@ def group_logprobs(
   temperature: float = 1.0,
   remat: str = "none",
 ) -> tuple[Array, Array]:
-  """Log-prob and entropy of every response token of a batch of groups, float32 [P, R, T]; `remat`
-  as in `forward_groups`."""
+  """Log-prob and entropy of every response token of a batch of groups, or of every token but the
+  first of each sequence of packed rows, float32 [P, R, T]; `remat` as in `forward_groups`."""
   return group_logprobs_routed(params, spec, batch, temperature, remat)[:2]
 
 
@@ -219,16 +219,27 @@ def group_logit_norms(
 def _group_hidden(
   params: Params, spec: ModelSpec, batch: TrainBatch, remat: str = "none"
 ) -> tuple[Array, Array, Routing | None]:
-  hidden_PRTD, routing = forward_groups(
-    params,
-    spec,
-    batch.prompt_tokens_PS,
-    batch.prompt_mask_PS,
-    batch.response_tokens_PRT,
-    batch.response_mask_PRT,
-    _replayed(batch),
-    remat,
-  )
+  if batch.segments_PRT is None:
+    hidden_PRTD, routing = forward_groups(
+      params,
+      spec,
+      batch.prompt_tokens_PS,
+      batch.prompt_mask_PS,
+      batch.response_tokens_PRT,
+      batch.response_mask_PRT,
+      _replayed(batch),
+      remat,
+    )
+  else:
+    hidden_PTD, _, routing = forward_routed(
+      params,
+      spec,
+      batch.response_tokens_PRT[:, 0],
+      segments=batch.segments_PRT[:, 0],
+      expert_ids_LMA=_replayed(batch),
+      remat=remat,
+    )
+    hidden_PRTD = jnp.pad(hidden_PTD[:, None, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)])
   targets_M = jnp.asarray(batch.response_tokens_PRT).reshape(-1)
   return hidden_PRTD.reshape(-1, hidden_PRTD.shape[-1]), targets_M, routing
 

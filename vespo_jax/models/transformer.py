@@ -56,6 +56,7 @@ def forward_routed(
   segments: HostArray | None = None,
   cache: KVCache | None = None,
   expert_ids_LMA: Array | None = None,
+  remat: str = "none",
 ) -> tuple[Array, Any, Routing | None]:
   """Final hidden states, after the last norm and before the head.
 
@@ -71,6 +72,7 @@ def forward_routed(
     cache: None to attend within `tokens_BT`; else the real tokens are appended to it, each row at
       its own length. There must be room: what goes beyond the cache's end is lost.
     expert_ids_LMA: int32 router choices to replay, M = B * T; None lets the routers choose.
+    remat: without a cache, what the backward pass keeps of each block: see `forward_groups`.
 
   Returns:
     hidden_BTD in the parameters' type (padding positions hold nothing of use); the extended
@@ -98,7 +100,7 @@ def forward_routed(
       return mixed.reshape(B * T, -1)
 
     hidden_MD, routing = _layers(
-      params, spec, hidden_MD, angles, attend, (segments != 0).reshape(-1), expert_ids_LMA
+      params, spec, hidden_MD, angles, attend, (segments != 0).reshape(-1), expert_ids_LMA, remat
     )
   else:
     hidden_MD, cache, routing = _cached_layers(

@@ -28,6 +28,7 @@ from vespo_jax.objectives import (  # noqa: F401
 from vespo_jax.objectives.aggregation import AGGREGATIONS, aggregate, count
 from vespo_jax.objectives.base import Objective, Terms, registry
 from vespo_jax.objectives.corrections import Correction
+from vespo_jax.objectives.dft import dft
 from vespo_jax.objectives.loss import (
   TokenWeights,
   check_correction,
@@ -60,6 +61,7 @@ __all__ = [
   "corrections",
   "count",
   "defaults",
+  "dft",
   "kl_estimate",
   "make",
   "mask_off_policy",

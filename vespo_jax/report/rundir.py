@@ -67,6 +67,8 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     raise RunError(str(error)) from error
   if not rows:
     raise RunError(f"{workdir}/metrics.jsonl is empty: no update has been committed yet")
+  if "data/nll" in rows[-1]:
+    raise RunError(f"{workdir} is of vespo_jax.sft, which has no report: see its metrics.jsonl")
   try:
     sample, total = rollouts.load(path)
   except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vespo_jax.registry import Registry
 
@@ -54,8 +54,20 @@ class Task(Protocol):
   def prompt(self, example: Example) -> str:
     """The text a policy is asked with."""
 
+  def solution(self, example: Example) -> str:
+    """A response that `score` rewards, to be imitated; "" where the task only scores."""
+
   def score(self, example: Example, response: str) -> Score:
     """The verdict on a response; called in a grader process, and may take or do anything."""
+
+
+@runtime_checkable
+class Votable(Protocol):
+  """A task whose answers are equal if their texts are, so that a majority of them can be found."""
+
+  def answer(self, response: str) -> str | None:
+    """What a response answers, or None; no grader process is around it, so it only cuts text."""
+    ...
 
 
 families = Registry("task family")

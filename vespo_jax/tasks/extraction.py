@@ -1,4 +1,6 @@
-"""Finding the answer in a response, and telling the policy where to put it. Linear in the text."""
+"""Where the answer stands in a response: finding it, saying so, and putting it there. Linear in the
+text.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +73,12 @@ def extract(response: str, answer_format: str) -> str | None:
   number in the text.
   """
   return FORMATS[answer_format][0](response)
+
+
+def respond(answer: str, answer_format: str) -> str:
+  """The shortest response that `extract` finds the answer in."""
+  wrapped = {"tag": f"<answer>{answer}</answer>", "boxed": f"\\boxed{{{answer}}}"}
+  return wrapped.get(answer_format, answer)
 
 
 def instruct(question: str, answer_format: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vespo_jax.tasks import exact_json, formulas
 from vespo_jax.tasks.base import Example, Score, Task, families
-from vespo_jax.tasks.extraction import FORMATS, extract, instruct
+from vespo_jax.tasks.extraction import FORMATS, extract, instruct, respond
 
 _REFUSED = {
   "codeio": "it executes the code in its data files, and its problems differ between runs",
@@ -70,10 +70,18 @@ class ReasoningGymTask:
     """The question, and where the answer belongs."""
     return instruct(example.question, self._answer_format)
 
+  def answer(self, response: str) -> str | None:
+    """What stands where the answer belongs, if it is not empty."""
+    return extract(response, self._answer_format) or None
+
+  def solution(self, example: Example) -> str:
+    """The answer of the dataset, where the format wants it."""
+    return respond(example.answer, self._answer_format) if example.answer else ""
+
   def score(self, example: Example, response: str) -> Score:
     """1 if the extracted answer gets exactly 1.0 from the dataset's scorer."""
-    answer = extract(response, self._answer_format)
-    if not answer:
+    answer = self.answer(response)
+    if answer is None:
       return Score(0.0, "unparsed")
     raw = float(self._scorer.score_answer(answer, exact_json.loads(example.metadata)))
     return Score(1.0, "ok", raw) if raw == 1.0 else Score(0.0, "wrong", raw)

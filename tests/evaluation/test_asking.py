@@ -1,52 +1,18 @@
-"""The accuracy, its interval, and what is asked to get them."""
+"""What a sampler is asked, and when."""
 
 import types
 
-import numpy as np
-import pytest
-
 from vespo_jax import parts
-from vespo_jax.evaluation import Evaluation, summarise
+from vespo_jax.evaluation import Evaluator
 from vespo_jax.learner.intake import EVALUATION_STREAM, TRAIN_STREAM
-from vespo_jax.sampler import Result
-
-
-def wilson(p, n):
-  z = 1.959964
-  centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-  return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
-
-
-def test_the_interval_counts_problems_that_agree_with_themselves_once():
-  # three problems of three are right, one never: p = 3/4, var (ddof 1) = 1/4, SE^2 = 1/16, n = 3
-  result = summarise(np.array([[1.0] * 5, [1.0] * 5, [0.0] * 5, [1.0] * 5]))
-  assert (result.accuracy, result.problems, result.samples_per_problem) == (0.75, 4, 5)
-  np.testing.assert_allclose((result.low, result.high), wilson(0.75, 3), rtol=1e-6)
-
-
-def test_samples_of_a_problem_that_differ_count_for_more():
-  # per problem 1/2, 1/2, 1, 0: p = 1/2, var (ddof 1) = 1/6, SE^2 = 1/24, n = 6
-  result = summarise(np.array([[1.0, 0], [0, 1], [1, 1], [0, 0]]))
-  np.testing.assert_allclose((result.low, result.high), wilson(0.5, 6), rtol=1e-6)
-
-
-@pytest.mark.parametrize("p", [0.0, 1.0])
-def test_at_the_ends_each_problem_counts_once(p):
-  result = summarise(np.full((20, 4), p))
-  np.testing.assert_allclose((result.low, result.high), wilson(p, 20), atol=1e-6)
-
-
-def test_it_reads_well_and_is_plain():
-  result = Evaluation(0.5, 0.25, 0.75, 4, 2)
-  assert str(result) == "50.0% [25.0%, 75.0%] (4 problems x 2 samples)"
-  assert Evaluation(**result.to_dict()) == result
+from vespo_jax.sampler import Result, Settings
 
 
 def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one():
   orders = []
 
   def get(timeout_s, order_id):
-    order = orders[-1]
+    (order,) = [order for order in orders if order.order_id == order_id]
     rewards = [float(g == 2) for g in order.group_ids for _ in range(2)]
     return Result(order.order_id, [types.SimpleNamespace(reward=r) for r in rewards], 0.1)
 
@@ -78,3 +44,22 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
     assert (settings.top_k, settings.top_p, settings.min_p) == (0, 1.0, 0.0)
     assert (settings.temperature, settings.samples_per_prompt, settings.stop_ids) == (1.0, 2, (9,))
   assert EVALUATION_STREAM != TRAIN_STREAM
+
+
+def test_the_next_order_is_sampled_while_one_is_graded():
+  events = []
+
+  def get(timeout_s, order_id):
+    (order,) = [order for kind, order in events if kind == "put" and order.order_id == order_id]
+    return Result(order_id, [types.SimpleNamespace(reward=0.0) for _ in order.group_ids], 0.1)
+
+  problems = types.SimpleNamespace(
+    prompts=lambda indices: [[int(i)] for i in indices],
+    grade=lambda rollouts, indices: events.append(("grade", list(map(int, indices)))),
+  )
+  sampler = types.SimpleNamespace(put=lambda order: events.append(("put", order)), get=get)
+  evaluator = Evaluator(problems, 9, Settings(4), seed=0, timeout_s=1.0, prompts_per_order=2)
+  assert [i for i, _ in evaluator.ask(sampler, 0, [1, 3, 5, 7, 8], seed=5)] == [1, 3, 5, 7, 8]
+  told = [list(what.group_ids) if kind == "put" else what for kind, what in events]
+  assert told == [[1, 3], [5, 7], [1, 3], [8], [5, 7], [8]]
+  assert {order.seed for kind, order in events if kind == "put"} == {5}

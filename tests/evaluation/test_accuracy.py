@@ -1,0 +1,56 @@
+"""The accuracy and its interval."""
+
+import numpy as np
+import pytest
+
+from vespo_jax.evaluation import Evaluation, summarise
+from vespo_jax.evaluation.accuracy import shown_ks
+
+
+def wilson(p, n):
+  z = 1.959964
+  centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+  return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+
+
+def test_the_interval_counts_problems_that_agree_with_themselves_once():
+  # three problems of three are right, one never: p = 3/4, var (ddof 1) = 1/4, SE^2 = 1/16, n = 3
+  result = summarise(np.array([[1.0] * 5, [1.0] * 5, [0.0] * 5, [1.0] * 5]))
+  assert (result.accuracy, result.problems, result.samples_per_problem) == (0.75, 4, 5)
+  np.testing.assert_allclose((result.low, result.high), wilson(0.75, 3), rtol=1e-6)
+
+
+def test_samples_of_a_problem_that_differ_count_for_more():
+  # per problem 1/2, 1/2, 1, 0: p = 1/2, var (ddof 1) = 1/6, SE^2 = 1/24, n = 6
+  result = summarise(np.array([[1.0, 0], [0, 1], [1, 1], [0, 0]]))
+  np.testing.assert_allclose((result.low, result.high), wilson(0.5, 6), rtol=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_at_the_ends_each_problem_counts_once(p):
+  result = summarise(np.full((20, 4), p))
+  np.testing.assert_allclose((result.low, result.high), wilson(p, 20), atol=1e-6)
+
+
+def test_it_reads_well_and_is_plain():
+  result = Evaluation(0.5, 0.25, 0.75, 4, 2)
+  assert str(result) == "50.0% [25.0%, 75.0%] (4 problems x 2 samples)"
+  assert Evaluation(**result.to_dict()) == result
+
+
+def test_pass_at_k_stands_beside_it_where_there_are_several_samples():
+  rewards = np.array([[1.0, 0, 0, 0], [0, 0, 0, 0]])
+  assert summarise(rewards).pass_at_k == {"2": 0.25, "4": 0.5}
+  assert summarise(rewards[:, :1]).pass_at_k == {}
+  assert summarise(np.full((2, 2), 0.5)).pass_at_k == {"2": 0.0}  # no response is right
+  assert "pass" not in str(summarise(rewards))
+
+
+def test_powers_of_two_and_all_samples_are_shown():
+  shown = {1: [1], 2: [1, 2], 3: [1, 2, 3], 10: [1, 2, 4, 8, 10], 16: [1, 2, 4, 8, 16]}
+  assert {n: shown_ks(n) for n in shown} == shown
+
+
+def test_a_result_of_before_pass_at_k_is_read():
+  old = {"accuracy": 0.5, "low": 0.25, "high": 0.75, "problems": 4, "samples_per_problem": 2}
+  assert Evaluation(**old) == Evaluation(0.5, 0.25, 0.75, 4, 2)

@@ -1,0 +1,173 @@
+"""The command on a real run: it finds what the run found, and changes nothing there."""
+
+import json
+
+import pytest
+
+from tests.test_end_to_end import debug_config
+from vespo_jax import evaluate, launch, metrics, models, subjects
+from vespo_jax.evaluation import records
+
+SMALL = {
+  "updates": 2,
+  "staleness.minibatches": 1,
+  "checkpoint.every": 1,
+  "evaluation.every": 1,
+  "sampler.stop_strings": ("#%",),  # which nothing has, but everybody must be able to look for
+  "evaluation.problems": 6,
+  "evaluation.samples_per_problem": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(data_dir, tmp_path_factory):
+  """Two updates; evaluated before, in the middle, and after."""
+  workdir = tmp_path_factory.mktemp("runs") / "run"
+  launch.train(debug_config(data_dir, **SMALL), workdir)
+  return workdir
+
+
+def command(*arguments, **flags):
+  return evaluate.main(["", *arguments, *(f"--{name}={value}" for name, value in flags.items())])
+
+
+def test_the_command_finds_what_the_run_found(evaluated_run, capsys, monkeypatch):
+  assert command("--json", workdir=evaluated_run) == 0
+  printed = capsys.readouterr()
+  found = json.loads(printed.out)
+  (after,) = [json.loads((evaluated_run / "result.json").read_text())["evaluation_after"]]
+  assert {name: found[name] for name in after if name != "pass_at_k"} == {
+    name: value for name, value in after.items() if name != "pass_at_k"
+  }
+  assert found["pass_at_k"]["2"]["value"] == after["pass_at_k"]["2"]
+  assert found["step"] == 2 and found["model"] == f"{evaluated_run} after update 2"
+  assert "problem 6/6" in printed.err
+  written = records.read(evaluated_run / "evaluation" / found["records"].rpartition("/")[2])
+  assert written.about.weights == found["weights"]
+  assert json.loads(records_summary(found).read_text()) == found
+  one = written.records[0][0].responses[0]
+  assert one.answer == one.response.strip() and one.logprob < 0 < one.tokens <= 12
+  monkeypatch.setattr(subjects, "start_sampler", None)  # what is there is read
+  assert command("--json", workdir=evaluated_run) == 0
+  assert json.loads(capsys.readouterr().out) == found
+
+
+def records_summary(found):
+  return records.Path(found["records"]).with_suffix(".json")
+
+
+def test_a_checkpoint_is_evaluated_as_the_run_did_and_nothing_is_changed(evaluated_run, capsys):
+  unfinished = evaluated_run / "checkpoints" / "9.orbax-checkpoint-tmp"
+  unfinished.mkdir()  # as if the run were saving it at this moment
+  before = sorted((evaluated_run / "checkpoints").rglob("*"))
+  assert command("--json", workdir=evaluated_run, checkpoint=1) == 0
+  found = json.loads(capsys.readouterr().out)
+  row = metrics.read(evaluated_run / "metrics.jsonl")[0]
+  assert found["accuracy"] == row["evaluation/accuracy"] and found["step"] == 1
+  assert sorted((evaluated_run / "checkpoints").rglob("*")) == before
+  unfinished.rmdir()
+  assert command(workdir=evaluated_run, checkpoint=3) == 2
+  assert "no checkpoint of update 3; it has [1, 2]" in capsys.readouterr().err
+
+
+def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):
+  for seed, out in ((0, tmp_path / "a"), (1, tmp_path / "b")):
+    assert command(workdir=evaluated_run, seeds=seed, out=out, problems=4) == 0
+  capsys.readouterr()
+  assert command("--compare", str(tmp_path / "a"), str(tmp_path / "b")) == 0
+  text = capsys.readouterr().out
+  assert "4 problems x 2 samples" in text and "differs: seeds: [0], [1]" in text
+  assert text.splitlines()[-1].startswith(f"records: {tmp_path / 'a'}/update000002-")
+  assert command("--compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json") == 0
+  found = json.loads(capsys.readouterr().out)
+  assert found["differences"]["avg@2"]["low"] <= found["differences"]["avg@2"]["high"]
+  assert command("--compare", str(tmp_path / "a"), str(evaluated_run)) == 2
+  assert "problems is 4 of one" in capsys.readouterr().err
+
+
+def test_a_model_without_a_run(evaluated_run, data_dir, tmp_path, capsys):
+  task = {"task": "reasoning_gym/spell_backward", "task_options": '{"answer_format": "text"}'}
+  flags = {**task, "data_dir": data_dir, "out": tmp_path, "test_size": 50, "problems": 6}
+  flags |= {"max_new_tokens": 12, "preset": "vcpo", "temperature": 1, "top_p": 1}
+  assert command("--json", model=evaluated_run / "model", **flags, samples=2) == 0
+  found = json.loads(capsys.readouterr().out)
+  result = json.loads((evaluated_run / "result.json").read_text())
+  assert found["accuracy"] == result["evaluation_after"]["accuracy"] and found["step"] is None
+  greedy = {**flags, "temperature": 0}
+  assert command("--json", model=evaluated_run / "model", **greedy, samples=1) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert (found["temperature"], found["top_p"], found["samples"]) == (0.0, 1.0, 1)
+
+
+@pytest.mark.parametrize(
+  "flags, message",
+  [
+    ({"workdir": "nowhere"}, "is nowhere a run directory?"),
+    ({"problems": 51}, "--problems=51 must be from 1 to 50"),
+    ({"problems": 0}, "--problems=0 must be"),
+    ({"samples": 0}, "samples_per_prompt=0 is out of range"),
+    ({"samples": 1001}, "--samples=1001 must be at most 1000"),
+    ({"temperature": -1}, "temperature=-1.0 is out of range"),
+    ({"temperature": 0, "samples": 2}, "--temperature=0 always answers the same"),
+    ({"temperature": 0, "seeds": "1,2"}, "--temperature=0 always answers the same"),
+    ({"top_p": 0}, "top_p=0.0 is out of range"),
+    ({"seeds": "1,1"}, "must be different integers"),
+    ({"seeds": "-1"}, "must be different integers"),
+    ({"sequences": 0}, "--sequences=0 must be"),
+    ({"preset": "vespo"}, "not one of reasoning_gym/spell_backward: give --samples"),
+    ({"workdir": "", "model": "nowhere", "task": "reasoning_gym/gcd"}, "no such model"),
+  ],
+)
+def test_bad_usage_is_one_message_before_anything_is_loaded(
+  flags, message, evaluated_run, capsys, monkeypatch
+):
+  monkeypatch.setattr(models, "load", None)
+  given = {"workdir": evaluated_run} | flags
+  assert command(**{name: value for name, value in given.items() if value != ""}) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    (),
+    ("--workdir=x", "--model=y"),
+    ("--model=x",),
+    ("--model=x", "--task=y", "--checkpoint=1"),
+    ("--workdir=x", "--task=y"),
+    ("--compare", "x", "y", "--samples=2"),
+    ("--workdir=x", "--seeds=a"),
+    ("--model=x", "--task=y", "--task_options=[]"),
+    ("--workdir=x", "--preset=gpt"),
+  ],
+)
+def test_what_makes_no_command_is_refused(arguments, capsys):
+  with pytest.raises(SystemExit) as error:
+    command(*arguments)
+  assert error.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_a_model_and_its_task_are_checked_first(evaluated_run, capsys, monkeypatch):
+  monkeypatch.setattr(models, "load", None)
+  for task, message in (("nowhere/gcd", "unknown task family"), ("reasoning_gym/gdc", "gcd")):
+    assert command(model=evaluated_run / "model", task=task) == 2
+    assert message in capsys.readouterr().err
+  assert command(model=evaluated_run / "model", task="reasoning_gym/gcd", test_size=0) == 2
+  assert "--test_size=0 must be" in capsys.readouterr().err
+
+
+def test_what_stops_an_evaluation_is_told_by_the_exit_code(evaluated_run, capsys, monkeypatch):
+  for error, code in ((KeyboardInterrupt(), 75), (OSError("disk full"), 1), (ValueError("x"), 2)):
+
+    def fail(subject, seeds, error=error):
+      raise error
+
+    monkeypatch.setattr(subjects, "evaluate", fail)
+    assert command(workdir=evaluated_run) == code
+  assert "the same command goes on" in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""Rewriting as a user runs it, with the quickstart's policy."""
+
+import json
+import shutil
+
+import pytest
+
+from configs import debug
+from vespo_jax import config as config_lib
+from vespo_jax import fine_tuning, metrics, rewriting
+
+PROBLEMS = 24
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp("data"))
+
+
+def make_config(data_dir, **changes):
+  config = debug.get_config()
+  config.task.data_dir = data_dir
+  config.runtime.transport = "threads"
+  config.update_from_flattened_dict(
+    {
+      "batch.prompts": 8,
+      "rewrite.problems": PROBLEMS,
+      "rewrite.samples": 2,
+      "rewrite.guided_samples": 1,
+      "sft.row_tokens": 80,
+      **changes,
+    }
+  )
+  return config_lib.validate(config)
+
+
+def records(workdir):
+  return [json.loads(line) for line in (workdir / "rewritten.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_policys_own_words_are_nearer_to_it_and_can_be_learned(data_dir, tmp_path):
+  workdir = tmp_path / "run"
+  result = rewriting.train(make_config(data_dir), workdir)
+  made = records(workdir)
+  assert [record["example_id"] for record in made] == list(range(PROBLEMS))
+  assert result["problems"] == PROBLEMS and sum(result["tags"].values()) == PROBLEMS
+  assert result["tags"]["self"] > PROBLEMS // 4  # it solves about half of them
+  for record in made:
+    assert record["response"] == record["expert"]  # the one correct spelling of this task
+    assert (
+      record["prompt"].startswith("Spell this word backward") and "correct" not in record["prompt"]
+    )
+    assert record["tag"] != "self" or record["correct"] > 0
+  assert result["gap_after"]["all"] == result["gap_before"]["all"]  # as the texts are the same
+  gap = result["gap_after"]
+  assert gap["self"]["nll_per_token"] < gap["expert"]["nll_per_token"]
+  assert f"data: {workdir / 'rewritten.jsonl'}" in rewriting.summary(result, workdir)
+
+  before = (workdir / "rewritten.jsonl").read_bytes()
+  assert rewriting.train(make_config(data_dir), workdir) == result  # is not made again
+  stopped = tmp_path / "stopped"
+  shutil.copytree(workdir, stopped)
+  (stopped / "result.json").unlink()
+  cut = before[: before.rindex(b'"example_id": 17') + 40]  # in the middle of a line
+  (stopped / "rewritten.jsonl").write_bytes(cut)
+  again = rewriting.train(make_config(data_dir), stopped)
+  assert (stopped / "rewritten.jsonl").read_bytes() == before and again["tags"] == result["tags"]
+
+  data = {"sft.data": str(workdir / "rewritten.jsonl"), "sft.held_out": 4, "updates": 2}
+  learned = fine_tuning.train(make_config(data_dir, **data), tmp_path / "sft")
+  assert learned["data"]["train"] == PROBLEMS - 4
+  rows = metrics.read(tmp_path / "sft" / "metrics.jsonl")
+  assert rows[0]["data/nll"] == pytest.approx(gap["all"]["nll_per_token"], abs=0.15)
+
+
+@pytest.mark.slow
+def test_it_stops_between_pieces_and_goes_on(data_dir, tmp_path):
+  config, asked = make_config(data_dir, **{"rewrite.problems": 16}), []
+
+  def stop():
+    asked.append(None)
+    return (tmp_path / "rewritten.jsonl").read_bytes().count(b"\n") >= 8
+
+  result = rewriting.train(config, tmp_path, stop)
+  assert (result["stop_reason"], result["problems"]) == ("preempted", 8) and asked
+  result = rewriting.train(config, tmp_path)
+  assert (result["stop_reason"], result["problems"]) == ("finished", 16)
+  assert len(records(tmp_path)) == 16

@@ -1,0 +1,248 @@
+"""Supervised fine-tuning as a user runs it: what it leaves, how it resumes, what it refuses."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import debug
+from vespo_jax import config as config_lib
+from vespo_jax import convert, fine_tuning, launch, metrics, models, sft
+
+REPOSITORY = Path(__file__).parent.parent
+SMALL = {
+  "policy.path": "",
+  "policy.width": 16,
+  "policy.layers": 1,
+  "policy.heads": 2,
+  "policy.kv_heads": 1,
+  "policy.head_width": 8,
+  "policy.mlp_width": 16,
+  "updates": 6,
+  "batch.prompts": 8,
+  "batch.micro_batches": 2,
+  "optimizer.learning_rate": 1e-2,
+  "optimizer.decay": "cosine",
+  "evaluation.every": 2,
+  "checkpoint.every": 2,
+  "sft.row_tokens": 24,
+  "sft.held_out": 5,
+}
+
+
+def write_data(path, count=40, letters="ab"):
+  """Demonstrations of two letters, of different lengths, and one that is too long."""
+  rng = np.random.default_rng(0)
+  rows = [
+    {"prompt": "x" * int(rng.integers(1, 5)), "response": letters * int(rng.integers(1, 5))}
+    for _ in range(count)
+  ]
+  rows.append({"prompt": "x", "response": "a" * 100})
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def make_config(data, **changes):
+  config = debug.get_config()
+  config.update_from_flattened_dict({**SMALL, "sft.data": data, **changes})
+  return config_lib.validate(config)
+
+
+def outcome(workdir):
+  rows = [json.dumps(metrics.strip_timings(row)) for row in metrics.read(workdir / "metrics.jsonl")]
+  return rows, (workdir / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  place = tmp_path_factory.mktemp("sft")
+  data = write_data(place / "data.jsonl")
+  return data, place / "run", fine_tuning.train(make_config(data), place / "run")
+
+
+def test_a_run_leaves_its_directory_and_has_learned(run):
+  _, workdir, result = run
+  assert json.loads((workdir / "result.json").read_text()) == result
+  assert (result["stop_reason"], result["updates"]) == ("finished", 6)
+  assert result["data"] == {"train": 35, "held_out": 5, "left_out": {"longer than 24 tokens": 1}}
+  before, after = (result[f"held_out_{when}"]["nll_per_token"] for when in ("before", "after"))
+  assert after < before - 0.1 and before == pytest.approx(math.log(259), abs=0.5)
+  rows = metrics.read(workdir / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+  assert [row["step"] for row in rows if "held_out/nll" in row] == [2, 4]
+  assert rows[-1]["data/epoch"] == pytest.approx(48 / 35)
+  for row in rows:
+    assert row["data/nll"] == pytest.approx(row["objective/loss"], rel=1e-5)
+    assert not [key for key in row if key.startswith(("weight/", "kl/", "reward/"))]
+  assert result["padding_fraction"] == np.mean([row["data/padding_fraction"] for row in rows])
+  assert rows[-1]["optimizer/learning_rate"] < rows[2]["optimizer/learning_rate"]
+  spec, params, tokenizer = models.load(workdir)
+  assert spec.width == 16 and tokenizer.vocab_size == 259
+  text = fine_tuning.summary(result, workdir)
+  assert "held-out data before:" in text and "of the tokens computed" in text
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(run, tmp_path):
+  data, whole, _ = run
+  config, stops = make_config(data), []
+  lines = lambda: len(metrics.read(tmp_path / "metrics.jsonl")) if stops else 0
+  for wanted in (1, 3):  # once where a held-out loss is due next, once within an interval
+
+    def stop(wanted=wanted):
+      path = tmp_path / "metrics.jsonl"
+      return path.is_file() and len(metrics.read(path)) >= wanted
+
+    result = fine_tuning.train(config, tmp_path, stop)
+    stops.append(result["updates"])
+    assert result["stop_reason"] == "preempted" and lines() == result["updates"]
+  assert fine_tuning.train(config, tmp_path)["stop_reason"] == "finished"
+  assert stops[0] < stops[1] < 6
+  assert outcome(tmp_path) == outcome(whole)
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+  assert fine_tuning.train(config, tmp_path)["updates"] == 6  # is not run again
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_directory_of_other_data_config_or_command_is_refused(run):
+  data, workdir, _ = run
+  with pytest.raises(config_lib.ConfigError, match="another updates; give another"):
+    fine_tuning.train(make_config(data, updates=7), workdir)  # the rate falls to the end of a run
+  with pytest.raises(config_lib.ConfigError, match="another sft.loss"):
+    fine_tuning.train(make_config(data, **{"sft.loss": "dft"}), workdir)
+  text = Path(data).read_text()
+  try:
+    (workdir / "result.json").rename(workdir / "result.bak")
+    write_data(Path(data), letters="ba")
+    with pytest.raises(config_lib.ConfigError, match="holds a run on other data"):
+      fine_tuning.train(make_config(data), workdir)
+  finally:
+    Path(data).write_text(text)
+    (workdir / "result.bak").rename(workdir / "result.json")
+
+
+@pytest.mark.parametrize(
+  "arguments,words",
+  [
+    (["--config.sft.data=none.jsonl"], "sft.data='none.jsonl': no such file"),
+    (["--config.sft.held_out_data=none.jsonl"], "sft.held_out_data='none.jsonl': no such file"),
+    (["--config.sft.loss=ce"], "sft.loss='ce' must be one of 'cross_entropy', 'dft'"),
+    (["--config.sft.held_out=51"], "sft.held_out=51 must be at most task.test_size=50"),
+    (["--config.guards.max_log_w=5"], "guards.max_log_w=5.0 needs importance weights"),
+    (["--config.optimizer.ess_scaling=sqrt"], "optimizer.ess_scaling='sqrt' needs importance"),
+    (["--config.optimizer.decay=linear"], "optimizer.decay='linear' must be one of"),
+  ],
+)
+def test_what_cannot_be_is_one_message_and_exit_code_2(arguments, words, tmp_path, capsys):
+  argv = ["sft", "--config=configs/debug.py", f"--workdir={tmp_path}/run", *arguments]
+  held_out = [] if "held_out=" in arguments[0] else ["--config.sft.held_out=0"]
+  with contextlib.chdir(REPOSITORY):
+    assert sft.main([*argv, *held_out]) == 2
+  assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_data_that_cannot_be_read_or_is_all_left_out_is_refused(run, tmp_path):
+  broken = tmp_path / "broken.jsonl"
+  broken.write_text('{"prompt": "a"}\n')
+  with pytest.raises(config_lib.ConfigError, match="sft.data: .*broken.jsonl, line 1: must be"):
+    fine_tuning.train(make_config(str(broken)), tmp_path / "run")
+  assert not (tmp_path / "run" / "config.json").exists()  # the corrected config may have it
+  with pytest.raises(config_lib.ConfigError, match="nothing to train on: .*longer than 2 tokens"):
+    fine_tuning.train(make_config(run[0], **{"sft.row_tokens": 2}), tmp_path / "run")
+  with pytest.raises(config_lib.ConfigError, match="0 demonstrations, and all are held out"):
+    fine_tuning.train(make_config(run[0], **{"sft.held_out": 50}), tmp_path / "run")
+
+
+def test_a_bad_update_leaves_what_it_trained_on(run, tmp_path):
+  config = make_config(run[0], **{"guards.max_grad_norm": 1e-9})
+  with pytest.raises(launch.Diverged, match="update 1 is bad: its gradient norm .* is above"):
+    fine_tuning.train(config, tmp_path)
+  result = json.loads((tmp_path / "result.json").read_text())
+  assert "Diverged" in result["stop_reason"] and result["updates"] == 0
+  examples = (tmp_path / "failure" / "examples.jsonl").read_text().splitlines()
+  assert len(examples) == 8 and "x\n" in json.loads(examples[0])["text"]
+  assert (tmp_path / "failure" / "checkpoints" / "0").is_dir()
+
+
+@pytest.mark.slow
+def test_adapters_epochs_and_held_out_data_of_its_own(run, tmp_path):
+  changes = {"lora.rank": 2, "sft.loss": "dft", "sft.epochs": 2.0, "sft.held_out_data": run[0]}
+  result = fine_tuning.train(make_config(run[0], **changes), tmp_path / "run")
+  assert result["updates"] == 10  # 2 x 40 / 8
+  assert result["data"]["held_out"] == result["data"]["train"] == 40
+  rows = metrics.read(tmp_path / "run" / "metrics.jsonl")
+  assert all(0 < row["objective/loss"] < row["data/nll"] for row in rows)
+  assert (tmp_path / "run" / "adapter").is_dir()
+  (tmp_path / "run" / "model").rename(tmp_path / "exported")  # as of a run that has not finished
+  out = tmp_path / "converted"
+  with contextlib.redirect_stdout(io.StringIO()):
+    assert convert.main(["", f"--model={tmp_path / 'run'}", f"--out={out}"]) == 0
+  ours, theirs = (models.load(place)[1] for place in (tmp_path / "exported", out))
+  np.testing.assert_array_equal(ours["layers"]["query"], theirs["layers"]["query"])
+
+
+def command(module, *arguments, env=None):
+  done = subprocess.run(
+    [sys.executable, "-m", f"vespo_jax.{module}", *arguments],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=500,
+    env=env,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_the_same(run, tmp_path):
+  """In a process of its own, with rows spread over both axes of the mesh."""
+  data, whole, _ = run
+  changes = {**SMALL, "sft.data": data, "mesh.data": 4, "mesh.fsdp": 2, "batch.prompts": 16}
+  flags = [f"--config.{key}={value}" for key, value in changes.items()]
+  devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+  spread, alone = tmp_path / "spread", tmp_path / "alone"
+  argv = ["--config=configs/debug.py", f"--workdir={spread}", *flags]
+  command("sft", *argv, env={**os.environ, "XLA_FLAGS": devices})
+  fine_tuning.train(make_config(data, **{"batch.prompts": 16}), alone)
+  losses = [
+    [row["data/nll"] for row in metrics.read(workdir / "metrics.jsonl")]
+    for workdir in (spread, alone)
+  ]
+  np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_fine_tuning_then_reinforcement_learning(tmp_path):
+  """The commands as a user gives them: a task's solutions, then its rewards."""
+  data_dir = f"--config.task.data_dir={tmp_path / 'data'}"
+  small = [f"--config.{key}={value}" for key, value in SMALL.items() if key.startswith("policy")]
+  flags = ["--config.sft.held_out=20", "--config.updates=4", data_dir]
+  warm = tmp_path / "warm"
+  output = command("sft", "--config=configs/debug.py", f"--workdir={warm}", *small, *flags)
+  assert f"model: {warm / 'model'}" in output
+  output = command(
+    "train",
+    "--config=configs/debug.py",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.policy.path={warm}",
+    "--config.updates=2",
+    data_dir,
+  )
+  assert "held-out accuracy after:" in output
+  assert models.load(tmp_path / "run")[0].width == 16
+  refused = subprocess.run(
+    [sys.executable, "-m", "vespo_jax.train", "--config=configs/debug.py", f"--workdir={warm}"]
+    + [*small, *flags],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert refused.returncode == 2 and "error: " in refused.stderr  # a directory of another command

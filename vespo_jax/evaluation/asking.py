@@ -1,0 +1,84 @@
+"""Asking a sampler held-out problems, in orders that never change what a run samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from vespo_jax.evaluation.accuracy import Evaluation, summarise
+from vespo_jax.learner.intake import EVALUATION_STREAM, ProblemSet
+from vespo_jax.runtime import Sampler
+from vespo_jax.sampler import Order, Settings
+from vespo_jax.types import Rollout
+
+
+class Evaluator:
+  """Asks a sampler a fixed set of held-out problems.
+
+  The problems and the sampling keys are the same at every call, and the keys are a stream of their
+  own, so that an evaluation never changes what the run samples.
+
+  Args:
+    problems: the held-out problems; the first `count` are asked.
+    count: how many.
+    settings: how to sample, `samples_per_prompt` being the samples per problem.
+    seed: of the run.
+    timeout_s: the longest wait for one order.
+    prompts_per_order: how many problems are sampled at once.
+  """
+
+  def __init__(
+    self,
+    problems: ProblemSet,
+    count: int,
+    settings: Settings,
+    *,
+    seed: int,
+    timeout_s: float,
+    prompts_per_order: int,
+  ):
+    self.problems = problems
+    self._count, self._settings, self._seed = count, settings, seed
+    self._timeout_s, self._chunk = timeout_s, prompts_per_order
+
+  def run(self, sampler: Sampler, weight_version: int) -> Evaluation:
+    """Accuracy of the weights published as `weight_version`, once the sampler gets to it.
+
+    Raises what the sampler's channels and the grader raise.
+    """
+    asked = self.ask(sampler, weight_version, range(self._count), self._seed)
+    return summarise(np.array([[rollout.reward for rollout in group] for _, group in asked]))
+
+  def ask(
+    self, sampler: Sampler, weight_version: int, indices: Sequence[int], seed: int
+  ) -> Iterator[tuple[int, list[Rollout]]]:
+    """The index and the graded responses of each of the problems at `indices`, in this order.
+
+    While one order is graded the next is being sampled. Raises as `run`.
+    """
+    chunks = [indices[start : start + self._chunk] for start in range(0, len(indices), self._chunk)]
+    for number, chunk in enumerate(chunks):
+      for ahead in range(number + (number > 0), min(number + 2, len(chunks))):
+        sampler.put(self._order(ahead, chunks[ahead], weight_version, seed))
+      rollouts = sampler.get(self._timeout_s, _order_id(number)).rollouts
+      samples = self._settings.samples_per_prompt
+      self.problems.grade(rollouts, np.repeat(np.array(chunk), samples))
+      for i, index in enumerate(chunk):
+        yield index, rollouts[i * samples : (i + 1) * samples]
+
+  def _order(self, number: int, indices: Sequence[int], weight_version: int, seed: int) -> Order:
+    return Order(
+      order_id=_order_id(number),
+      weight_version=weight_version,
+      seed=seed,
+      stream=EVALUATION_STREAM,
+      prompts=self.problems.prompts(indices),
+      group_ids=indices,
+      settings=self._settings,
+      plan=((0, weight_version),),
+    )
+
+
+def _order_id(number: int) -> int:
+  return -1 - number  # of its own, beside training orders under way

@@ -1,0 +1,168 @@
+"""A config -> a rewritten data set: samples, grades, writes, and measures the gap to the policy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from vespo_jax import files, launch, metrics, parts, supervised, training
+from vespo_jax.config import ConfigError
+from vespo_jax.learner.update import compile_score
+from vespo_jax.models import ModelSpec
+from vespo_jax.runtime import Preempted
+from vespo_jax.supervised import Cascade, Scorer
+from vespo_jax.supervised.cascade import TAGS
+from vespo_jax.supervised.demonstrations import turns_of
+from vespo_jax.tokenizers import Tokenizer
+from vespo_jax.types import Params
+
+RECORDS = "rewritten.jsonl"  # in the run directory
+
+
+def train(
+  config: FrozenConfigDict, workdir: Path, stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+  """Rewrites the configured problems into `workdir`, or goes on; returns what `result.json` holds.
+
+  `stop` is asked between pieces of `batch.prompts` problems and while samples are waited for.
+
+  Raises ConfigError, SamplersFailed, ChildDied and TimeoutError as `launch.train`.
+  """
+  launch.keep_programs(config.runtime.compilation_cache)
+  fresh = launch.claim(config, workdir)
+  count = config.rewrite.problems or config.task.train_size
+  finished = launch.finished_result(workdir, {"problems": count}, "gap_after")
+  if finished is not None:
+    return finished
+  try:
+    with contextlib.ExitStack() as stack:
+      return _run(config, workdir, count, stop, stack)
+  except ConfigError:
+    if fresh:
+      (workdir / "config.json").unlink()
+    raise
+
+
+def summary(result: dict[str, Any], workdir: Path) -> str:
+  """What a finished run prints: what came from where, and the gap before and after."""
+  tags = ", ".join(f"{result['tags'][tag]} {tag}" for tag in TAGS)
+  lines = ["", f"{result['problems']} problems in {result['wall_time_s']:.0f} s: {tags}"]
+  for when, text in (("before", "the expert's solutions"), ("after", "the rewritten ones")):
+    gap = result[f"gap_{when}"].get("all")
+    if gap:
+      lines.append(f"{text} under the policy: {supervised.Likelihood(**gap)}")
+  return "\n".join([*lines, f"data: {workdir / RECORDS}"])
+
+
+def _run(
+  config: FrozenConfigDict,
+  workdir: Path,
+  count: int,
+  stop: Callable[[], bool],
+  stack: contextlib.ExitStack,
+) -> dict[str, Any]:
+  started = time.perf_counter()
+  mesh = parts.make_mesh(config)
+  spec, params, tokenizer = parts.load_policy(config)
+  sampler = parts.open_sampler(_with_samples(config), spec, tokenizer, stack, stop)
+  problems, _ = parts.open_problems(config, tokenizer, stack)
+  sampler.publish(0, params)
+  settings = lambda samples: parts.sampler_settings(config, tokenizer, samples_per_prompt=samples)
+  cascade = Cascade(
+    sampler,
+    problems,
+    settings(config.rewrite.samples),
+    settings(config.rewrite.guided_samples),
+    config.rewrite.guide,
+    seed=config.seed,
+    timeout_s=config.runtime.timeout_s,
+  )
+  path, piece = workdir / RECORDS, config.batch.prompts
+  records = _cut_back(path, piece)
+  done = records[-1]["example_id"] // piece * piece + piece if records else 0
+  progress = stack.enter_context(metrics.Progress(count, unit="problem"))
+  file = stack.enter_context(path.open("a"))
+  result: dict[str, Any] = {"stop_reason": "preempted"}
+  try:
+    while done < count:
+      if stop():
+        raise Preempted
+      indices = range(done, min(done + piece, count))
+      new = [record.to_dict() for record in cascade.rewrite(indices)]
+      file.write("".join(json.dumps(record) + "\n" for record in new))
+      file.flush()
+      records += new
+      done = indices.stop
+      progress.update({"step": done})
+      tags = Counter(record["tag"] for record in records)
+      progress.message(f"{done} problems: {', '.join(f'{tags[tag]} {tag}' for tag in TAGS)}")
+    result |= _gap(config, mesh, spec, params, tokenizer, records)
+    result["stop_reason"] = "finished"
+  except Preempted:
+    pass
+  tags = Counter(record["tag"] for record in records)
+  result |= {"problems": done, "tags": {tag: tags[tag] for tag in TAGS}}
+  result["wall_time_s"] = time.perf_counter() - started
+  files.write(workdir / "result.json", json.dumps(result, indent=2) + "\n")
+  return result
+
+
+def _with_samples(config: FrozenConfigDict) -> FrozenConfigDict:
+  """The config with as many samples of a prompt as there are at once, which is what the samplers'
+  slots are counted by."""
+  values = ConfigDict(config.to_dict())
+  values.batch.samples_per_prompt = max(config.rewrite.samples, config.rewrite.guided_samples)
+  return FrozenConfigDict(values)
+
+
+def _cut_back(path: Path, piece: int) -> list[dict[str, Any]]:
+  """The records of an earlier attempt without those of its last piece, which may be half there;
+  what is left out is cut off the file."""
+  lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+  records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+  first = records[-1]["example_id"] // piece * piece if records else 0
+  kept = [record for record in records if record["example_id"] < first]
+  files.write(path, b"".join(lines[: len(kept)]))
+  return kept
+
+
+def _gap(
+  config: FrozenConfigDict,
+  mesh: jax.sharding.Mesh,
+  spec: ModelSpec,
+  params: Params,
+  tokenizer: Tokenizer,
+  records: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+  """`gap_before` and `gap_after`: how likely the policy finds the expert's solutions, and what came
+  in their place, of all problems that have both and by tag; and how many are too long for it."""
+  width = config.sft.row_tokens
+  pairs = [record for record in records if record["expert"]]
+  texts = lambda key: [turns_of(record["prompt"], record[key]) for record in pairs]
+  before, _ = supervised.encode_all(tokenizer, texts("expert"), width)
+  after, _ = supervised.encode_all(tokenizer, texts("response"), width)
+  kept = [i for i in range(len(pairs)) if before[i] and after[i]]
+  result: dict[str, Any] = {"gap_before": {}, "gap_after": {}, "unmeasured": len(pairs) - len(kept)}
+  if not kept:
+    return result
+  loss = training.supervised_method(config).loss
+  unit = loss.micro_batches * mesh.shape["data"] * mesh.shape["fsdp"]
+  scorer = Scorer(compile_score(mesh, spec, loss), mesh, width, unit)
+  tags = np.array([pairs[i]["tag"] for i in kept])
+  for key, encoded in (("gap_before", before), ("gap_after", after)):
+    logprob_N, tokens_N = scorer.logprobs(params, [encoded[i][0] for i in kept])
+    for name in ("all", *TAGS):
+      chosen = tags == name if name != "all" else np.ones(len(kept), bool)
+      if chosen.any():
+        found = supervised.summarise(logprob_N[chosen], tokens_N[chosen])
+        result[key][name] = found.to_dict()
+  return result
