@@ -129,14 +129,18 @@ def get_config() -> ConfigDict:
   config.sampler.weight_noise = 0.0  # normal noise on each tensor, in units of its rms; 0: none
 
   config.task = ConfigDict()
-  config.task.name = "reasoning_gym/chain_sum"  # FAMILY/DATASET
+  # reasoning_gym/DATASET, generated; dataset/NAME, prepared by `python -m vespo_jax.data`; or
+  # jsonl:PATH, a file of your own with `prompt` and `answer` in every line
+  config.task.name = "reasoning_gym/chain_sum"
   config.task.options = ConfigDict()  # keyword options of the task; set them in the config file
   # several tasks in the place of that one: a section each, LABEL: name, weight and, where they are
   # other than here, options, train_size and test_size (vespo_jax/tasks/mixture.py)
   config.task.mixture = ConfigDict()
-  config.task.train_size = 10_000  # distinct prompts, built once and kept in data_dir
-  config.task.test_size = 500  # held-out prompts, disjoint from the training prompts
-  config.task.seed = 0  # of the generated problems
+  # Distinct prompts. So many are generated, at least 1; of a dataset or a file they are at most so
+  # many, so that more than there are is all there are, and 0 is all
+  config.task.train_size = 10_000  # to train on
+  config.task.test_size = 500  # held out, disjoint from those
+  config.task.seed = 0  # of what is generated, or of what is held out of a file, and of the order
   config.task.data_dir = "runs/data"  # where prepared datasets are kept
   # what scores in the verifier's place, by import path: package.module:function, as
   # vespo_jax/tasks/custom.py says; "": the task's verifier
@@ -204,7 +208,7 @@ def get_config() -> ConfigDict:
 
   config.evaluation = ConfigDict()
   config.evaluation.every = 0  # updates between evaluations during the run; 0: before and after
-  config.evaluation.problems = 200  # held-out prompts
+  config.evaluation.problems = 200  # held-out prompts; of a dataset with fewer, all
   config.evaluation.samples_per_problem = 4  # responses to each, at temperature 1; k of avg@k
 
   config.checkpoint = ConfigDict()

@@ -38,6 +38,7 @@ ROOMS = [
     "interactive",
     "sample",
     "convert",
+    "data",
   },
 ]
 RANK = {room: rank for rank, rooms in enumerate(ROOMS) for room in rooms}
@@ -103,8 +104,8 @@ def test_files_are_short():
   for path in sorted(PACKAGE.rglob("*.py")):
     lines = len(path.read_text().splitlines())
     assert lines <= 400, f"{path.name} has {lines} lines"
-  entries = ("train", "sft", "rewrite", "replay_failure", "evaluate", "sample", "report/__main__")
-  for name in entries:
+  entries = ("train", "sft", "rewrite", "replay_failure", "evaluate", "sample", "data")
+  for name in (*entries, "report/__main__"):
     path = PACKAGE / f"{name}.py"
     if path.is_file():
       assert len(path.read_text().splitlines()) <= 90, name

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from vespo_jax import advantages, files, objectives, weights
 from vespo_jax.config_file import Values, check_keys, flatten, read_command, read_file
 from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, replayed, shown
-from vespo_jax.config_tasks import check_prompts, make_tasks
+from vespo_jax.config_tasks import check_prompts, check_tasks, with_digests
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
     ConfigError: for anything wrong with them.
   """
   values, workdir = read_command(argv)
-  return _check(values), workdir
+  return with_digests(_check(values)), workdir
 
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
@@ -72,7 +72,7 @@ def _check(values: Values) -> FrozenConfigDict:
   _check_policy(config)
   _check_reward(config)
   check_prompts(config)
-  make_tasks(config)  # last: its package takes a second to import
+  check_tasks(config)  # last: its package takes a second to import
   return config
 
 

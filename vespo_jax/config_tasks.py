@@ -5,6 +5,7 @@ Nothing here starts an accelerator backend.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,36 @@ def ingredients(config: ConfigDict | FrozenConfigDict) -> dict[str, tasks.Ingred
     raise ConfigError(f"task.mixture: {one_line(error)}") from error
 
 
+def check_tasks(config: FrozenConfigDict) -> None:
+  """Raises ConfigError if there is no such task, or all of the problems of one are asked for that
+  generates them."""
+  parts = ingredients(config)
+  for label, task in make_tasks(config).items():
+    for key in ("train_size", "test_size"):
+      if not getattr(parts[label], key) and not isinstance(task, tasks.StoredTask):
+        section = f"task.mixture.{label}" if config.task.mixture else "task"
+        raise ConfigError(
+          f"{section}.{key}=0 must be at least 1: the problems of {task.name} are generated, "
+          "without end"
+        )
+
+
+def with_digests(config: FrozenConfigDict) -> FrozenConfigDict:
+  """The config with the digest of every dataset and file, so that a run goes on with the problems
+  that it began with. Raises ConfigError if they are not there to train on."""
+  values = config.to_dict()
+  for label, task in make_tasks(config).items():
+    if not isinstance(task, tasks.StoredTask):
+      continue
+    where = values["task"]["mixture"][label] if config.task.mixture else values["task"]
+    try:
+      digest = task.check(Path(config.task.data_dir))
+    except ValueError as error:
+      raise ConfigError(f"task.name={shown(task.name)}: {one_line(error)}") from error
+    where["options"] = {**where.get("options", {}), "digest": digest}
+  return FrozenConfigDict(values)
+
+
 def check_prompts(config: FrozenConfigDict) -> None:
   """Raises ConfigError if there are too few held-out problems of a task, or prompts cannot be
   chosen as the config says."""
@@ -65,7 +96,7 @@ def check_prompts(config: FrozenConfigDict) -> None:
 def _check_held_out(config: FrozenConfigDict) -> None:
   problems, parts = config.evaluation.problems, ingredients(config)
   if not config.task.mixture:
-    if problems > config.task.test_size:
+    if 0 < config.task.test_size < problems:
       raise ConfigError(
         f"evaluation.problems={problems} must be at most task.test_size={config.task.test_size}"
       )
@@ -74,7 +105,7 @@ def _check_held_out(config: FrozenConfigDict) -> None:
   for (label, part), wanted in zip(
     parts.items(), np.bincount(turns, minlength=len(parts)).tolist(), strict=True
   ):
-    if wanted > part.test_size:
+    if 0 < part.test_size < wanted:
       raise ConfigError(
         f"evaluation.problems={problems} takes {wanted} of task.mixture.{label}, and "
         f"task.mixture.{label}.test_size={part.test_size}"

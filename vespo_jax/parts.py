@@ -75,7 +75,7 @@ def open_problems(
   Of a mixture, training problems are numbered task after task, and held-out ones interleaved, so
   that the first of them have its proportions.
 
-  Raises ConfigError if a task does not have that many.
+  Raises ConfigError if a task does not generate that many, or a dataset is not prepared.
   """
   parts = config_tasks.ingredients(config)
   made = {
@@ -116,8 +116,8 @@ def _open_task(
       train_size=ingredient.train_size,
       test_size=ingredient.test_size,
     )
-  except ValueError as error:  # it names the keys
-    raise ConfigError(str(error)) from error
+  except ValueError as error:
+    raise ConfigError(f"task {task.name!r}: {error}") from error
   failures = config.task.max_grade_failures
   held_out = Problems(task, splits.test, tokenizer, grader, max_failures=failures)
   train = dataclasses.replace(held_out, examples=splits.train, shaping=make_shaping(config))
@@ -178,11 +178,12 @@ def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: 
 
 
 def make_evaluator(config: FrozenConfigDict, held_out: ProblemSet) -> Evaluator:
-  """The configured evaluation on held-out problems: temperature 1, no truncation."""
+  """The configured evaluation on held-out problems, temperature 1, no truncation; where fewer are
+  held out than it wants, all are asked."""
   samples = config.evaluation.samples_per_problem
   return Evaluator(
     held_out,
-    config.evaluation.problems,
+    min(config.evaluation.problems, len(held_out.examples)),
     sampler_settings(
       config,
       held_out.tokenizer,

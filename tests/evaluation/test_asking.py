@@ -19,6 +19,7 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
   graded = []
   problems = types.SimpleNamespace(
     tokenizer=types.SimpleNamespace(stop_ids=(9,)),
+    examples=range(50),
     prompts=lambda indices: [[int(i)] for i in indices],
     grade=lambda rollouts, indices: graded.extend(map(int, indices)),
   )
@@ -44,6 +45,8 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
     assert (settings.top_k, settings.top_p, settings.min_p) == (0, 1.0, 0.0)
     assert (settings.temperature, settings.samples_per_prompt, settings.stop_ids) == (1.0, 2, (9,))
   assert EVALUATION_STREAM != TRAIN_STREAM
+  problems.examples = range(2)  # a dataset has no more
+  assert parts.make_evaluator(config, problems).run(sampler, 4).problems == 2
 
 
 def test_the_next_order_is_sampled_while_one_is_graded():

@@ -81,7 +81,7 @@ def test_whatever_a_dataset_is_made_of_names_its_directory(tmp_path, monkeypatch
     asked.append(directory)
     raise ValueError("not now")
 
-  monkeypatch.setattr(tasks.dataset, "_build_in_child", note)
+  monkeypatch.setattr(tasks.dataset, "build_in_child", note)
   changes = ({}, {"name": "hostile/y"}, {"options": {"distinct": 90}}, {"version": "2"}, {})
   for change in changes:
     task = tasks.make("hostile/x")

@@ -95,7 +95,7 @@ def test_a_mixture_has_names_weights_and_sizes():
     ({"a": {"name": "x/y", "weight": True}}, "a.weight=True"),
     ({"a": {"name": "x/y", "weight": 10**400}}, "a.weight=1000"),
     ({"a": {"name": "x/y", "weight": 1, "options": 3}}, "a.options=3 must be options by name"),
-    ({"a": {"name": "x/y", "weight": 1, "test_size": 0}}, "a.test_size=0 must be an integer"),
+    ({"a": {"name": "x/y", "weight": 1, "test_size": -1}}, "a.test_size=-1 must be an integer"),
     (
       {"a": {"name": "x", "weight": 0.333333}, "b": {"name": "x", "weight": 1}},
       "0.333333, 1 come out even",

@@ -8,7 +8,8 @@ with tasks.Grader(task) as grader:
 
 from vespo_jax.tasks import custom, verifiers
 from vespo_jax.tasks import reasoning_gym as _reasoning_gym  # noqa: F401  (registers the family)
-from vespo_jax.tasks.base import Example, Score, Task, Votable, families, make
+from vespo_jax.tasks import stored as _stored  # noqa: F401  (registers two families)
+from vespo_jax.tasks.base import Example, Score, StoredTask, Task, Votable, families, make
 from vespo_jax.tasks.curriculum import Curricula, Curriculum
 from vespo_jax.tasks.dataset import Split, Splits, open_splits
 from vespo_jax.tasks.grader import Grader
@@ -26,6 +27,7 @@ __all__ = [
   "Score",
   "Split",
   "Splits",
+  "StoredTask",
   "Stream",
   "Task",
   "Votable",

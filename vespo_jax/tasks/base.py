@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vespo_jax.registry import Registry
@@ -36,20 +37,15 @@ class Score:
 
 
 class Task(Protocol):
-  """What a task family makes.
+  """What a task family makes: a `GeneratedTask` or a `StoredTask`.
 
   Attributes:
-    name: "FAMILY/DATASET".
+    name: "FAMILY/DATASET", or "FAMILY:PATH" for a file.
     options: the options it was made with, JSON-able.
-    version: of what generates and scores, for instance a package's version.
   """
 
   name: str
   options: dict[str, Any]
-  version: str
-
-  def generate(self, seed: int, limit: int) -> Iterator[tuple[str, str, str]]:
-    """Up to `limit` problems as (question, answer, metadata), the same for the same seed."""
 
   def prompt(self, example: Example) -> str:
     """The text a policy is asked with."""
@@ -70,13 +66,50 @@ class Votable(Protocol):
     ...
 
 
+class GeneratedTask(Task, Protocol):
+  """A task that makes its problems.
+
+  Attributes:
+    version: of what generates and scores, for instance a package's version.
+  """
+
+  version: str
+
+  def generate(self, seed: int, limit: int) -> Iterator[tuple[str, str, str]]:
+    """Up to `limit` problems as (question, answer, metadata), the same for the same seed."""
+
+
+@runtime_checkable
+class StoredTask(Task, Protocol):
+  """A task whose problems are in files.
+
+  Attributes:
+    train_split, test_split: the stored splits to train on and to hold out; "": the publisher's.
+    held_out: the fraction of the problems that is held out where both are of the same split.
+  """
+
+  train_split: str
+  test_split: str
+  held_out: float
+
+  def locate(self, data_dir: Path) -> Path:
+    """The prepared dataset, in `data_dir`. Raises ValueError saying what to do if there is none."""
+
+  def check(self, data_dir: Path) -> str:
+    """The digest of what `locate` would find; as the option `digest` it keeps a task to these
+    problems. Prepares nothing. Raises ValueError, as `locate` would, if they cannot be had."""
+
+
 families = Registry("task family")
 
 
 def make(name: str, **options: Any) -> Task:
-  """The task "FAMILY/DATASET" with the family's options.
+  """The task "FAMILY/DATASET", or "FAMILY:PATH", with the family's options.
 
   Raises ValueError naming what is known, for an unknown family, dataset or option.
   """
-  family, _, dataset = name.partition("/")
+  family, separator, dataset = name.partition("/")
+  if ":" in family:
+    family, separator, dataset = name.partition(":")
+    family += separator  # such a family is registered with its colon
   return families.make(family, dataset=dataset, options=options)

@@ -1,6 +1,7 @@
 """The process that builds a dataset: `python -m vespo_jax.tasks.build FD ORDER DIRECTORY`.
 
-It answers its parent with one message: empty when the dataset is there, or what is wrong with the
+An order names a task that generates problems, or a layout and the files to read them from. It
+answers its parent with one message: empty when the dataset is there, or what is wrong with the
 order.
 """
 
@@ -14,26 +15,33 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
+from vespo_jax import files
+from vespo_jax.metrics import printable
 from vespo_jax.processes import serve_parent
-from vespo_jax.tasks.base import Task, make
+from vespo_jax.tasks import layouts, prepare, rows
+from vespo_jax.tasks.base import GeneratedTask, make
+from vespo_jax.tasks.dataset import keys_file
+from vespo_jax.tasks.sieve import Sieve
+
+Fields = tuple[str, str, str]  # question, answer, metadata
 
 _DRAWS_PER_PROBLEM = 50  # how far to look for problems that are not repeats
 
 
 def distinct_problems(
-  task: Task, seed: int, train_size: int, test_size: int
-) -> dict[str, list[tuple[str, str, str]]]:
+  task: GeneratedTask, seed: int, train_size: int, test_size: int
+) -> dict[str, list[Fields]]:
   """The first distinct problems of the task: held-out ones first, then those for training."""
   wanted = train_size + test_size
-  found: dict[str, tuple[str, str, str]] = {}
+  found: dict[str, Fields] = {}
   limit = _DRAWS_PER_PROBLEM * wanted + 1000
   bar = tqdm.tqdm(total=wanted, desc=f"building {task.name}", unit="problem", delay=2, leave=False)
   for problem in task.generate(seed, limit):
@@ -50,16 +58,51 @@ def distinct_problems(
   )
 
 
-def build(order: dict[str, Any], directory: Path) -> None:
-  """Builds the ordered dataset into `directory`.
-
-  Raises ValueError if the task refuses the order or has too few problems.
-  """
+def generate(order: dict[str, Any], directory: Path) -> None:
+  """Builds the problems of a task. Raises ValueError if it refuses the order or has too few."""
   importlib.import_module(order["module"])  # registers the task's family
   random.seed(0)  # a few generators draw from the global state
   np.random.seed(0)
-  task = make(order["task"], **order["options"])
+  task = cast(GeneratedTask, make(order["task"], **order["options"]))
   splits = distinct_problems(task, order["seed"], order["train_size"], order["test_size"])
+  write(splits, json.dumps(order), directory)
+
+
+def read(order: dict[str, Any], directory: Path) -> None:
+  """Builds the problems in a publisher's files, with a report and the keys of their questions.
+
+  Raises ValueError naming the file and the row if a file is damaged or is not of the layout, or if
+  it has changed since it was ordered.
+  """
+  layout = layouts.BY_NAME[order["layout"]]
+  sieve = Sieve(layout)
+  sources = [prepare.Source(**source) for source in order["sources"]]
+  paths = prepare.by_split(sources)
+  counts = [rows.count(Path(source.path)) for source in sources]
+  total = None if None in counts else sum(filter(None, counts))
+  with tqdm.tqdm(
+    total=total, desc=f"reading {layout.name}", unit="row", delay=2, leave=False
+  ) as bar:
+    splits = {split: sieve.problems(split, found, bar.update) for split, found in paths.items()}
+    write(splits, order["digest"], directory)
+  if [prepare.Source.of(source.path, source.split) for source in sources] != sources:
+    raise ValueError("the files have changed while they were read; give the command again")
+  for split, keys in sieve.keys.items():
+    np.save(directory / keys_file(split), np.array(keys, np.uint64))
+  report = prepare.Report(
+    name=layout.name,
+    digest=order["digest"],
+    version=layouts.VERSION,
+    sources=sources,
+    read=dict(sieve.read),
+    kept=dict(sieve.kept),
+    rejected=sieve.rejected,
+  )
+  files.write(directory / prepare.REPORT, report.to_json())
+
+
+def write(splits: Mapping[str, Iterable[Fields]], description: str, directory: Path) -> None:
+  """Writes each split, in order, through tensorflow-datasets; what raises an iterable raises it."""
 
   class ProblemBuilder(tfds.core.GeneratorBasedBuilder):
     """Problems of one task."""
@@ -69,7 +112,7 @@ def build(order: dict[str, Any], directory: Path) -> None:
     def _info(self) -> tfds.core.DatasetInfo:
       return tfds.core.DatasetInfo(
         builder=self,
-        description=json.dumps(order),
+        description=description,
         disable_shuffling=True,
         features=tfds.features.FeaturesDict(
           {
@@ -84,9 +127,7 @@ def build(order: dict[str, Any], directory: Path) -> None:
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
       return {split: self._generate_examples(problems) for split, problems in splits.items()}
 
-    def _generate_examples(
-      self, problems: list[tuple[str, str, str]]
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, problems: Iterable[Fields]) -> Iterator[tuple[int, dict]]:
       for i, (question, answer, metadata) in enumerate(problems):
         yield i, {"id": i, "question": question, "answer": answer, "metadata": metadata}
 
@@ -104,7 +145,7 @@ def build_once(order: dict[str, Any], directory: Path) -> None:
       return
     shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
     try:
-      build(order, scratch)
+      (read if "layout" in order else generate)(order, scratch)
       scratch.rename(directory)
     finally:
       shutil.rmtree(scratch, ignore_errors=True)
@@ -125,7 +166,7 @@ def main(argv: list[str]) -> None:
     build_once(json.loads(argv[2]), Path(argv[3]))
     connection.send_bytes(b"")
   except ValueError as error:
-    connection.send_bytes(str(error).encode())
+    connection.send_bytes(printable(str(error)).encode())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """A task's problems on disk: built once through tensorflow-datasets, without TensorFlow.
 
-Building runs in a process of its own with a fixed hash seed, because some generators depend on it,
-and appears in one rename, so that a run never sees a half-written dataset.
+Those of a generated task are made when they are first asked for; those of a stored one were read
+from files (`prepare`), and are divided here. Building runs in a process of its own with a fixed
+hash seed, because some generators depend on it, and appears in one rename, so that a run never sees
+a half-written dataset.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from vespo_jax.processes import Child
-from vespo_jax.tasks.base import Example, Task
+from vespo_jax.tasks import splits
+from vespo_jax.tasks.base import Example, GeneratedTask, StoredTask, Task
 
 BUILD_TIMEOUT_S = 3600.0
 _FORMAT = 2  # of the files; part of their path
@@ -28,13 +33,19 @@ _FEATURES = {  # every text that `features.json` may hold
 
 
 class Split:
-  """One split: random access to `Example`s in an array_record file."""
+  """Random access to `Example`s in array_record files.
 
-  def __init__(self, source: Any):
+  Args:
+    source: what tensorflow-datasets reads them with.
+    indices: which of them, in which order; None: all.
+  """
+
+  def __init__(self, source: Any, indices: np.ndarray | None = None):
     self._source = source
+    self._indices = np.arange(len(source)) if indices is None else indices
 
   def __len__(self) -> int:
-    return len(self._source)
+    return len(self._indices)
 
   def __iter__(self) -> Iterator[Example]:
     return (self[i] for i in range(len(self)))
@@ -42,9 +53,9 @@ class Split:
   def __getitem__(self, index: int) -> Example:
     if not 0 <= index < len(self):
       raise IndexError(f"no problem {index} among {len(self)}")
-    row = self._source[index]
+    row = self._source[int(self._indices[index])]
     return Example(
-      id=int(row["id"]),
+      id=index,
       **{field: row[field].decode() for field in ("question", "answer", "metadata")},
     )
 
@@ -62,15 +73,55 @@ def open_splits(
 ) -> Splits:
   """The splits of `task`, built on first use and read from `data_dir` afterwards.
 
+  Args:
+    task: a `GeneratedTask` or a `StoredTask`.
+    data_dir: where built datasets are kept.
+    seed: of what is generated; of a stored task, of what is held out and of the order.
+    train_size, test_size: so many problems; of a stored task at most so many, and 0 for all.
+
   Raises:
-    ValueError: if the task does not have that many distinct questions; it says how many. Or if what
-      is in `data_dir` was not written here.
+    ValueError: if a task does not generate that many distinct questions; it says how many. If a
+      stored one is not prepared; it says the command. Or if what is in `data_dir` was not written
+      here.
     TimeoutError: if building, or waiting for another run that builds it, takes longer than
       `BUILD_TIMEOUT_S`.
     ChildDied: if the building process fails, with its own message on the terminal.
   """
-  import tensorflow_datasets as tfds  # half a second to import
+  if isinstance(task, StoredTask):
+    return _open_stored(task, Path(data_dir), seed, train_size, test_size)
+  directory = _generate(cast(GeneratedTask, task), Path(data_dir), seed, train_size, test_size)
+  builder = _builder(directory)
+  return Splits(*(Split(builder.as_data_source(split=split)) for split in ("train", "test")))
 
+
+def _open_stored(
+  task: StoredTask, data_dir: Path, seed: int, train_size: int, test_size: int
+) -> Splits:
+  directory = task.locate(data_dir)
+  builder = _builder(directory)
+  train, test = splits.choose(task, list(builder.info.splits))
+  keys = {name: np.load(directory / keys_file(name)) for name in {train, test} - {""}}
+  trained, held_out = splits.divide(
+    keys,
+    train,
+    test,
+    held_out=task.held_out,
+    seed=seed,
+    train_size=train_size,
+    test_size=test_size,
+  )
+  sources = {name: builder.as_data_source(split=name) for name in keys}
+  return Splits(Split(sources[train or test], trained), Split(sources[test], held_out))
+
+
+def keys_file(split: str) -> str:
+  """The file in a stored dataset with `sieve.key` of a split's questions, uint64."""
+  return f"{split}.npy"
+
+
+def _generate(
+  task: GeneratedTask, data_dir: Path, seed: int, train_size: int, test_size: int
+) -> Path:
   order = {
     "task": task.name,
     "options": dict(task.options),
@@ -83,16 +134,23 @@ def open_splits(
   }
   text = json.dumps(order, sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-  directory = Path(data_dir) / f"{task.name.replace('/', '-')}-{digest}"
+  directory = data_dir / f"{task.name.replace('/', '-')}-{digest}"
   if not directory.is_dir():
-    _build_in_child(text, directory)
-  files = _builder_directory(directory)
+    build_in_child(text, directory)
+  return directory
+
+
+def _builder(directory: Path) -> Any:
+  """What reads a built dataset. Raises ValueError if it was not written here."""
+  import tensorflow_datasets as tfds  # half a second to import
+
+  files = next(directory.glob("*/*/dataset_info.json")).parent
   _check_features(files / "features.json")
-  builder = tfds.builder_from_directory(str(files))
-  return Splits(*(Split(builder.as_data_source(split=split)) for split in ("train", "test")))
+  return tfds.builder_from_directory(str(files))
 
 
-def _build_in_child(order: str, directory: Path) -> None:
+def build_in_child(order: str, directory: Path) -> None:
+  """Has a process of its own build what is ordered; see `build`. Raises as `open_splits`."""
   child = Child(
     "vespo_jax.tasks.build",
     name="dataset builder",
@@ -120,7 +178,3 @@ def _check_features(path: Path) -> None:
   json.loads(path.read_text(), object_hook=collect)
   if not texts <= _FEATURES:
     raise ValueError(f"{path} was not written here: it names {min(texts - _FEATURES)!r:.100}")
-
-
-def _builder_directory(directory: Path) -> Path:
-  return next(directory.glob("*/*/dataset_info.json")).parent

@@ -26,7 +26,7 @@ class Ingredient:
   """One task of a mixture.
 
   Attributes:
-    name: of the task, "FAMILY/DATASET".
+    name: of the task, as `tasks.make` takes it.
     weight: its share of the prompts, relative to the others'.
     options: of the task.
     train_size, test_size: training and held-out prompts.
@@ -63,7 +63,7 @@ def read_mixture(
 
 
 def _is_size(value: Any) -> bool:
-  return type(value) is int and 1 <= value < 2**31
+  return type(value) is int and 0 <= value < 2**31
 
 
 def _is_weight(value: Any) -> bool:
@@ -74,8 +74,8 @@ _FIELDS = {
   "name": (lambda value: isinstance(value, str), "a text"),
   "weight": (_is_weight, "a number from 1e-6 to 1e6"),
   "options": (lambda value: isinstance(value, Mapping), "options by name"),
-  "train_size": (_is_size, "an integer, at least 1 and below 2**31"),
-  "test_size": (_is_size, "an integer, at least 1 and below 2**31"),
+  "train_size": (_is_size, "an integer, at least 0 and below 2**31"),
+  "test_size": (_is_size, "an integer, at least 0 and below 2**31"),
 }
 _OPTIONAL = ("options", "train_size", "test_size")
 

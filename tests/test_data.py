@@ -1,0 +1,203 @@
+"""`python -m vespo_jax.data`: what it prints, its exit codes, and training on what it prepares."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vespo_jax import config as config_lib
+from vespo_jax import data, parts
+from vespo_jax.config import ConfigError
+from vespo_jax.tokenizers import byte_tokenizer
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIG = REPOSITORY / "configs" / "gsm8k.py"
+SMALL = {  # a policy from random weights in the place of SmolLM2
+  "policy.path": "",
+  "policy.width": 32,
+  "policy.layers": 2,
+  "policy.heads": 2,
+  "policy.kv_heads": 1,
+  "policy.head_width": 16,
+  "policy.mlp_width": 64,
+  "lora.rank": 0,
+  "updates": 2,
+  "staleness.minibatches": 2,
+  "sampler.max_new_tokens": 8,
+  "evaluation.problems": 200,
+  "evaluation.samples_per_problem": 2,
+}
+
+
+def write_gsm8k(directory, train=40, test=12):
+  """A small dataset of GSM8K's layout."""
+  directory.mkdir()
+  for name, first, count in (("train", 0, train), ("test", train, test)):
+    rows = [
+      {"question": f"Ann has {i} pens and buys 2. How many?", "answer": f"{i}+2\n#### {i + 2}"}
+      for i in range(first, first + count)
+    ]
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (directory / f"{name}.jsonl").write_text(lines)
+  return directory
+
+
+def flags(**settings):
+  return [f"--config.{key}={value}" for key, value in settings.items()]
+
+
+def parse(data_dir, *arguments):
+  argv = [f"--config={CONFIG}", *flags(**SMALL), f"--config.task.data_dir={data_dir}", *arguments]
+  return config_lib.parse(["train", "--workdir=w", *argv])[0]
+
+
+def test_prepare_says_what_it_did_and_list_what_there_is(tmp_path, capsys):
+  source, data_dir = write_gsm8k(tmp_path / "gsm8k"), f"--data_dir={tmp_path}/data"
+  with pytest.raises(ConfigError, match="task.name='dataset/gsm8k': it is not prepared .*`python "
+                                        "-m vespo_jax.data prepare gsm8k --source="):  # fmt: skip
+    parse(tmp_path / "data")
+  assert data.main(["data", "prepare", "gsm8k", f"--source={source}", data_dir]) == 0
+  said = capsys.readouterr().out
+  assert "gsm8k: read 52 rows of 2 files" in said and "train: kept 40 of 40" in said
+  assert "--config.task.name=dataset/gsm8k" in said
+  assert data.main(["data", "list", data_dir]) == 0
+  listed = capsys.readouterr().out
+  assert "HuggingFaceH4/MATH-500" in listed and ": 12 test, 40 train" in listed
+  config = parse(tmp_path / "data")
+  assert (config.task.train_size, config.task.test_size) == (0, 0)
+  (prepared,) = (tmp_path / "data").glob("gsm8k-*")
+  assert config.task.options.digest == prepared.name.removeprefix("gsm8k-")
+
+
+@pytest.mark.parametrize(
+  "arguments,words",
+  [
+    (["prepare", "gsm9k"], "no dataset 'gsm9k' is known; known: gsm8k"),
+    (["prepare", "gsm8k"], "give --source=FILE_OR_DIR, the files of openai/gsm8k"),
+    (["prepare", "gsm8k", "--source=/no/such"], "/no/such does not exist"),
+  ],
+)
+def test_what_cannot_be_prepared_is_one_message_and_exit_code_2(arguments, words, capsys, tmp_path):
+  assert data.main(["data", *arguments, f"--data_dir={tmp_path}"]) == 2
+  said = capsys.readouterr()
+  assert said.err.startswith("error: ") and words in said.err and said.err.count("\n") == 1
+  assert not said.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["prepare"], ["prepare", "gsm8k", "--split=dev"]])
+def test_bad_usage_is_exit_code_2(arguments, capsys):
+  with pytest.raises(SystemExit) as caught:
+    data.main(["data", *arguments])
+  assert caught.value.code == 2 and "usage: python -m vespo_jax.data" in capsys.readouterr().err
+
+
+def test_a_data_directory_that_cannot_be_made_is_exit_code_1(tmp_path, capsys, monkeypatch):
+  def full(*arguments, **options):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(data.prepare, "prepare", full)
+  assert data.main(["data", "prepare", "gsm8k", "--source=x"]) == 1
+  assert "No space left" in capsys.readouterr().err
+
+
+def test_a_file_of_ones_own_is_one_config_line(tmp_path):
+  file = tmp_path / "mine.jsonl"
+  line = f"--config.task.name=jsonl:{file}"
+  with pytest.raises(ConfigError, match="task.name='jsonl:.*mine.jsonl' does not exist"):
+    parse(tmp_path, line)
+  file.write_text('{"prompt": "Say 1.", "answer": "1"}\n' * 2)
+  config = parse(tmp_path, line, "--config.task.options.held_out=0.5")
+  assert config.task.options.held_out == 0.5
+  kept = f"--config.task.options.digest={config.task.options.digest}"
+  assert parse(tmp_path, line, kept).task.options.digest == config.task.options.digest
+  file.write_text('{"prompt": "Say 2.", "answer": "2"}\n' * 2)
+  with pytest.raises(ConfigError, match="it has changed"):
+    parse(tmp_path, line, kept)
+
+
+@pytest.mark.parametrize("key", ["train_size", "test_size"])
+def test_all_there_are_cannot_be_generated(key):
+  debug = f"--config={REPOSITORY}/configs/debug.py"
+  with pytest.raises(ConfigError, match=f"task.{key}=0 must be at least 1: .* generated"):
+    config_lib.parse(["train", "--workdir=w", debug, f"--config.task.{key}=0"])
+
+
+def mixed(tmp_path, **sums):
+  """The checked config of a file of one's own and generated sums, three to one."""
+  mine = tmp_path / "mine.jsonl"
+  mine.write_text("".join(f'{{"prompt": "Say {i}.", "answer": "{i}"}}\n' for i in range(40)))
+  mixture = {
+    "mine": {"name": f"jsonl:{mine}", "weight": 3, "options": {"held_out": 0.25}, "test_size": 0},
+    "sums": {"name": "reasoning_gym/chain_sum", "weight": 1, "train_size": 20} | sums,
+  }
+  return parse(
+    tmp_path / "data", f"--config.task.mixture={json.dumps(mixture)}", "--config.task.options={}"
+  )
+
+
+def test_files_may_be_mixed_with_what_is_generated(tmp_path):
+  config = mixed(tmp_path, test_size=100)
+  assert re.fullmatch("[0-9a-f]{16}", config.task.mixture.mine.options.digest)
+  assert config.task.mixture.mine.options.held_out == 0.25 and not config.task.options
+  assert "options" not in config.task.mixture.sums
+  with contextlib.ExitStack() as stack:
+    train, held_out = parts.open_problems(config, byte_tokenizer(), stack)
+  assert len(train.examples) == 50
+  # of 40 problems every fourth is held out, and there is a sum to every three of them
+  assert [example.question[:3] for example in map(held_out.examples.__getitem__, range(13))].count(
+    "Say"
+  ) == 10
+  with pytest.raises(ConfigError, match="task.mixture.sums.test_size=0 must be at least 1"):
+    mixed(tmp_path, test_size=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own_file", [False, True])
+def test_two_updates_as_a_user_makes_them(own_file, tmp_path):
+  """From the publisher's files, or from a file of one's own, to a finished run and its evaluation:
+  200 problems are asked for, and those that are held out are asked."""
+  task = ["--config.task.name=dataset/gsm8k"]
+  if own_file:
+    rows = [{"prompt": f"Say {i}.", "answer": f"{i}"} for i in range(40)]
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    task = [f"--config.task.name=jsonl:{tmp_path}/mine.jsonl", "--config.task.options.held_out=0.3"]
+  else:
+    source = write_gsm8k(tmp_path / "gsm8k")
+    run("data", "prepare", "gsm8k", f"--source={source}", f"--data_dir={tmp_path}/data")
+  settings = [*flags(**SMALL), f"--config.task.data_dir={tmp_path}/data", *task]
+  output = run("train", f"--config={CONFIG}", f"--workdir={tmp_path}/run", *settings)
+  result = json.loads((tmp_path / "run" / "result.json").read_text())
+  assert (result["stop_reason"], result["updates"]) == ("finished", 2), output
+  assert result["evaluation_after"]["problems"] == 12
+  first = (tmp_path / "run" / "rollouts" / "000001.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in first]
+  prompts = [record["prompt"] for record in records]
+  if not own_file:  # the same command, after other files were prepared, is another run
+    (source / "train.jsonl").write_text('{"question": "2?", "answer": "#### 2"}\n')
+    run("data", "prepare", "gsm8k", f"--source={source}", f"--data_dir={tmp_path}/data")
+    again = [f"--config={CONFIG}", f"--workdir={tmp_path}/run", *settings]
+    assert "holds a run with another task.options" in run("train", *again, code=2)
+  start = "Say " if own_file else "Ann has "
+  assert prompts and all(prompt.startswith(start) for prompt in prompts), prompts
+  for record in records:  # each beside the answer to its own question
+    number = int(re.search("[0-9]+", record["prompt"])[0])
+    assert int(record["answer"]) == number + 2 * (not own_file), record
+
+
+def run(module, *arguments, code=0):
+  """Runs a command; returns what it printed."""
+  done = subprocess.run(
+    [sys.executable, "-m", f"vespo_jax.{module}", *arguments],
+    cwd=REPOSITORY,
+    env=os.environ,
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert done.returncode == code, done.stderr
+  return done.stdout + done.stderr
