@@ -1,7 +1,7 @@
 """The grader process: `python -m vespo_jax.tasks.grader_process FD START`.
 
-It takes lists of [example, response], answers each with the bytes of memory it has needed so far,
-and sends each verdict as soon as it has it, until its parent hangs up.
+It takes lists of [example, response], answers each with the bytes of memory it has by then, and
+sends each verdict as soon as it has it, until its parent hangs up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 from vespo_jax.processes import serve_parent
@@ -56,9 +57,12 @@ def _judge(start: dict[str, Any]) -> Callable[[Example, str], Score]:
 
 
 def _memory() -> int:
-  """The most bytes in memory so far."""
-  unit = 1 if sys.platform == "darwin" else 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  """Bytes in memory now. (What Linux says of their maximum counts the parent's before the exec.)"""
+  try:
+    with open("/proc/self/statm") as file:
+      return int(file.read().split()[1]) * resource.getpagesize()
+  except FileNotFoundError:  # macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(argv: list[str]) -> int:
@@ -73,18 +77,22 @@ def main(argv: list[str]) -> int:
   resource.setrlimit(resource.RLIMIT_AS, (start["memory_bytes"],) * 2)
   warnings.simplefilter("ignore")  # of answers that are evaluated
   forbid_side_effects()
-  connection.send_bytes(b"ready")
-  while True:
-    try:
-      message = connection.recv_bytes()
-    except EOFError:  # the parent hung up
-      return 0
-    connection.send_bytes(b"%d" % _memory())  # from here on an answer is to blame for what happens
-    items = json.loads(message)
-    for number, (example, response) in enumerate(items):
-      score = _score(judge, Example(**example), response, alarm_s)
-      verdict = [number, float(score.reward), score.status, float(score.raw)]
-      connection.send_bytes(json.dumps(verdict).encode())
+  try:
+    connection.send_bytes(b"ready")
+    while True:
+      _serve(connection, judge, alarm_s)
+  except (EOFError, BrokenPipeError):  # the parent hung up
+    return 0
+
+
+def _serve(connection: Connection, judge: Callable[[Example, str], Score], alarm_s: float) -> None:
+  """Takes one list, sends the verdicts. Raises EOFError or BrokenPipeError if nobody is there."""
+  message = connection.recv_bytes()
+  connection.send_bytes(b"%d" % _memory())  # from here on an answer is to blame for what happens
+  for number, (example, response) in enumerate(json.loads(message)):
+    score = _score(judge, Example(**example), response, alarm_s)
+    verdict = [number, float(score.reward), score.status, float(score.raw)]
+    connection.send_bytes(json.dumps(verdict).encode())
 
 
 if __name__ == "__main__":
