@@ -177,6 +177,14 @@ def test_two_updates_as_a_user_makes_them(own_file, tmp_path):
   first = (tmp_path / "run" / "rollouts" / "000001.jsonl").read_text().splitlines()
   records = [json.loads(line) for line in first]
   prompts = [record["prompt"] for record in records]
+  # the 12 problems that are held out are asked, whatever number was said
+  what = [f"--workdir={tmp_path}/run", "--samples=1"]
+  if not own_file:
+    problems = ["--task=dataset/gsm8k", f"--data_dir={tmp_path}/data", "--test_size=0"]
+    what = [f"--model={tmp_path}/run/model", *problems, "--max_new_tokens=4"]
+  told = run("evaluate", *what, f"--out={tmp_path}/records", "--json").splitlines()
+  (evaluated,) = [json.loads(line) for line in told if line.startswith("{")]
+  assert evaluated["problems"] == 12, evaluated
   if not own_file:  # the same command, after other files were prepared, is another run
     (source / "train.jsonl").write_text('{"question": "2?", "answer": "#### 2"}\n')
     run("data", "prepare", "gsm8k", f"--source={source}", f"--data_dir={tmp_path}/data")

@@ -25,6 +25,7 @@ from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params
 
+ALL = 2**31 - 1  # problems, where a test_size of 0 says all that a dataset has
 MODEL_TOKENS = 512  # of a response, where no run says how many
 MODEL_TIMEOUT_S = 3600.0  # of an order, where no run says how long
 MODEL_SEQUENCES = 64  # sampled at a time, where no run says how many
@@ -39,7 +40,7 @@ class Subject:
     load: () -> updates that made it, or None, and the model.
     tasks: what it is evaluated on, by the names that rollouts have.
     open_problems: the held-out problems, with a grader that the stack closes.
-    test_size: how many there are.
+    test_size: how many there are at most.
     problems, sampling, seed, dtype: the defaults; `sampling` lacks the tokenizer's stop ids.
     sequences: sampled at a time.
     timeout_s: the longest wait for so many.
@@ -121,7 +122,7 @@ def of_run(workdir: Path, checkpoint: int | None) -> Subject:
     load=load,
     tasks=config_tasks.make_tasks(config),
     open_problems=lambda tokenizer, stack: parts.open_problems(config, tokenizer, stack)[1],
-    test_size=sum(part.test_size for part in config_tasks.ingredients(config).values()),
+    test_size=sum(part.test_size or ALL for part in config_tasks.ingredients(config).values()),
     problems=config.evaluation.problems,
     sampling=Settings(
       max_new_tokens=sampler.max_new_tokens,
@@ -143,7 +144,7 @@ def of_model(path: Path, of: TaskSettings) -> Subject:
   """
   weights.read_spec(path)
   task = tasks.make(of.task, **of.task_options)
-  if of.test_size < 1:
+  if of.test_size < (0 if isinstance(task, tasks.StoredTask) else 1):
     raise ValueError(f"--test_size={of.test_size} must be at least 1")
 
   def open_problems(tokenizer: Tokenizer, stack: contextlib.ExitStack) -> Problems:
@@ -162,8 +163,8 @@ def of_model(path: Path, of: TaskSettings) -> Subject:
     load=lambda: (None, *models.load(path)),
     tasks={task.name: task},
     open_problems=open_problems,
-    test_size=of.test_size,
-    problems=of.test_size,
+    test_size=of.test_size or ALL,
+    problems=of.test_size or ALL,
     sampling=Settings(max_new_tokens=MODEL_TOKENS),
     seed=0,
     dtype="float32",

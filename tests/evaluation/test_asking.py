@@ -45,6 +45,7 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
     assert (settings.top_k, settings.top_p, settings.min_p) == (0, 1.0, 0.0)
     assert (settings.temperature, settings.samples_per_prompt, settings.stop_ids) == (1.0, 2, (9,))
   assert EVALUATION_STREAM != TRAIN_STREAM
+  orders.clear()
   problems.examples = range(2)  # a dataset has no more
   orders.clear()
   assert parts.make_evaluator(config, problems).run(sampler, 4).problems == 2

