@@ -2,7 +2,7 @@
 
 import json
 
-import published
+import publisher_files as published
 import pytest
 
 from vespo_jax.tasks import code_tests

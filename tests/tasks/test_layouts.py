@@ -5,7 +5,7 @@ The words are those of VESPO's own preprocessing, of EvalPlus and of MBPP, writt
 
 import json
 
-import published
+import publisher_files as published
 import pytest
 
 from vespo_jax import tasks

@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-import published
+import publisher_files as published
 import pytest
 
 from tests.watched import pickle_watch
