@@ -8,8 +8,8 @@ correct spellings (the quickstart's own start has seen imperfect ones, for longe
 demonstrations of about 67 tokens, two to a row of 144. --config.policy.path=runs/sft starts
 `vespo_jax.train` from it.
 
-Reproduces no figure of a paper. Hardware: two CPU cores. Wall time: about two minutes, for 180 s of
-CPU time (measured on cores shared with much other work, where it took eleven).
+Reproduces no figure of a paper. Hardware: two CPU cores. Wall time: 229 s measured on
+cores shared with other work, for 186 s of CPU time; about two minutes on free ones.
 Expected: the loss of 200 held-out words falls from 5.59 to 0.21 nats per token, 7.4 % of the tokens
 computed are padding, and the held-out accuracy is 25.8 % [23.6, 28.1] (seed 0; temperature 1, 500
 problems x 4 samples).
