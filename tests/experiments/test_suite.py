@@ -12,11 +12,9 @@ from experiments import (
   asymmetry,
   asynchronous,
   baselines,
-  dense_vs_moe,
   kernel_grid,
   kernels,
   length_norm,
-  mismatch,
   staleness,
 )
 from experiments.suite import cli, page, results, statistics
@@ -27,7 +25,7 @@ from experiments.suite.runs import Run, scores
 EXPERIMENTS = [
   module.EXPERIMENT
   for module in (
-    *(asymmetry, asynchronous, baselines, dense_vs_moe, kernel_grid, length_norm, mismatch),
+    *(asymmetry, asynchronous, baselines, kernel_grid, length_norm),
     staleness,
   )
 ]

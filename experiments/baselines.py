@@ -1,0 +1,26 @@
+"""Figure 11 and table 3, and newer rivals, at N = 8. `python -m experiments.baselines`."""
+
+from __future__ import annotations
+
+import sys
+
+from experiments.suite import cli
+from experiments.suite.experiment import Claim, Experiment, synchronous
+
+N = 8
+PAPER = {"topr": 48.7, "cispo": 48.7, "bapo": 63.6}  # table 3; VESPO has 70.0
+NEWER = ("dppo_tv", "minpro", "minirl", "vcpo", "m2po", "sequence_is", "reinforce")
+
+EXPERIMENT = Experiment(
+  name="baselines",
+  title="More rivals at N = 8 (figure 11, table 3; DPPO, MinPRO, MiniRL, VCPO, M2PO beside them)",
+  cells=synchronous(("vespo", *PAPER, *NEWER), (N,)),
+  claims=[
+    Claim(f"VESPO is above {rival.upper()}", f"70.0 against {paper}", ("vespo", N), (rival, N))
+    for rival, paper in PAPER.items()
+  ],
+  curves=("reward/mean", "entropy/mean", "grad/norm"),
+)
+
+if __name__ == "__main__":
+  sys.exit(cli.main(EXPERIMENT))

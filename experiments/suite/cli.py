@@ -1,0 +1,68 @@
+"""The command line that every experiment shares: `python -m experiments.NAME [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.suite import page
+from experiments.suite import results as results_lib
+from experiments.suite.experiment import Experiment
+from experiments.suite.pool import Pool
+
+QUICK = (  # what `--quick` changes: a run of a few seconds, to see that everything works
+  ("updates", 8),
+  ("evaluation.every", 0),
+  ("evaluation.problems", 40),
+)
+FIGURES = Path("docs/experiments")
+
+
+def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
+  """Runs what is missing of an experiment and writes its figure and table.
+
+  Exit codes: 0 all runs have results; 1 some do not (stopped, out of budget, or failed: which and
+  why is printed); 2 bad usage.
+  """
+  parser = argparse.ArgumentParser(
+    prog=f"python -m experiments.{experiment.name}", description=experiment.title
+  )
+  parser.add_argument("--seeds", type=int, default=experiment.seeds)
+  parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a core each")
+  parser.add_argument("--budget", type=float, default=1e6, help="minutes after which none is begun")
+  parser.add_argument("--quick", action="store_true", help="tiny runs, kept apart, to see it work")
+  parser.add_argument("--only", help="methods, separated by commas")
+  parser.add_argument("--figures", action="store_true", help="run nothing: figure and table only")
+  parser.add_argument("--scratch", type=Path, default=Path("runs/experiments"))
+  options = parser.parse_args(argv)
+  if min(options.seeds, options.jobs) < 1 or options.budget <= 0:
+    parser.error("--seeds, --jobs and --budget must be positive")
+  runs = experiment.runs(1 if options.quick else options.seeds, QUICK if options.quick else ())
+  if options.only:
+    wanted = set(options.only.split(","))
+    unknown = wanted - {run.method for run in runs}
+    if unknown:
+      known = sorted({run.method for run in runs})
+      parser.error(f"--only: no method {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+    runs = [run for run in runs if run.method in wanted]
+  file = f"{experiment.name}.jsonl"
+  path = (options.scratch / "quick" if options.quick else results_lib.RESULTS) / file
+  pool = Pool(path, options.scratch, jobs=options.jobs, budget_s=60 * options.budget)
+  failures = [] if options.figures else pool.work(runs)
+  for failure in failures:
+    print(f"failed: {failure}", file=sys.stderr)
+  results = results_lib.read(path)
+  if not results:
+    print("there are no results yet", file=sys.stderr)
+    return 1
+  folder = options.scratch / "quick" if options.quick else FIGURES
+  page.draw(experiment, results, folder / f"{experiment.name}.png")
+  text = page.markdown(experiment, results)
+  (folder / f"{experiment.name}.md").write_text(text)
+  print(text)
+  missing = pool.missing(runs)
+  if missing:
+    print(f"{len(missing)} of {len(runs)} runs have no result yet", file=sys.stderr)
+  return 1 if missing else 0

@@ -1,0 +1,97 @@
+"""What a file of `experiments/` declares: its runs, and the paper's claims about them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.suite.results import Result
+from experiments.suite.runs import Run
+
+DENSE, MOE = "configs/testbed.py", "configs/testbed_moe.py"
+METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, under their names
+  name: (("objective.name", name),)
+  for name in (
+    *("vespo", "grpo", "gspo", "sapo", "topr", "cispo", "bapo", "minpro", "minirl", "m2po"),
+    *("dppo_tv", "sequence_is", "reinforce"),
+  )
+} | {
+  # VCPO is three things at once: the objective, its baseline and its step size
+  "vcpo": (
+    ("objective.name", "vcpo"),
+    ("advantage.name", "vcpo"),
+    ("optimizer.ess_scaling", "sqrt"),
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One sentence of the paper about two cells of an experiment, and its number.
+
+  Attributes:
+    text: what is claimed: `better` ends above `worse`.
+    paper: the paper's figures for it.
+    better, worse: (method, staleness) of two cells.
+    score: which score is compared; more is better.
+  """
+
+  text: str
+  paper: str
+  better: tuple[str, int]
+  worse: tuple[str, int]
+  score: str = "after"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A figure or table of the paper.
+
+  Attributes:
+    name: its file, and that of its results.
+    title: what it shows, and where the paper has it.
+    cells: (method, staleness, config, changes) of every cell; each is run with every seed.
+    claims: of the paper.
+    curves: metrics of its figure, a row each.
+    seeds: how many, unless the command says otherwise.
+  """
+
+  name: str
+  title: str
+  cells: Sequence[tuple[str, int, str, tuple[tuple[str, Any], ...]]]
+  claims: Sequence[Claim]
+  curves: Sequence[str] = ("reward/mean",)
+  seeds: int = 3
+
+  def runs(self, seeds: int, extra: Sequence[tuple[str, Any]] = ()) -> list[Run]:
+    """All runs, seed by seed, so that a part of them is a smaller experiment."""
+    return [
+      Run(self.name, method, seed, staleness, config, (*changes, *extra))
+      for seed in range(seeds)
+      for method, staleness, config, changes in self.cells
+    ]
+
+
+def synchronous(
+  methods: Sequence[str], stalenesses: Sequence[int], config: str = DENSE
+) -> list[tuple[str, int, str, tuple[tuple[str, Any], ...]]]:
+  """The cells of methods by N."""
+  return [
+    (method, n, config, (*METHODS[method], ("staleness.minibatches", n)))
+    for n in stalenesses
+    for method in methods
+  ]
+
+
+def by_cell(results: Sequence[Result]) -> dict[tuple[str, int], dict[int, Result]]:
+  """Results by (method, staleness), then by seed; of two for one seed the newest."""
+  cells: dict[tuple[str, int], dict[int, Result]] = {}
+  for result in results:
+    cell = cells.setdefault((result["method"], result["staleness"]), {})
+    cell[result["seed"]] = result
+  return cells
+
+
+Draw = Callable[[Experiment, Sequence[Result], Path], None]

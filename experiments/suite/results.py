@@ -1,0 +1,51 @@
+"""Results on disk: one JSON object a line, appended whole under a lock, never rewritten."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+Result = dict[str, Any]
+
+
+def read(path: Path) -> list[Result]:
+  """The results in a file, oldest first; a half-written last line is left out."""
+  if not path.is_file():
+    return []
+  lines = path.read_bytes().splitlines(keepends=True)
+  return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def append(path: Path, result: Result) -> None:
+  """Adds one result; several processes may do so at once."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  line = json.dumps(result, sort_keys=True).encode() + b"\n"
+  with path.open("ab+") as file, locked(file.fileno()):
+    file.seek(0, os.SEEK_END)
+    if file.tell() and not _ends_whole(file):
+      line = b"\n" + line
+    file.write(line)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+  """Holds the exclusive lock of an open file; the kernel gives it back however the process ends."""
+  fcntl.flock(descriptor, fcntl.LOCK_EX)
+  try:
+    yield
+  finally:
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _ends_whole(file: Any) -> bool:
+  file.seek(-1, os.SEEK_END)
+  return file.read(1) == b"\n"

@@ -1,0 +1,103 @@
+"""One run of an experiment: which config it is, and what is kept of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vespo_jax import metrics
+
+VERSION = 1  # of the testbed's configs and warm starts: a new one makes all runs new
+
+CURVES = (
+  "reward/mean",
+  "response/length",
+  "entropy/mean",
+  "kl/behaviour_policy",
+  "grad/norm",
+  "objective/loss",
+  "weight/ess_fraction",
+)
+CURVE_POINTS = 64
+LAST = 0.1  # the share of updates whose mean reward stands beside the last evaluation
+COLLAPSE = 0.5  # a run has collapsed when its reward ends below this share of its best
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What one line of results is about.
+
+  Attributes:
+    experiment: the file it belongs to.
+    method: how tables and figures call it.
+    seed: of the run.
+    staleness: N of a sync run, or S of an asynchronous one.
+    config: the config file.
+    changes: keys of it that differ, as ("objective.name", "grpo").
+  """
+
+  experiment: str
+  method: str
+  seed: int
+  staleness: int
+  config: str
+  changes: tuple[tuple[str, Any], ...] = ()
+
+  @property
+  def flags(self) -> list[str]:
+    """The changes as flags of `vespo_jax.train`."""
+    changes = (*self.changes, ("seed", self.seed))
+    return [f"--config.{key}={_text(value)}" for key, value in changes]
+
+  @property
+  def key(self) -> str:
+    """Names the run: equal for the same changes to the same config of the same `VERSION`."""
+    named = [VERSION, Path(self.config).name, sorted(self.flags)]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+
+  def command(self, workdir: Path) -> list[str]:
+    """What runs, or resumes, it."""
+    module = [sys.executable, "-m", "vespo_jax.train"]
+    return [*module, f"--config={self.config}", f"--workdir={workdir}", *self.flags]
+
+
+def scores(workdir: Path) -> dict[str, Any]:
+  """What a finished run's directory says: accuracies before and after with intervals, the best and
+  the last evaluation on the way, mean reward of the last updates, whether it collapsed, curves.
+
+  A run that diverged has no accuracy after; its own is then 0, and `stop_reason` says so.
+  """
+  result = json.loads((workdir / "result.json").read_text())
+  rows = metrics.read(workdir / "metrics.jsonl")
+  reward = np.array([row["reward/mean"] for row in rows])
+  last = max(1, round(LAST * len(rows)))
+  on_the_way = [row["evaluation/accuracy"] for row in rows if "evaluation/accuracy" in row]
+  after = result.get("evaluation_after", {}).get("accuracy", 0.0)
+  smooth = np.convolve(reward, np.ones(last) / last, "valid")
+  return {
+    "before": result["evaluation_before"]["accuracy"],
+    "after": after,
+    "best": max([*on_the_way, after]),
+    "last_reward": float(reward[-last:].mean()),
+    "collapsed": bool(smooth[-1] < COLLAPSE * smooth.max()),
+    "updates": result["updates"],
+    "stop_reason": result["stop_reason"],
+    "curves": {"step": _thin([row["step"] for row in rows])}
+    | {name: _thin([row[name] for row in rows]) for name in CURVES if name in rows[0]},
+  }
+
+
+def _thin(values: list[float]) -> list[float]:
+  """The means of up to `CURVE_POINTS` stretches of equal length, four significant digits."""
+  parts = np.array_split(np.asarray(values, float), min(CURVE_POINTS, len(values)))
+  return [float(f"{part.mean():.4g}") for part in parts]
+
+
+def _text(value: Any) -> str:
+  return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,60 @@
+"""One page of everything that has been run: `python -m experiments.summary`.
+
+Writes docs/experiments/README.md from the committed results alone; runs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from experiments.suite import page, statistics
+from experiments.suite import results as results_lib
+from experiments.suite.cli import FIGURES
+from experiments.suite.experiment import Experiment
+
+NAMES = (*("staleness", "baselines", "asynchronous", "length_norm", "asymmetry", "kernel_grid"),)
+HEAD = """\
+# Experiments
+
+Figures and tables of the paper at a scale that two CPU cores can run. Each is one command,
+`python -m experiments.NAME`, which runs what is missing from `experiments/results/NAME.jsonl`, one
+line a run, and draws what is there. Every run starts from the same bytes and asks the same prompts
+in the same order; hyper-parameters are the published ones. Figures are means over seeds with 95 %
+intervals (Student's t); p is of the paired t-test over seeds. A claim is *reproduced* or
+*contradicted* if p < 0.05, and otherwise *not seen at this scale*. Nothing is selected: how a run
+ended, its last rewards and its best evaluation all stand in the tables.
+
+`python -m experiments.kernels` draws figure 2, `python -m experiments.estimators` holds every
+estimator against an exact gradient.
+
+"""
+
+
+def main() -> int:
+  """Writes the page and prints the count of verdicts."""
+  parts, verdicts = [HEAD], []
+  for name in NAMES:
+    experiment: Experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
+    results = results_lib.read(results_lib.RESULTS / f"{name}.jsonl")
+    if not results:
+      parts.append(f"## {experiment.title}\n\nNot run yet.\n")
+      continue
+    text = page.markdown(experiment, results)
+    verdicts += [v for v in VERDICTS for line in text.splitlines() if line.endswith(f"| {v} |")]
+    minutes = sum(result["wall_time_s"] for result in results) / 60
+    commits = len({result["commit"] for result in results})
+    note = f"{len(results)} runs, {minutes:.0f} core-minutes, {commits} commits."
+    parts.append(f"{text}\n{note}\n\n![{name}]({name}.png)\n")
+  FIGURES.mkdir(parents=True, exist_ok=True)
+  Path(FIGURES / "README.md").write_text("\n".join(parts))
+  for verdict in VERDICTS:
+    print(f"{verdict}: {verdicts.count(verdict)}")
+  return 0
+
+
+VERDICTS = (statistics.REPRODUCED, statistics.NOT_SEEN, statistics.CONTRADICTED)
+
+if __name__ == "__main__":
+  sys.exit(main())
