@@ -8,8 +8,9 @@ import example as t
 import jax
 from jax.sharding import Mesh
 
-from vespo_jax import sharding
+from vespo_jax import models, sharding
 from vespo_jax.learner.update import place_state
+from vespo_jax.models import partition
 
 assert jax.device_count() == 8, "start me with XLA_FLAGS=--xla_force_host_platform_device_count=8"
 one = jax.make_mesh(
@@ -24,6 +25,24 @@ SETTINGS = {  # what losses and metrics a layout is compared in, beside the grad
   "expert": {"spec": t.EXPERTS, "balance_coefficient": 0.1, "z_coefficient": 0.1},
   "tensor": {"remat": "full"},
 }
+
+
+COLLECTIVES = {  # of the forward pass alone: what shows that an axis is really spread over
+  "fsdp": "all_gather",
+  "tensor": "reduce_scatter",
+  "expert": "reduce_scatter",
+  "sequence": "collective_permute",
+}
+
+
+def collectives(mesh, spec):
+  """The program of the log-probs of a batch, as it is spread over the mesh."""
+
+  def logprobs(params, batch):
+    with partition.over(mesh):
+      return models.group_logprobs(params, spec, batch)
+
+  return jax.jit(logprobs).lower(models.abstract(spec), t.example_batch()).as_text()
 
 
 def settings_of(sizes):
@@ -43,6 +62,9 @@ for layout in sys.argv[1:]:
   if spec.experts:
     experts = placed.params["layers"]["expert_up"]
     assert experts.addressable_shards[0].data.size == experts.size // (parts * mesh.shape["expert"])
+  text = collectives(mesh, spec)
+  for axis, name in COLLECTIVES.items():
+    assert axis not in sizes or f"stablehlo.{name}" in text, (axis, name)
   assert placed.opt_state[1][0].mu["layers"]["query"].sharding == kernel.sharding
   rewards = jax.device_put(t.example_batch().rewards_PR, sharding.batch_sharding(mesh))
   prompts = 16 // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
