@@ -10,7 +10,7 @@ from typing import Any
 from experiments.suite.results import Result
 from experiments.suite.runs import Run
 
-DENSE, MOE = "configs/testbed.py", "configs/testbed_moe.py"
+DENSE = "configs/testbed.py"
 METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, under their names
   name: (("objective.name", name),)
   for name in (

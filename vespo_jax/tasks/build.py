@@ -28,7 +28,7 @@ from vespo_jax.metrics import printable
 from vespo_jax.processes import serve_parent
 from vespo_jax.tasks import layouts, prepare, rows
 from vespo_jax.tasks.base import GeneratedTask, make
-from vespo_jax.tasks.dataset import keys_file
+from vespo_jax.tasks.dataset import KEY, keys_file
 from vespo_jax.tasks.sieve import Sieve
 
 Fields = tuple[str, str, str]  # question, answer, metadata
@@ -88,7 +88,7 @@ def read(order: dict[str, Any], directory: Path) -> None:
   if [prepare.Source.of(source.path, source.split) for source in sources] != sources:
     raise ValueError("the files have changed while they were read; give the command again")
   for split, keys in sieve.keys.items():
-    np.save(directory / keys_file(split), np.array(keys, np.uint64))
+    np.array(keys, KEY).tofile(directory / keys_file(split))
   report = prepare.Report(
     name=layout.name,
     digest=order["digest"],

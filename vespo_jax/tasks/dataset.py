@@ -23,6 +23,7 @@ from vespo_jax.tasks import splits
 from vespo_jax.tasks.base import Example, GeneratedTask, StoredTask, Task
 
 BUILD_TIMEOUT_S = 3600.0
+KEY = np.dtype("<u8")
 _FORMAT = 2  # of the files; part of their path
 _FEATURES = {  # every text that `features.json` may hold
   *("int64", "none"),
@@ -100,7 +101,10 @@ def _open_stored(
   directory = task.locate(data_dir)
   builder = _builder(directory)
   train, test = splits.choose(task, list(builder.info.splits))
-  keys = {name: np.load(directory / keys_file(name)) for name in {train, test} - {""}}
+  keys = {name: np.fromfile(directory / keys_file(name), KEY) for name in {train, test} - {""}}
+  for name, found in keys.items():
+    if len(found) != builder.info.splits[name].num_examples:
+      raise ValueError(f"{directory / keys_file(name)} is damaged; prepare the dataset again")
   trained, held_out = splits.divide(
     keys,
     train,
@@ -115,8 +119,8 @@ def _open_stored(
 
 
 def keys_file(split: str) -> str:
-  """The file in a stored dataset with `sieve.key` of a split's questions, uint64."""
-  return f"{split}.npy"
+  """The file in a stored dataset with `sieve.key` of a split's questions, a `KEY` each."""
+  return f"{split}.keys"
 
 
 def _generate(
