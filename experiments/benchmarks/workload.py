@@ -53,7 +53,7 @@ class Workload:
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.name != "model" and value < 1:
+      if isinstance(value, int) and value < 1:
         raise ValueError(f"{field.name} must be at least 1, got {value}")
     if self.prompts % (self.minibatches * self.micro_batches):
       raise ValueError(

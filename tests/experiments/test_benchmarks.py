@@ -82,3 +82,10 @@ def test_the_peers_import_nothing_of_this_project():
 def test_the_slope_is_a_power():
   assert growth.slope([1, 2, 4], [5, 1, 8]) == pytest.approx(3)
   assert math.isclose(growth.slope([10, 1000], [1, 10]), 0.5)
+
+
+@pytest.mark.parametrize("name", sorted(set(growth.SWEEPS) - {"samplers"}))
+def test_every_point_of_a_sweep_is_a_workload(name):
+  works = [growth._sizes(name, size) for size in growth.SWEEPS[name]]
+  costs = [work.update_flops for work in works]
+  assert name == "minibatches N" or sorted(set(costs)) == costs  # each is more work than the last
