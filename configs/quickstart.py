@@ -7,8 +7,8 @@ asked 'Spell this word backward (example: sun -> nus): river' (reasoning-gym's s
 of 3 to 10 letters, held-out words disjoint from the training words) and rewarded only for the whole
 word. A response is 4 to 11 tokens, so the sequence weight W is a product over a length that varies.
 
-Reproduces no figure of the paper. Hardware: two CPU cores. Wall time: two to three minutes.
-Expected: held-out accuracy from 51 % to 89 % (seed 0; sampled at temperature 1, 500 problems).
+Reproduces no figure of the paper. Hardware: two CPU cores. Wall time: one to three minutes.
+Expected: held-out accuracy from 53 % to 90 % (seed 0; sampled at temperature 1, 500 problems).
 """
 
 from pathlib import Path

@@ -28,6 +28,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from experiments.benchmarks.workload import TINY, Workload
 from vespo_jax import metrics, models, sampler
@@ -190,6 +191,8 @@ def _draw(rows: dict[str, list[Row]], path: Path) -> None:
       axis.loglog(*zip(*known, strict=True), marker="o", label=f"{label} (slope {power:.2f})")
       axis.legend(fontsize=8)
       axis.set_xlabel(name)
+      axis.xaxis.set_minor_formatter(NullFormatter())
+    column[1].set_visible(bool(column[1].lines))
   axes[0, 0].set_ylabel("seconds")
   axes[1, 0].set_ylabel("MB of temporaries")
   figure.tight_layout()
