@@ -256,6 +256,9 @@ def test_nothing_is_lost_or_repeated_whatever_is_killed(kills, most_s):
       delivered.release()
   finally:
     chaos.join(120)
+    deadline = time.monotonic() + 60  # the last kill may not be noticed yet
+    while len(sampler.failures()) < kills and time.monotonic() < deadline:
+      time.sleep(0.01)
     pids = [worker["pid"] for worker in sampler.health()["workers"]]
     sampler.close()
   assert [failure["kind"] for failure in sampler.failures()] == ["died"] * kills
