@@ -246,3 +246,26 @@ def test_fine_tuning_then_reinforcement_learning(tmp_path):
     timeout=300,
   )
   assert refused.returncode == 2 and "error: " in refused.stderr  # a directory of another command
+
+
+def test_sizes_of_0_are_all_of_a_dataset(tmp_path):
+  """Also fewer held-out problems than are asked for; and `rewrite` counts the same way."""
+  data = tmp_path / "mine.jsonl"
+  rows = [{"prompt": f"{i}?", "answer": i} for i in range(20)]
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  config = make_config(
+    "",
+    **{
+      "updates": 1,
+      "sft.held_out": 100,
+      "task.name": f"jsonl:{data}",
+      "task.options": {"verifier": "exact", "held_out": 0.25},
+      "task.train_size": 0,
+      "task.test_size": 0,
+      "task.data_dir": str(tmp_path / "prepared"),
+    },
+  )
+  config_lib.check_sft(config)
+  config_lib.check_rewrite(config)
+  result = fine_tuning.train(config, tmp_path / "run")
+  assert (result["data"]["train"], result["data"]["held_out"]) == (15, 5)

@@ -179,7 +179,7 @@ def check_sft(config: FrozenConfigDict) -> None:
     path = config.sft[key]
     if path and not os.path.isfile(path):
       raise ConfigError(f"sft.{key}={shown(path)}: no such file")
-  if not config.sft.data and config.sft.held_out > config.task.test_size:
+  if not config.sft.data and 0 < config.task.test_size < config.sft.held_out:  # 0: all there are
     raise ConfigError(
       f"sft.held_out={config.sft.held_out} must be at most task.test_size={config.task.test_size}"
     )
@@ -196,7 +196,7 @@ def check_sft(config: FrozenConfigDict) -> None:
 
 def check_rewrite(config: FrozenConfigDict) -> None:
   """Raises ConfigError if no rewriting can be made of a config."""
-  if config.rewrite.problems > config.task.train_size:
+  if 0 < config.task.train_size < config.rewrite.problems:  # 0: all there are
     raise ConfigError(
       f"rewrite.problems={config.rewrite.problems} must be at most "
       f"task.train_size={config.task.train_size}"

@@ -23,6 +23,7 @@ from vespo_jax.config import ConfigError
 from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import Checkpoints, Retention
 from vespo_jax.learner.optimizer import OptimizerSettings, schedule
+from vespo_jax.sharding import BATCH_AXES
 from vespo_jax.supervised import Encoded, Likelihood, Scorer, Turns
 from vespo_jax.supervised.demonstrations import turns_of
 from vespo_jax.tokenizers import Tokenizer
@@ -78,15 +79,8 @@ def train(
     CheckpointError: if the run cannot be restored or saved.
     Diverged: with the evidence in `failure/`, after `result.json` says so.
   """
-  launch.keep_programs(config.runtime.compilation_cache)
-  fresh = launch.claim(config, workdir)
-  try:
-    with contextlib.ExitStack() as stack:
-      return _run(config, workdir, stop, stack)
-  except ConfigError:
-    if fresh:  # nothing has run under this config: the corrected one may have the directory
-      (workdir / "config.json").unlink()
-    raise
+  with launch.claimed(config, workdir), contextlib.ExitStack() as stack:
+    return _run(config, workdir, stop, stack)
 
 
 def summary(result: dict[str, Any], workdir: Path) -> str:
@@ -206,7 +200,7 @@ def _loop_settings(
     updates=updates,
     examples=config.batch.prompts,
     width=config.sft.row_tokens,
-    unit=config.batch.micro_batches * mesh.shape["data"] * mesh.shape["fsdp"],
+    unit=config.batch.micro_batches * math.prod(mesh.shape[axis] for axis in BATCH_AXES),
     seed=config.seed,
     checkpoint_every=config.checkpoint.every,
     evaluation_every=config.evaluation.every,
@@ -245,7 +239,7 @@ def _read(config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.Exit
       [turns_of(question, solution) for question, solution in problems.solutions(range(count))]
       for problems, count in (
         (train_problems, len(train_problems.examples)),
-        (held_out_problems, kept),
+        (held_out_problems, min(kept, len(held_out_problems.examples))),
       )
     )
   if config.sft.held_out_data:

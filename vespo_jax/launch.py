@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +62,30 @@ def train(
     Diverged, NoSignal, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json`
       says so.
   """
+  with claimed(config, workdir), contextlib.ExitStack() as stack:
+    finished = finished_result(workdir, {"updates": config.updates}, "evaluation_after")
+    if finished is None:
+      return _run(config, workdir, stop, stack)
+  if not (workdir / report.PAGE).is_file():  # the last thing that a run writes
+    report.write(workdir)
+  return finished
+
+
+@contextlib.contextmanager
+def claimed(config: FrozenConfigDict, workdir: Path) -> Iterator[None]:
+  """Makes this process and the directory those of a run: programs are kept, memory is given back
+  after compiling, the config is written. A new directory is free again after a ConfigError, since
+  nothing has run under this config.
+
+  Raises ConfigError if the directory cannot be written, or holds a run of another config.
+  """
   keep_programs(config.runtime.compilation_cache)
   memory.return_after_compiling()
-  fresh = claim(config, workdir)
-  finished = finished_result(workdir, {"updates": config.updates}, "evaluation_after")
-  if finished is not None:
-    if not (workdir / report.PAGE).is_file():  # the last thing that a run writes
-      report.write(workdir)
-    return finished
+  fresh = _claim(config, workdir)
   try:
-    with contextlib.ExitStack() as stack:
-      return _run(config, workdir, stop, stack)
+    yield
   except ConfigError:
-    if fresh:  # nothing has run under this config: the corrected one may have the directory
+    if fresh:
       (workdir / "config.json").unlink()
     raise
 
@@ -248,7 +259,7 @@ def _evaluate_during(
   }
 
 
-def claim(config: FrozenConfigDict, workdir: Path) -> bool:
+def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
   """Writes the config into a run directory, new or this run's; returns whether it is new.
 
   Raises ConfigError if it cannot be written, or holds a run of another config.

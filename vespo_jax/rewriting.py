@@ -15,7 +15,6 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vespo_jax import files, launch, metrics, parts, supervised, training
-from vespo_jax.config import ConfigError
 from vespo_jax.learner.update import compile_score
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime import Preempted
@@ -37,19 +36,9 @@ def train(
 
   Raises ConfigError, SamplersFailed, ChildDied and TimeoutError as `launch.train`.
   """
-  launch.keep_programs(config.runtime.compilation_cache)
-  fresh = launch.claim(config, workdir)
-  count = config.rewrite.problems or config.task.train_size
-  finished = launch.finished_result(workdir, {"problems": count}, "gap_after")
-  if finished is not None:
-    return finished
-  try:
-    with contextlib.ExitStack() as stack:
-      return _run(config, workdir, count, stop, stack)
-  except ConfigError:
-    if fresh:
-      (workdir / "config.json").unlink()
-    raise
+  with launch.claimed(config, workdir), contextlib.ExitStack() as stack:
+    finished = launch.finished_result(workdir, {}, "gap_after")
+    return finished if finished is not None else _run(config, workdir, stop, stack)
 
 
 def summary(result: dict[str, Any], workdir: Path) -> str:
@@ -66,7 +55,6 @@ def summary(result: dict[str, Any], workdir: Path) -> str:
 def _run(
   config: FrozenConfigDict,
   workdir: Path,
-  count: int,
   stop: Callable[[], bool],
   stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
@@ -75,6 +63,8 @@ def _run(
   spec, params, tokenizer = parts.load_policy(config)
   sampler = parts.open_sampler(_with_samples(config), spec, tokenizer, stack, stop)
   problems, _ = parts.open_problems(config, tokenizer, stack)
+  there = len(problems.examples)
+  count = min(config.rewrite.problems or there, there)
   sampler.publish(0, params)
   settings = lambda samples: parts.sampler_settings(config, tokenizer, samples_per_prompt=samples)
   cascade = Cascade(

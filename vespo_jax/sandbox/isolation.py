@@ -96,6 +96,7 @@ class Landlock(Interpreter):
     _write_files(self.program, files)
 
   def enter(self, limits: Limits) -> None:
+    """See `Interpreter.enter`."""
     from vespo_jax.sandbox import linux
 
     is_root = os.geteuid() == 0  # for whom there is no limit of processes
@@ -138,6 +139,7 @@ class Namespaces:
     _mount_memory(f"{self._root}{self.temporary}", f"size={limits.file_bytes},mode=1777")
 
   def enter(self, limits: Limits) -> None:
+    """See `Interpreter.enter`."""
     from vespo_jax.sandbox import linux
 
     linux.die_with_parent()
