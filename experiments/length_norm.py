@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import DENSE, METHODS, Claim, Experiment
+from experiments.suite.experiment import Claim, Experiment, variants
 
 STALENESSES = (8, 32)
 VARIANTS = {
@@ -17,11 +17,7 @@ VARIANTS = {
 EXPERIMENT = Experiment(
   name="length_norm",
   title="Length normalisation of W: none, T^(1/2), T (figure 6)",
-  cells=[
-    (name, n, DENSE, (*METHODS["vespo"], ("staleness.minibatches", n), *variant))
-    for n in STALENESSES
-    for name, variant in VARIANTS.items()
-  ],
+  cells=variants(VARIANTS, STALENESSES),
   claims=[
     Claim(
       f"without normalisation VESPO ends above {name} at N = {n}",

@@ -85,6 +85,17 @@ def synchronous(
   ]
 
 
+def variants(
+  changes: Mapping[str, tuple[tuple[str, Any], ...]], stalenesses: Sequence[int]
+) -> list[tuple[str, int, str, tuple[tuple[str, Any], ...]]]:
+  """The cells of VESPO with the changes of each variant, by N."""
+  return [
+    (name, n, DENSE, (*METHODS["vespo"], ("staleness.minibatches", n), *change))
+    for n in stalenesses
+    for name, change in changes.items()
+  ]
+
+
 def by_cell(results: Sequence[Result]) -> dict[tuple[str, int], dict[int, Result]]:
   """Results by (method, staleness), then by seed; of two for one seed the newest."""
   cells: dict[tuple[str, int], dict[int, Result]] = {}
