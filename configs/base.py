@@ -253,6 +253,17 @@ def get_config() -> ConfigDict:
     "Solve the problem again, in your own words and without mentioning the solution above."
   )
 
+  # Several processes, one on each host, as one learner (vespo_jax/hosts.py): the same command on
+  # each. They share the directories; sampler.processes and grading are divided over them.
+  config.distributed = ConfigDict()
+  config.distributed.enabled = False  # whether this process is one of several
+  # HOST:PORT of process 0; "", and the two that follow, where JAX finds them: Cloud TPU, GKE, SLURM
+  config.distributed.coordinator_address = ""
+  config.distributed.num_processes = 0  # of the run; 0: found by JAX
+  config.distributed.process_id = -1  # of this one, from 0; -1: found by JAX
+  config.distributed.initialization_timeout_s = 300  # whole seconds until all have to be there
+  config.distributed.heartbeat_timeout_s = 100  # whole seconds of silence that end the run
+
   # Devices of the learner along each axis; -1: all that are left. Prompts are spread over data,
   # fsdp and expert; parameters over fsdp, over tensor by heads and columns, over expert by experts;
   # the tokens of every prompt and response over sequence (vespo_jax/models/partition.py).

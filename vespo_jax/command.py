@@ -6,13 +6,15 @@ preempted (SIGTERM or Ctrl-C; the run is saved, give the same command again).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
@@ -38,8 +40,11 @@ def command(
   from vespo_jax import launch  # heavy, so only once the command line is known to be good
 
   run = importlib.import_module(runner)
+  stop = _stop_on_signals(config.checkpoint.save_within_s)
   try:
-    result = run.train(config, workdir, _stop_on_signals(config.checkpoint.save_within_s))
+    with _joined(config, stop) as several:
+      result = run.train(config, workdir, stop, **several)
+      speaks = not several or several["hosts"].first
   except config_lib.ConfigError as error:
     return _fail(error, 2)
   except launch.Diverged as error:
@@ -47,6 +52,7 @@ def command(
   except (
     launch.CheckpointError,
     launch.ChildDied,
+    launch.HostsFailed,
     launch.NoSignal,
     launch.SamplersFailed,
     OSError,  # a time limit, a full disk, and what else a run cannot go on with
@@ -54,10 +60,35 @@ def command(
     return _fail(error, 1)
   if result["stop_reason"] != "finished":
     where = f" after update {result['updates']}" if "updates" in result else ""
-    print(f"stopped{where}; the same command resumes")
+    if speaks:
+      print(f"stopped{where}; the same command resumes")
     return PREEMPTED
-  print(run.summary(result, workdir))
+  if speaks:
+    print(run.summary(result, workdir))
   return 0
+
+
+@contextlib.contextmanager
+def _joined(config: FrozenConfigDict, stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+  """What `train` needs to know where this process is one of several of the run.
+
+  Raises ConfigError if something of `distributed` is missing, HostsFailed.
+  """
+  if not config.distributed.enabled:
+    yield {}
+    return
+  from vespo_jax import hosts as hosts_lib
+
+  settings = config.distributed.to_dict()
+  del settings["enabled"]
+  try:
+    # one process alone waits at most runtime.timeout_s, and then it grades, compiles, writes
+    hosts = hosts_lib.join(**settings, timeout_s=2 * config.runtime.timeout_s, stop=stop)
+  except ValueError as error:
+    raise config_lib.ConfigError(f"distributed: {error}") from error
+  with hosts.together():
+    yield {"hosts": hosts}
+    hosts.close()
 
 
 def _fail(error: Exception, code: int) -> int:

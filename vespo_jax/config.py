@@ -173,8 +173,14 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
   )
 
 
+def _check_alone(config: FrozenConfigDict) -> None:
+  if config.distributed.enabled:
+    raise ConfigError("distributed.enabled=True is of vespo_jax.train; this command is one process")
+
+
 def check_sft(config: FrozenConfigDict) -> None:
   """Raises ConfigError if no supervised fine-tuning can be made of a config."""
+  _check_alone(config)
   for key in ("data", "held_out_data"):
     path = config.sft[key]
     if path and not os.path.isfile(path):
@@ -196,6 +202,7 @@ def check_sft(config: FrozenConfigDict) -> None:
 
 def check_rewrite(config: FrozenConfigDict) -> None:
   """Raises ConfigError if no rewriting can be made of a config."""
+  _check_alone(config)
   if 0 < config.task.train_size < config.rewrite.problems:  # 0: all there are
     raise ConfigError(
       f"rewrite.problems={config.rewrite.problems} must be at most "

@@ -325,6 +325,14 @@ RULES: dict[str, Rule] = {
     "a text with {question} and {solution} in it",
     lambda value: "{question}" in value and "{solution}" in value,
   ),
+  "distributed.enabled": FLAG,
+  "distributed.coordinator_address": Rule(
+    str, "HOST:PORT, or nothing", lambda value: not value or value.rpartition(":")[2].isdecimal()
+  ),
+  "distributed.num_processes": _at_least(0),
+  "distributed.process_id": _at_least(-1),
+  "distributed.initialization_timeout_s": _at_least(1),
+  "distributed.heartbeat_timeout_s": _at_least(10),
   **{f"mesh.{axis}": _axis() for axis in MESH_AXES},
 }
 

@@ -9,15 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import files, memory, metrics, models, parts, report, training, weights
+from vespo_jax import files, memory, metrics, models, parts, report, sharding, training, weights
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
+from vespo_jax.hosts import Hosts, HostsFailed
 from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, Retention, RunState
 from vespo_jax.learner.failure import Breakdown, Diverged
@@ -31,7 +32,15 @@ from vespo_jax.runtime import schedule as schedules
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params, TrainState
 
-__all__ = ["CheckpointError", "ChildDied", "Diverged", "NoSignal", "SamplersFailed", "train"]
+__all__ = [
+  "CheckpointError",
+  "ChildDied",
+  "Diverged",
+  "HostsFailed",
+  "NoSignal",
+  "SamplersFailed",
+  "train",
+]
 
 # keys that may differ when a run is resumed
 CHANGEABLE = (
@@ -40,12 +49,16 @@ CHANGEABLE = (
   "checkpoint.",
   "runtime.compilation_cache",
   "batch.dynamic.max_rounds",
+  "distributed.",
   "task.grade_processes",
 )
 
 
 def train(
-  config: FrozenConfigDict, workdir: Path, stop: Callable[[], bool] = lambda: False
+  config: FrozenConfigDict,
+  workdir: Path,
+  stop: Callable[[], bool] = lambda: False,
+  hosts: Hosts | None = None,
 ) -> dict[str, Any]:
   """Runs the experiment of `config` in `workdir`, or resumes it; returns what `result.json` holds.
 
@@ -54,6 +67,8 @@ def train(
     workdir: made if missing; its layout is that of DESIGN section 7.
     stop: asked between updates and while samplers are waited for; True saves the run and ends with
       "preempted".
+    hosts: the processes of the run, where there are several: all of them call this, the first
+      writes the directory, and all share it for checkpoints.
 
   Raises:
     ConfigError: if `workdir` holds a run of another config, the mesh does not fit the devices, or
@@ -61,27 +76,31 @@ def train(
     CheckpointError: if the run cannot be restored or saved.
     Diverged, NoSignal, ChildDied, SamplersFailed, TimeoutError: as `Loop.run`, after `result.json`
       says so.
+    HostsFailed: if another process failed.
   """
-  with claimed(config, workdir), contextlib.ExitStack() as stack:
-    finished = finished_result(workdir, {"updates": config.updates}, "evaluation_after")
+  hosts = hosts or Hosts(stop)
+  with claimed(config, workdir, hosts.first), contextlib.ExitStack() as stack, hosts.together():
+    finished = hosts.tell(
+      lambda: finished_result(workdir, {"updates": config.updates}, "evaluation_after")
+    )
     if finished is None:
-      return _run(config, workdir, stop, stack)
-  if not (workdir / report.PAGE).is_file():  # the last thing that a run writes
+      return _run(config, workdir, hosts, stack)
+  if hosts.first and not (workdir / report.PAGE).is_file():  # the last thing that a run writes
     report.write(workdir)
   return finished
 
 
 @contextlib.contextmanager
-def claimed(config: FrozenConfigDict, workdir: Path) -> Iterator[None]:
+def claimed(config: FrozenConfigDict, workdir: Path, writes: bool = True) -> Iterator[None]:
   """Makes this process and the directory those of a run: programs are kept, memory is given back
-  after compiling, the config is written. A new directory is free again after a ConfigError, since
-  nothing has run under this config.
+  after compiling, the config is written by the process that `writes`. A new directory is free again
+  after a ConfigError, since nothing has run under this config.
 
   Raises ConfigError if the directory cannot be written, or holds a run of another config.
   """
   keep_programs(config.runtime.compilation_cache)
   memory.return_after_compiling()
-  fresh = _claim(config, workdir)
+  fresh = writes and _claim(config, workdir)
   try:
     yield
   except ConfigError:
@@ -112,27 +131,33 @@ def summary(result: dict[str, Any], workdir: Path) -> str:
 
 
 def _run(
-  config: FrozenConfigDict, workdir: Path, stop: Callable[[], bool], stack: contextlib.ExitStack
+  config: FrozenConfigDict, workdir: Path, hosts: Hosts, stack: contextlib.ExitStack
 ) -> dict[str, Any]:
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
   spec, params, tokenizer = parts.load_policy(config)
   config_lib.check_moe(config, spec.experts)
-  sampler = parts.open_sampler(config, spec, tokenizer, stack, stop)
-  problems, held_out = parts.open_problems(config, tokenizer, stack)
+  sampler = parts.open_sampler(config, spec, tokenizer, stack, hosts)
+  problems, held_out = parts.open_problems(config, tokenizer, stack, hosts)
   evaluator = parts.make_evaluator(config, held_out)
   learner = training.make_learner(config, mesh, spec, params)
-  checkpoints = Checkpoints(workdir / "checkpoints", spec, parts.pick(Retention, config.checkpoint))
+  retention = parts.pick(Retention, config.checkpoint)
+  checkpoints = Checkpoints(workdir / "checkpoints", spec, retention, hosts)
   stack.callback(checkpoints.close)
-  run = _restore(config, workdir, checkpoints, learner)
+  screen = None if hosts.first else stack.enter_context(open(os.devnull, "w"))
+  run = _restore(config, workdir, checkpoints, learner, screen)
   step = int(run.state.step)
-  progress = stack.enter_context(metrics.Progress(config.updates, start=step))
-  writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
+  progress = stack.enter_context(metrics.Progress(config.updates, start=step, stream=screen))
   origin = parts.origin(config, tokenizer)
-  saved = RolloutWriter(workdir / parts.SAVED, origin) if config.rollouts.save_all else None
-  _cut_back(workdir, writer, saved, step)
+  writer = saved = None
+  if hosts.first:
+    writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
+    saved = RolloutWriter(workdir / parts.SAVED, origin) if config.rollouts.save_all else None
+    _cut_back(workdir, writer, saved, step)
+  needed = config.guards.max_skipped + 1  # rows of metrics, to go on from
+  rows = hosts.tell(lambda: metrics.read(workdir / "metrics.jsonl")[-needed:])
   try:
-    before = _evaluate_before(workdir, params, sampler, evaluator, progress)
+    before = _evaluate_before(workdir, params, sampler, evaluator, progress, hosts)
   except Preempted:
     return {"stop_reason": "preempted", "updates": step}
   for version, published in sorted(run.samplers.weights.items()):
@@ -157,17 +182,18 @@ def _run(
     metrics=writer,
     progress=progress,
     evaluate=lambda version: _evaluate_during(sampler, evaluator, version, progress),
-    stop=stop,
-    breakdown=Breakdown(workdir / "failure", spec, origin, problems),
+    stop=hosts.stopped,
+    breakdown=Breakdown(workdir / "failure", spec, origin, problems, hosts),
+    rows=rows,
     reference=run.reference,
-    elapsed_before_s=_elapsed_s(workdir, started),
+    elapsed_before_s=rows[-1]["wall_time_s"] if rows else time.perf_counter() - started,
   )
   result: dict[str, Any] = {"evaluation_before": before.to_dict()}
   try:
     result["stop_reason"] = loop.run()
     if result["stop_reason"] == "finished":
       result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
-      export(workdir, learner, loop.state, tokenizer)
+      export(workdir, learner, loop.state, tokenizer, hosts.first)
   except Preempted:  # while the trained policy was evaluated
     result["stop_reason"] = "preempted"
   except BaseException as error:  # whatever ends the run, the result says so; then it goes on
@@ -176,16 +202,21 @@ def _run(
   finally:
     result |= {"updates": loop.step, "wall_time_s": loop.elapsed_s()}
     result["sampler_failures"] = sampler.failures()
-    _write_json(workdir / "result.json", result)
-  if loop.step:
+    if hosts.first:
+      _write_json(workdir / "result.json", result)
+  if hosts.first and loop.step:
     report.write(workdir)
   return result
 
 
 def _restore(
-  config: FrozenConfigDict, workdir: Path, checkpoints: Checkpoints, learner: training.Learner
+  config: FrozenConfigDict,
+  workdir: Path,
+  checkpoints: Checkpoints,
+  learner: training.Learner,
+  screen: TextIO | None,
 ) -> RunState:
-  """The run to go on with: that of the newest good checkpoint, or a new one.
+  """The run to go on with: that of the newest good checkpoint, or a new one; said on `screen`.
 
   Raises CheckpointError; ConfigError if the policy it started from is another one by now.
   """
@@ -194,7 +225,7 @@ def _restore(
   found = learner.restore(
     checkpoints,
     config.updates,
-    lambda place, problem: _say(f"a damaged checkpoint, now {place}: {problem}"),
+    lambda place, problem: _say(f"a damaged checkpoint, now {place}: {problem}", screen),
   )
   if found is None:
     return RunState(learner.state, Snapshot(), Monitor().to_dict(), digest)
@@ -203,7 +234,7 @@ def _restore(
       f"policy.path={config.policy.path!r} is not the policy that the run in {workdir} started "
       "from, or that is no run of vespo_jax.train"
     )
-  _say(f"resuming after update {int(found.state.step)}")
+  _say(f"resuming after update {int(found.state.step)}", screen)
   return found
 
 
@@ -232,18 +263,20 @@ def _loop_settings(config: FrozenConfigDict) -> LoopSettings:
 
 
 def export(
-  workdir: Path, learner: training.Learner, state: TrainState, tokenizer: Tokenizer
+  workdir: Path,
+  learner: training.Learner,
+  state: TrainState,
+  tokenizer: Tokenizer,
+  writes: bool = True,
 ) -> None:
-  """Writes the trained policy, and the adapters if that is what was trained."""
-  models.save(workdir / "model", learner.spec, jax.device_get(learner.policy(state)), tokenizer)
-  if learner.adapters is not None:
-    weights.save_adapters(workdir / "adapter", jax.device_get(state.params), learner.adapters)
-
-
-def _elapsed_s(workdir: Path, started: float) -> float:
-  """Seconds already spent: up to the last kept row, or on setting up a fresh run."""
-  rows = metrics.read(workdir / "metrics.jsonl")
-  return rows[-1]["wall_time_s"] if rows else time.perf_counter() - started
+  """Writes the trained policy, and the adapters if that is what was trained; all processes gather
+  it, and one `writes`."""
+  policy = sharding.fetch(learner.policy(state))
+  trained = None if learner.adapters is None else sharding.fetch(state.params)
+  if writes:
+    models.save(workdir / "model", learner.spec, policy, tokenizer)
+  if writes and learner.adapters is not None:
+    weights.save_adapters(workdir / "adapter", trained, learner.adapters)
 
 
 def _evaluate_during(
@@ -293,22 +326,29 @@ def finished_result(workdir: Path, made: Mapping[str, int], last: str) -> dict[s
 
 
 def _evaluate_before(
-  workdir: Path, params: Params, sampler: Sampler, evaluator: Evaluator, progress: metrics.Progress
+  workdir: Path,
+  params: Params,
+  sampler: Sampler,
+  evaluator: Evaluator,
+  progress: metrics.Progress,
+  hosts: Hosts,
 ) -> Evaluation:
   """The accuracy of the initial policy, measured once per run directory."""
   path = workdir / "evaluation_before.json"
-  if path.is_file():
-    return Evaluation(**json.loads(path.read_text()))
+  stored = hosts.tell(lambda: json.loads(path.read_text()) if path.is_file() else None)
+  if stored is not None:
+    return Evaluation(**stored)
   progress.message("sampling held-out problems before training")
   sampler.publish(0, params)
   before = evaluator.run(sampler, 0)
   progress.message(f"held-out accuracy before training: {before}")
-  _write_json(path, before.to_dict())
+  if hosts.first:
+    _write_json(path, before.to_dict())
   return before
 
 
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
+def _say(text: str, screen: TextIO | None) -> None:
+  print(text, file=screen or sys.stderr, flush=True)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -16,6 +16,7 @@ from vespo_jax import config as config_lib
 from vespo_jax import config_tasks, models, sharding, tasks
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluator
+from vespo_jax.hosts import Hosts
 from vespo_jax.learner.checkpoint import RunState
 from vespo_jax.learner.groups import Refill
 from vespo_jax.learner.guard import Guard
@@ -27,6 +28,7 @@ from vespo_jax.learner.shaping import Shaping
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime import (
   FailureSettings,
+  Fleet,
   RaySettings,
   Sampler,
   Schedule,
@@ -69,18 +71,22 @@ def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]
 
 
 def open_problems(
-  config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.ExitStack
+  config: FrozenConfigDict,
+  tokenizer: Tokenizer,
+  stack: contextlib.ExitStack,
+  hosts: Hosts | None = None,
 ) -> tuple[ProblemSet, ProblemSet]:
   """The training and the held-out problems, with graders that `stack` closes.
 
   Of a mixture, training problems are numbered task after task, and held-out ones interleaved, so
-  that the first of them have its proportions.
+  that the first of them have its proportions. Several `hosts` share the grading, and the first of
+  them generates what is generated.
 
   Raises ConfigError if a task does not generate that many, or a dataset is not prepared.
   """
   parts = config_tasks.ingredients(config)
   made = {
-    label: _open_task(config, task, parts[label], tokenizer, stack)
+    label: _open_task(config, task, parts[label], tokenizer, stack, hosts or Hosts())
     for label, task in config_tasks.make_tasks(config).items()
   }
   train = {label: problems for label, (problems, _) in made.items()}
@@ -99,6 +105,7 @@ def _open_task(
   ingredient: tasks.Ingredient,
   tokenizer: Tokenizer,
   stack: contextlib.ExitStack,
+  hosts: Hosts,
 ) -> tuple[Problems, Problems]:
   grader = stack.enter_context(
     tasks.Grader(
@@ -109,6 +116,8 @@ def _open_task(
       reward=config.task.reward,
     )
   )
+  if not hosts.first:
+    hosts.wait()
   try:
     splits = tasks.open_splits(
       task,
@@ -119,8 +128,11 @@ def _open_task(
     )
   except ValueError as error:
     raise ConfigError(f"task {task.name!r}: {error}") from error
+  if hosts.first:
+    hosts.wait()
+  shared = grader if hosts.count == 1 else tasks.SharedGrader(grader, hosts)
   failures = config.task.max_grade_failures
-  held_out = Problems(task, splits.test, tokenizer, grader, max_failures=failures)
+  held_out = Problems(task, splits.test, tokenizer, shared, max_failures=failures)
   train = dataclasses.replace(held_out, examples=splits.train, shaping=make_shaping(config))
   return train, held_out
 
@@ -205,12 +217,19 @@ def open_sampler(
   spec: ModelSpec,
   tokenizer: Tokenizer,
   stack: contextlib.ExitStack,
-  stop: Callable[[], bool],
+  hosts: Hosts,
 ) -> Sampler:
-  """The samplers, which `stack` ends; nobody waits for them once `stop` says so."""
-  each = config.runtime.gpu_memory_fraction / config.sampler.processes  # they share one part
+  """The samplers, of which this host has its share; `stack` ends them, and nobody waits for them
+  once a host is stopping. Raises ConfigError if there is not one for each host."""
+  workers = config.sampler.processes
+  if workers < hosts.count:
+    raise ConfigError(
+      f"sampler.processes={workers} must be at least {hosts.count}, one for each process of the run"
+    )
+  mine = len(tasks.share(workers, hosts.index, hosts.count))
+  each = config.runtime.gpu_memory_fraction / mine  # they share one part
   env = {GPU_MEMORY_VARIABLE: str(each)}
-  share = -(-config.batch.prompts // config.sampler.processes)  # of a minibatch's prompts
+  share = -(-config.batch.prompts // workers)  # of a minibatch's prompts
   sampling = config_lib.replayed(config.sampler.source) is None
   sampler = start_sampler(
     config.runtime.transport if sampling else "threads",  # then it only evaluates
@@ -223,7 +242,7 @@ def open_sampler(
       weight_noise=config.sampler.weight_noise,
       timeout_s=config.runtime.timeout_s,
     ),
-    workers=config.sampler.processes,
+    workers=mine,
     weight_slots=config_lib.make_schedule(config).versions_kept,
     failures=FailureSettings(
       max_failures=config.runtime.max_failures, hang_timeout_s=config.runtime.hang_timeout_s
@@ -231,10 +250,10 @@ def open_sampler(
     tokenizer=tokenizer.backend.to_str() if config.sampler.stop_strings else "",
     env=env,
     ray=RaySettings(**config.runtime.ray.to_dict()),
-    stop=stop,
+    stop=hosts.stopping,
   )
   stack.callback(sampler.close)
-  return sampler
+  return sampler if hosts.count == 1 else Fleet(sampler, hosts, workers)
 
 
 def make_guard(
@@ -278,12 +297,7 @@ def make_intake(
     stream, curricula = make_stream(config, problems)
     if curricula is not None and run.rates:
       curricula.restore(run.rates)
-    dynamic, hosts = config.batch.dynamic, jax.process_count()
-    if hosts > 1 and (dynamic.enabled or curricula is not None):
-      raise ConfigError(
-        "batch.dynamic.enabled and task.curriculum.floor choose prompts by the rewards of all of a "
-        f"minibatch, of which each of {hosts} hosts sees its share"
-      )
+    dynamic = config.batch.dynamic
     return Intake(
       sampler,
       problems,
@@ -298,8 +312,6 @@ def make_intake(
       curricula=curricula,
       finished=run.samplers.results,
       saved=run.prompts,
-      host=jax.process_index(),
-      hosts=hosts,
     )
   try:
     saved = SavedRollouts(replayed / SAVED, origin, config.updates)

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vespo_jax import files, launch, metrics, parts, supervised, training
+from vespo_jax.hosts import Hosts
 from vespo_jax.learner.update import compile_score
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime import Preempted
@@ -61,7 +62,7 @@ def _run(
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
   spec, params, tokenizer = parts.load_policy(config)
-  sampler = parts.open_sampler(_with_samples(config), spec, tokenizer, stack, stop)
+  sampler = parts.open_sampler(_with_samples(config), spec, tokenizer, stack, Hosts(stop))
   problems, _ = parts.open_problems(config, tokenizer, stack)
   there = len(problems.examples)
   count = min(config.rewrite.problems or there, there)

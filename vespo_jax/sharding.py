@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vespo_jax.models import ModelSpec, describe
 from vespo_jax.models.params import ParamInfo
 from vespo_jax.models.partition import BATCH_AXES, MESH_AXES, RULES
-from vespo_jax.types import Params
+from vespo_jax.types import HostArray, Params
 
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
@@ -84,6 +86,35 @@ def like_params(mesh: Mesh, spec: ModelSpec, tree: object) -> Any:
     return replicated(mesh)
 
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+  """Arrays that every process has alike, laid out: each process gives its own devices their parts.
+
+  `shardings` is a tree like that of the arrays, or one for all of them.
+  """
+
+  def one(leaf: HostArray, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+      return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+  if isinstance(shardings, NamedSharding):
+    return jax.tree.map(lambda leaf: one(leaf, shardings), tree)
+  return jax.tree.map(one, tree, shardings)
+
+
+def fetch(tree: Any) -> Any:
+  """Whole arrays on this host, all processes making the call: those spread over the devices of
+  several are gathered, one after another, so that a device holds one of them at a time."""
+
+  def one(leaf: HostArray) -> HostArray:
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+      return multihost_utils.process_allgather(leaf, tiled=True)
+    return leaf
+
+  return jax.device_get(jax.tree.map(one, tree))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

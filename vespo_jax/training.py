@@ -76,7 +76,7 @@ class Learner:
     if published is None:
       self.anchors.start_rollout_batch(lambda: self.policy(state))
     else:
-      placed = jax.device_put(published, sharding.param_shardings(self.mesh, self.spec))
+      placed = sharding.place(published, sharding.param_shardings(self.mesh, self.spec))
       self.anchors.start_rollout_batch(lambda: placed)
 
 

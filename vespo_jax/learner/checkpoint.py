@@ -24,6 +24,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vespo_jax.hosts import Hosts
 from vespo_jax.learner import manifest
 from vespo_jax.models import ModelSpec, abstract
 from vespo_jax.runtime import Snapshot, messages
@@ -85,6 +86,7 @@ class Checkpoints:
     directory: made if missing.
     spec: of the published weights.
     retention: which are kept.
+    hosts: all of which save and restore together, in a directory that they share.
     read_only: change nothing there: the run may be under way in another process.
   """
 
@@ -93,11 +95,12 @@ class Checkpoints:
     directory: Path,
     spec: ModelSpec,
     retention: Retention = KEEP_ALL,
+    hosts: Hosts | None = None,
     *,
     read_only: bool = False,
   ):
     self._directory, self._spec, self._metric = directory.resolve(), spec, retention.best_metric
-    self._read_only = read_only
+    self._hosts, self._read_only = hosts or Hosts(), read_only
     reading = ocp.CheckpointManagerOptions(create=False)  # and nothing is cleaned up
     writing = ocp.CheckpointManagerOptions(
       create=True,
@@ -165,25 +168,10 @@ class Checkpoints:
     Raises:
       CheckpointError: if it is of another format or policy, or all checkpoints are damaged.
     """
-    steps = sorted((s for s in self._manager.all_steps() if s <= at_most), reverse=True)
-    for step in steps:
-      problem = manifest.damage(self._directory / str(step))
-      if problem is None:
-        return self._read(step, like)
-      set_aside(self._set_aside(step), problem)
-    if steps and self._read_only:
-      raise CheckpointError(f"every checkpoint in {self._directory} is damaged")
-    if steps:
-      raise CheckpointError(
-        f"every checkpoint is damaged; they are in {self._damaged}. Nothing was overwritten: give "
-        "another --workdir to begin again"
-      )
-    return None
-
-  def preempted(self, step: int) -> bool:
-    """Whether all hosts are to save and stop after `step` updates, since one was told to (JAX's
-    preemption service; SIGTERM by default). False where there is one host."""
-    return self._manager.reached_preemption(step)
+    step = self._hosts.tell(lambda: self._newest_whole(at_most, set_aside))
+    if not self._hosts.first:
+      self._manager.reload()  # the first may have set some aside
+    return None if step is None else self._read(step, like)
 
   def newest(self) -> int | None:
     """The step of the newest checkpoint that is whole on disk."""
@@ -200,6 +188,23 @@ class Checkpoints:
   @property
   def _damaged(self) -> Path:
     return self._directory.with_name("damaged")
+
+  def _newest_whole(self, at_most: int, set_aside: Callable[[Path, str], None]) -> int | None:
+    """The newest step that can be restored; damaged ones are set aside."""
+    steps = sorted((s for s in self._manager.all_steps() if s <= at_most), reverse=True)
+    for step in steps:
+      problem = manifest.damage(self._directory / str(step))
+      if problem is None:
+        return step
+      set_aside(self._set_aside(step), problem)
+    if steps and self._read_only:
+      raise CheckpointError(f"every checkpoint in {self._directory} is damaged")
+    if steps:
+      raise CheckpointError(
+        f"every checkpoint is damaged; they are in {self._damaged}. Nothing was overwritten: give "
+        "another --workdir to begin again"
+      )
+    return None
 
   def _read(self, step: int, like: TrainState) -> RunState:
     about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vespo_jax import files
+from vespo_jax import files, sharding
+from vespo_jax.hosts import Hosts
 from vespo_jax.learner.checkpoint import Checkpoints, RunState
 from vespo_jax.learner.intake import Minibatch, ProblemSet
 from vespo_jax.learner.numerics import PER_LEAF, leaf_names
@@ -54,12 +55,14 @@ class Breakdown:
     spec: of the policy.
     origin: of the rollouts.
     problems: what they answer.
+    hosts: of the run, all of which write the checkpoint; the first writes the rest.
   """
 
   folder: Path
   spec: ModelSpec
   origin: Origin
   problems: ProblemSet
+  hosts: Hosts = dataclasses.field(default_factory=Hosts)
 
   def write(
     self,
@@ -87,7 +90,10 @@ class Breakdown:
     Raises OSError, CheckpointError if there is no room for it.
     """
     update = row["step"]
-    shutil.rmtree(self.folder, ignore_errors=True)
+    leaves = sharding.fetch(jax.tree.leaves(run.state.params))
+    finite = [np.isfinite(leaf).all() for leaf in leaves]
+    if self.hosts.first:
+      shutil.rmtree(self.folder, ignore_errors=True)
     report = {
       "update": update,
       "why": why,
@@ -95,16 +101,16 @@ class Breakdown:
       "metrics": {key: repr(value) for key, value in row.items()},
       "gradient_norms": {name: repr(float(norm)) for name, norm in norms.items()},
       "non_finite_parameters": [
-        name
-        for name, leaf in zip(leaf_names(run.state.params), _leaves(run), strict=True)
-        if not np.isfinite(leaf).all()
+        name for name, good in zip(leaf_names(run.state.params), finite, strict=True) if not good
       ],
     }
     rollouts = minibatch.rollouts
-    write_rollouts(self.folder / ROLLOUTS, rollouts, columns, per_token, self.problems, update)
-    RolloutWriter(self.folder / MINIBATCH, self.origin).write(update, rollouts)
-    files.write(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
-    checkpoints = Checkpoints(self.folder / "checkpoints", self.spec)
+    if self.hosts.first:
+      write_rollouts(self.folder / ROLLOUTS, rollouts, columns, per_token, self.problems, update)
+      RolloutWriter(self.folder / MINIBATCH, self.origin).write(update, rollouts)
+      files.write(self.folder / REPORT, json.dumps(report, indent=2) + "\n")
+    self.hosts.wait()
+    checkpoints = Checkpoints(self.folder / "checkpoints", self.spec, hosts=self.hosts)
     checkpoints.save(run, update - 1)
     checkpoints.close()
 
@@ -125,7 +131,3 @@ def describe(metrics: dict[str, Any]) -> list[str]:
     at = tuple(int(i) for i in np.unravel_index(index, log_w_PR.shape))
     lines.append(f"  {at}: log W {log_w_PR[at]:.6g}, advantage {advantage_PR[at]:.4g}")
   return lines
-
-
-def _leaves(run: RunState) -> list[np.ndarray]:
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(run.state.params)]

@@ -17,7 +17,7 @@ from vespo_jax.learner.saved import SavedRollouts
 from vespo_jax.learner.shaping import Shaping
 from vespo_jax.runtime import Sampler, Schedule, Snapshot
 from vespo_jax.sampler import Order, Result, Settings
-from vespo_jax.tasks import Curricula, Example, Grader, Split, Stream, Task, share
+from vespo_jax.tasks import Curricula, Example, Grader, SharedGrader, Split, Stream, Task
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Plan, Rollout
 
@@ -83,7 +83,7 @@ class Problems:
   task: Task
   examples: Split
   tokenizer: Tokenizer
-  grader: Grader
+  grader: Grader | SharedGrader
   shaping: Shaping | None = None
   max_failures: float = 1.0
   say: Callable[[str], None] = _say
@@ -181,7 +181,6 @@ class Intake:
     curricula: of the stream, to be told how often prompts were solved; None if there are none.
     finished: results that a run before this one had and did not train on.
     saved: `state` of that run.
-    host, hosts: which part of every minibatch this host asks.
   """
 
   def __init__(
@@ -200,15 +199,12 @@ class Intake:
     curricula: Curricula | None = None,
     finished: Sequence[Result] = (),
     saved: Mapping[str, Any] | None = None,
-    host: int = 0,
-    hosts: int = 1,
   ):
     self._sampler, self._problems, self._schedule = sampler, problems, schedule
     self._settings, self._seed, self._updates = settings, seed, updates
     self._timeout_s, self._parts, self._refill = timeout_s, parts, refill
     self._curricula = curricula
-    self._groups = len(share(schedule.prompts, host, hosts))  # of a minibatch
-    self._ledger = Ledger(stream, saved, host, hosts)
+    self._ledger = Ledger(stream, saved)
     self._ordered = -1  # the next update to order, once it is known
     self._finished = {result.order_id: result for result in finished}
 
@@ -234,7 +230,7 @@ class Intake:
     """
     queue_depth = self._sampler.health()["pending"]
     samples = self._settings.samples_per_prompt
-    selection = Selection(self._groups, samples, everything=self._refill is None)
+    selection = Selection(self._schedule.prompts, samples, everything=self._refill is None)
     portions: list[Portion] = []
     results: list[Result] = []
     wait_s = sample_s = 0.0

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vespo_jax.tasks import Stream, share
+from vespo_jax.tasks import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +41,10 @@ class Ledger:
   Args:
     stream: of the run.
     saved: what `to_dict` of an earlier part of the run gave, also after JSON; None for a new run.
-    host, hosts: which share of every portion is this host's; the ledgers of all hosts are alike.
   """
 
-  def __init__(
-    self,
-    stream: Stream,
-    saved: Mapping[str, Any] | None = None,
-    host: int = 0,
-    hosts: int = 1,
-  ):
-    self._stream, self._host, self._hosts = stream, host, hosts
+  def __init__(self, stream: Stream, saved: Mapping[str, Any] | None = None):
+    self._stream = stream
     self._position = saved["position"] if saved else 0
     self._rounds: dict[int, list[Portion]] = {
       int(update): [Portion(position, tuple(indices)) for position, indices in rounds]
@@ -59,16 +52,16 @@ class Ledger:
     }
 
   def give(self, update: int, count: int) -> Portion:
-    """This host's share of the next `count` prompts, for another round of an update."""
+    """The next `count` prompts, for another round of an update."""
     indices = self._stream.indices(self._position, count)
     portion = Portion(self._position, tuple(np.asarray(indices).tolist()))
     self._rounds.setdefault(update, []).append(portion)
     self._position += count
-    return self._mine(portion)
+    return portion
 
   def rounds(self, update: int) -> list[Portion]:
-    """What was given to this host for an update so far."""
-    return [self._mine(portion) for portion in self._rounds.get(update, ())]
+    """What was given for an update so far."""
+    return list(self._rounds.get(update, ()))
 
   def open(self) -> list[int]:
     """The updates that were given prompts and have no minibatch yet, ascending."""
@@ -85,7 +78,3 @@ class Ledger:
       for update, portions in sorted(self._rounds.items())
     }
     return {"position": self._position, "rounds": rounds}
-
-  def _mine(self, portion: Portion) -> Portion:
-    part = share(len(portion.indices), self._host, self._hosts)
-    return portion[part.start : part.stop]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -75,8 +75,11 @@ class Loop:
     guard: judges what the samplers deliver.
     saved: where every rollout is written, if they are kept.
     state: placed on `mesh`; `state.step` updates have been made.
+    rows: the last rows of metrics there are, of those before a resume.
+    metrics: None in a process that does not write the run directory: where there are several one
+      of them does, checkpoints apart, and all make the same updates.
     evaluate: `(weight_version) -> metrics`, run when these weights are published.
-    stop: asked between updates; True ends the run early.
+    stop: asked between updates, with one answer for all processes; True ends the run early.
     breakdown: writes down an update that ends the run.
     reference: digest of the reference policy, for checkpoints.
     elapsed_before_s: seconds of the run before it was resumed.
@@ -97,11 +100,12 @@ class Loop:
   saved: RolloutWriter | None
   settings: LoopSettings
   checkpoints: Checkpoints
-  metrics: metrics.MetricsWriter
+  metrics: metrics.MetricsWriter | None
   progress: metrics.Progress
   evaluate: Callable[[int], dict[str, float]]
   stop: Callable[[], bool]
   breakdown: Breakdown
+  rows: Sequence[dict[str, Any]] = ()
   reference: str = ""
   elapsed_before_s: float = 0.0
 
@@ -111,10 +115,9 @@ class Loop:
     self._publish_s = self._checkpoint_s = 0.0
     self._tracing = False
     self._pending: Pending | None = None
-    rows = metrics.read(self.metrics.path)
-    self._row = rows[-1] if rows else {}  # of the last update
-    left = skips_left(rows, self.settings.max_skipped)
-    self._skips_left = jax.device_put(left, sharding.replicated(self.mesh))  # as updates give it
+    self._row = self.rows[-1] if self.rows else {}  # of the last update
+    left = skips_left(self.rows, self.settings.max_skipped)
+    self._skips_left = sharding.place(left, sharding.replicated(self.mesh))  # as updates give it
     self._started = self._last_ready = time.perf_counter()
 
   def run(self) -> str:
@@ -132,7 +135,7 @@ class Loop:
         if self.schedule.publishes(self.step):
           self._at_publication()
           self.anchors.start_rollout_batch(lambda: self.policy(self.state))
-        if self.stop() or self.checkpoints.preempted(self.step):
+        if self.stop():
           raise Preempted
         self._profile()
         self._make_update()
@@ -164,7 +167,7 @@ class Loop:
       self.settings.max_new_tokens,
       self.step,
     )
-    device_batch = jax.device_put(batch, sharding.batch_sharding(self.mesh))
+    device_batch = sharding.place(batch, sharding.batch_sharding(self.mesh))
     dispatched = time.perf_counter()
     device_batch = self.anchors.complete(device_batch)
     self.state, device_metrics = self.update(self.state, device_batch, self._skips_left)
@@ -177,7 +180,7 @@ class Loop:
   def _profile(self) -> None:
     """Traces the wanted updates, from the second of this process on: the first compiles."""
     made, wanted = self.step - self._first, self.settings.profile_updates
-    if wanted and made == 1:
+    if self.metrics is not None and wanted and made == 1:
       jax.profiler.start_trace(str(self.workdir / "profile"))
       self._tracing = True
     if made > wanted:
@@ -195,7 +198,8 @@ class Loop:
     if self.schedule.due(self.settings.evaluation_every, self.step) and not evaluated:
       self._publish()
       evaluation = self.evaluate(self.step)
-      self.metrics.amend(evaluation)
+      if self.metrics is not None:
+        self.metrics.amend(evaluation)
       self._row |= evaluation
     if self.schedule.due(self.settings.checkpoint_every, self.step):
       self._save()
@@ -264,7 +268,8 @@ class Loop:
       "wall_time_s": self.elapsed_s(),
     }
     self._row, self._checkpoint_s = row, 0.0
-    self.metrics.write(row)
+    if self.metrics is not None:
+      self.metrics.write(row)
     self.progress.update(row)
     self._record(minibatch, columns, per_token if self.settings.save_tokens else {})
     if ended:
@@ -279,6 +284,8 @@ class Loop:
     per_token: dict[str, np.ndarray],
   ) -> None:
     """Writes what was trained on, as far as it is kept."""
+    if self.metrics is None:
+      return
     step, rollouts = self._row["step"], minibatch.rollouts
     record(self.workdir / "schedule.jsonl", step - 1, plan_of(rollouts))
     if self.saved is not None:
@@ -301,17 +308,9 @@ class Loop:
     update = self._row["step"]
     self.step = update - 1
     where = f"the evidence is in {self.breakdown.folder}"
+    run, newest = self._run_state(), self.checkpoints.newest()
     try:
-      self.breakdown.write(
-        self._run_state(),
-        minibatch,
-        self._row,
-        columns,
-        per_token,
-        norms,
-        why,
-        self.checkpoints.newest(),
-      )
+      self.breakdown.write(run, minibatch, self._row, columns, per_token, norms, why, newest)
     except (OSError, CheckpointError) as error:
       where = f"the evidence could not be written: {error}"
     raise Diverged(f"update {update} is bad: {why}; {where}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from vespo_jax import sharding
 from vespo_jax.types import Params
 
 NAME = "sha256.json"
@@ -42,8 +43,8 @@ def damage(directory: Path) -> str | None:
 def digest_of(params: Params) -> str:
   """SHA-256 of all leaves, in the order of the tree."""
   digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(jax.device_get(params)):
-    digest.update(np.ascontiguousarray(leaf).data)
+  for leaf in jax.tree.leaves(params):
+    digest.update(np.ascontiguousarray(sharding.fetch(leaf)).data)
   return digest.hexdigest()
 
 

@@ -207,4 +207,4 @@ def state_shardings(mesh: Mesh, spec: ModelSpec, state: TrainState) -> Any:
 
 def place_state(mesh: Mesh, spec: ModelSpec, state: TrainState) -> TrainState:
   """The same state, laid out over the mesh."""
-  return jax.device_put(state, state_shardings(mesh, spec, state))
+  return sharding.place(state, state_shardings(mesh, spec, state))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime.channels import SharedWeights
+from vespo_jax.runtime.fleet import Fleet
 from vespo_jax.runtime.links import (
   FailureSettings,
   Preempted,
@@ -70,6 +71,7 @@ def start_sampler(
 __all__ = [
   "TRANSPORTS",
   "FailureSettings",
+  "Fleet",
   "Preempted",
   "RaySettings",
   "Sampler",
