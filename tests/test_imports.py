@@ -9,7 +9,7 @@ PACKAGE = Path(vespo_jax.__file__).parent
 
 # Lowest first; a module imports from its own row or from rows before it.
 ROOMS = [
-  {"types", "registry", "files", "processes", "memory", "metrics", "sandbox"},
+  {"types", "registry", "files", "hosts", "processes", "memory", "metrics", "sandbox"},
   {"objectives", "advantages", "diagnostics"},
   {"models", "sharding", "chat", "tokenizers"},
   {"weights", "tasks", "sampler"},

@@ -8,7 +8,10 @@ collective of the devices, which is entered once all are known to be there.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
+import itertools
 import json
 import os
 import sys
@@ -20,6 +23,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 _PREFIX = "vespo_jax"  # of the keys in the coordination service
 _LOOK_S = 0.5  # between two looks at what others say, while waiting
@@ -52,6 +57,9 @@ class Hosts:
   def first(self) -> bool:
     """Whether this is the process that writes the run directory and speaks to the terminal."""
     return self.index == 0
+
+  def connect(self, mesh: Mesh) -> None:
+    """Lets the devices that will speak with one another, those along any axes of the mesh, meet."""
 
   def stopping(self) -> bool:
     """Whether some process is known to have been asked to stop. Others may not know it yet: it ends
@@ -105,6 +113,16 @@ class ManyHosts(Hosts):
     self._watcher = threading.Thread(target=self._watch, name="hosts", daemon=True)
     self._watcher.start()
 
+  def connect(self, mesh: Mesh) -> None:
+    """See `Hosts.connect`. Gloo gives them half a minute, which compiling may take one of them."""
+    self.merge(b"")
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    for count in range(1, len(axes) + 1):
+      for along in itertools.combinations(axes, count):
+        add = functools.partial(jax.lax.psum, axis_name=along)
+        meet = jax.shard_map(add, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
+        jax.block_until_ready(jax.jit(meet)(np.zeros(1, np.float32)))
+
   def stopping(self) -> bool:
     """See `Hosts.stopping`."""
     return self._asked_to_stop or self._stop()
@@ -140,8 +158,10 @@ class ManyHosts(Hosts):
     try:
       yield
     except jax.errors.JaxRuntimeError as error:
+      if not self._failure:  # then JAX's orderly end would wait for whoever is gone
+        atexit.register(_leave)
       words = self._failure or f"a collective failed, as when another process ends: {error}"
-      failed = HostsFailed(f"process {self.index} of {self.count}: {words}")
+      failed = HostsFailed(words)
       self._announce(failed)
       raise failed from error
     except BaseException as error:  # whatever it is: the others are waiting for this process
@@ -253,6 +273,13 @@ def _client() -> Any:
   from jax._src import distributed
 
   return distributed.global_state.client
+
+
+def _leave() -> None:
+  time.sleep(2 * _LOOK_S)  # others may still ask this process what failed
+  for stream in (sys.stdout, sys.stderr):
+    stream.flush()
+  os._exit(1)
 
 
 def _give_up(words: str) -> None:

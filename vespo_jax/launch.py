@@ -79,7 +79,7 @@ def train(
     HostsFailed: if another process failed.
   """
   hosts = hosts or Hosts(stop)
-  with claimed(config, workdir, hosts.first), contextlib.ExitStack() as stack, hosts.together():
+  with claimed(config, workdir, hosts.first), contextlib.ExitStack() as stack:
     finished = hosts.tell(
       lambda: finished_result(workdir, {"updates": config.updates}, "evaluation_after")
     )
@@ -135,6 +135,7 @@ def _run(
 ) -> dict[str, Any]:
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
+  hosts.connect(mesh)
   spec, params, tokenizer = parts.load_policy(config)
   config_lib.check_moe(config, spec.experts)
   sampler = parts.open_sampler(config, spec, tokenizer, stack, hosts)
@@ -190,10 +191,11 @@ def _run(
   )
   result: dict[str, Any] = {"evaluation_before": before.to_dict()}
   try:
-    result["stop_reason"] = loop.run()
-    if result["stop_reason"] == "finished":
-      result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
-      export(workdir, learner, loop.state, tokenizer, hosts.first)
+    with hosts.together():
+      result["stop_reason"] = loop.run()
+      if result["stop_reason"] == "finished":
+        result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
+        export(workdir, learner, loop.state, tokenizer, hosts.first)
   except Preempted:  # while the trained policy was evaluated
     result["stop_reason"] = "preempted"
   except BaseException as error:  # whatever ends the run, the result says so; then it goes on

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 import json
 
 import numpy as np
@@ -168,21 +167,6 @@ def test_several_samplers_share_a_minibatch():
   assert groups(orders) == groups(whole)
   assert shared[1].workers == [1] * 4 + [1] * 6 and shared[0].workers == [0] * 10
   assert (shared[1].sample_s, shared[1].sampler_wait_s) == (1.5, 0.25)
-
-
-@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 30), st.integers(1, 6))
-@settings(max_examples=40)
-def test_the_shares_of_all_hosts_are_the_stream_of_one(prompts, hosts, size, updates):
-  """Whatever the size: within a minibatch, across epochs, and for the next one."""
-  hosts, schedule = min(hosts, prompts), Schedule.sync(2, prompts)
-  alone, minibatches, _ = run(schedule, updates, size=size)
-  shares = [run(schedule, updates, size=size, host=h, hosts=hosts)[:2] for h in range(hosts)]
-  for update in range(updates):
-    together = [row for _, taken in shares for row in bits(taken[update])[0]]
-    assert together == bits(minibatches[update])[0]
-  assert sorted(itertools.chain(*(groups(orders) for orders, _ in shares))) == groups(alone)
-  sizes = [len(taken[0].rollouts) // R for _, taken in shares]
-  assert max(sizes) - min(sizes) <= 1
 
 
 @given(st.integers(1, 9), st.integers(1, 20), st.integers(1, 12))
