@@ -157,13 +157,14 @@ class ManyHosts(Hosts):
     """See `Hosts.together`. A collective that fails raises HostsFailed."""
     try:
       yield
-    except jax.errors.JaxRuntimeError as error:
+    except (HostsFailed, jax.errors.JaxRuntimeError) as error:
       if not self._failure:  # then JAX's orderly end would wait for whoever is gone
         atexit.register(_leave)
+      self._announce(error)
+      if isinstance(error, HostsFailed):
+        raise
       words = self._failure or f"a collective failed, as when another process ends: {error}"
-      failed = HostsFailed(words)
-      self._announce(failed)
-      raise failed from error
+      raise HostsFailed(words) from error
     except BaseException as error:  # whatever it is: the others are waiting for this process
       self._announce(error)
       raise
