@@ -17,6 +17,7 @@ SMALL = {  # of the debug config: a policy and a run as small as shows everythin
   "policy.kv_heads": 1,
   "policy.head_width": 16,
   "policy.mlp_width": 64,
+  "task.reward": "tests.tasks.my_rewards:odd",  # which a policy of random weights gets at times
   "optimizer.epsilon": 1e-3,  # so that round-off of a gradient near 0 is no whole step
   "updates": 4,
   "batch.micro_batches": 1,

@@ -18,9 +18,10 @@ from vespo_jax import metrics
 
 TOGETHER = """
 import json, os, signal, sys
+from pathlib import Path
 import jax, numpy as np
-from jax.sharding import NamedSharding, PartitionSpec as P
 from vespo_jax import hosts, sharding
+from vespo_jax.weights import pieces
 index, how, asked = int(sys.argv[2]), sys.argv[3], []
 many = hosts.join(
   coordinator_address=sys.argv[1], num_processes=2, process_id=index, initialization_timeout_s=60,
@@ -38,11 +39,17 @@ with many.together():
     if index:
       asked.append(True)
     after = many.stopped()
-    rows = np.arange(8.0).reshape(4, 2)
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
     placed = sharding.place({"x": rows}, sharding.batch_sharding(mesh))["x"]
     mine = np.asarray(placed.addressable_data(0)).tolist()
     whole = sharding.fetch({"x": placed})["x"]
     assert np.array_equal(whole, rows) and isinstance(whole, np.ndarray)
+    pieces.write(Path(sys.argv[4]), 7, {"x": placed}, pieces.Wire(chunk_bytes=8))
+    many.wait()
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = {"x": jax.ShapeDtypeStruct((4, 2), np.float32, sharding=local)}
+    again, traffic = pieces.read(pieces.open_publication(Path(sys.argv[4])), like)
+    assert np.array_equal(again["x"], rows) and traffic.pieces == 4  # two of each process
     print(json.dumps([said, [len(p) for p in parts], parts[1][-2:].decode(), none, before, after]))
     print(json.dumps(mine), flush=True)
     many.close()
@@ -62,14 +69,14 @@ with many.together():
 """
 
 
-def two(how):
+def two(how, place):
   """Exit codes, outputs, and the seconds from the first word of both to the end of the first."""
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   children = [
     subprocess.Popen(
-      [sys.executable, "-c", TOGETHER, address, str(index), how],
+      [sys.executable, "-c", TOGETHER, address, str(index), how, str(place)],
       cwd=many_hosts.REPOSITORY,
       env=dict(os.environ, JAX_PLATFORMS="cpu"),
       stdout=subprocess.PIPE,
@@ -84,8 +91,8 @@ def two(how):
   return codes, said, time.monotonic() - begun
 
 
-def test_processes_agree_and_exchange():
-  codes, said, _ = two("agree")
+def test_processes_agree_and_exchange(tmp_path):
+  codes, said, _ = two("agree", tmp_path / "weights")
   assert codes == [0, 0], said
   for index, text in enumerate(said):
     *_, agreed, mine = text.splitlines()
@@ -101,8 +108,8 @@ def test_processes_agree_and_exchange():
     pytest.param("die", "process 1 did not come within 5 s", marks=pytest.mark.slow),
   ],
 )
-def test_where_one_process_fails_the_others_end_soon_and_say_why(how, why):
-  codes, said, seconds = two(how)
+def test_where_one_process_fails_the_others_end_soon_and_say_why(how, why, tmp_path):
+  codes, said, seconds = two(how, tmp_path)
   assert codes[0] not in (0, None) and codes[1] not in (0, None)
   assert why in said[0]
   assert seconds < 60
@@ -117,6 +124,7 @@ def same_run(one, other):
   """The same rollouts to the byte, and metrics and policy to round-off."""
   left, right = (metrics.read(run / "metrics.jsonl") for run in (one, other))
   assert [row["step"] for row in left] == [row["step"] for row in right]
+  assert all(row["grad/norm"] > 0 for row in left)
   for mine, its in zip(left, right, strict=True):
     mine, its = metrics.strip_timings(mine), metrics.strip_timings(its)
     assert mine.keys() == its.keys()

@@ -9,6 +9,10 @@ def length(response, answer, metadata):
   return min(len(response) / len(answer), 1.0)
 
 
+def odd(response, answer, metadata):
+  return float(sum(map(ord, response)) % 2)  # half of what any policy says
+
+
 def says_more(response, answer, metadata):
   return Score(float(response == answer), "ok" if response == answer else "unparsed")
 
