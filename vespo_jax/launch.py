@@ -274,11 +274,12 @@ def export(
   """Writes the trained policy, and the adapters if that is what was trained; all processes gather
   it, and one `writes`."""
   policy = sharding.fetch(learner.policy(state))
-  trained = None if learner.adapters is None else sharding.fetch(state.params)
   if writes:
     models.save(workdir / "model", learner.spec, policy, tokenizer)
-  if writes and learner.adapters is not None:
-    weights.save_adapters(workdir / "adapter", trained, learner.adapters)
+  if learner.adapters is not None:
+    trained = sharding.fetch(state.params)
+    if writes:
+      weights.save_adapters(workdir / "adapter", trained, learner.adapters)
 
 
 def _evaluate_during(

@@ -209,6 +209,7 @@ def make_evaluator(config: FrozenConfigDict, held_out: ProblemSet) -> Evaluator:
     seed=config.seed,
     timeout_s=config.runtime.timeout_s,
     prompts_per_order=max(config.batch.prompts * config.batch.samples_per_prompt // samples, 1),
+    ahead=config.sampler.processes + 1,
   )
 
 

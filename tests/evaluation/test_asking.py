@@ -2,6 +2,8 @@
 
 import types
 
+import pytest
+
 from vespo_jax import parts
 from vespo_jax.evaluation import Evaluator
 from vespo_jax.learner.intake import EVALUATION_STREAM, TRAIN_STREAM
@@ -29,7 +31,13 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
     evaluation=types.SimpleNamespace(problems=3, samples_per_problem=2),
     runtime=types.SimpleNamespace(timeout_s=1.0),
     sampler=types.SimpleNamespace(
-      max_new_tokens=5, temperature=0.6, top_k=3, top_p=0.9, min_p=0.1, stop_strings=()
+      processes=1,
+      max_new_tokens=5,
+      temperature=0.6,
+      top_k=3,
+      top_p=0.9,
+      min_p=0.1,
+      stop_strings=(),
     ),
   )
   sampler = types.SimpleNamespace(put=orders.append, get=get)
@@ -51,7 +59,14 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
   assert parts.make_evaluator(config, problems).run(sampler, 4).problems == 2
 
 
-def test_the_next_order_is_sampled_while_one_is_graded():
+@pytest.mark.parametrize(
+  ("ahead", "expected"),
+  [
+    (2, [[1, 3], [5, 7], [1, 3], [8], [5, 7], [8]]),
+    (4, [[1, 3], [5, 7], [8], [1, 3], [5, 7], [8]]),
+  ],
+)
+def test_the_next_orders_are_sampled_while_one_is_graded(ahead, expected):
   events = []
 
   def get(timeout_s, order_id):
@@ -63,8 +78,10 @@ def test_the_next_order_is_sampled_while_one_is_graded():
     grade=lambda rollouts, indices: events.append(("grade", list(map(int, indices)))),
   )
   sampler = types.SimpleNamespace(put=lambda order: events.append(("put", order)), get=get)
-  evaluator = Evaluator(problems, 9, Settings(4), seed=0, timeout_s=1.0, prompts_per_order=2)
+  evaluator = Evaluator(
+    problems, 9, Settings(4), seed=0, timeout_s=1.0, prompts_per_order=2, ahead=ahead
+  )
   assert [i for i, _ in evaluator.ask(sampler, 0, [1, 3, 5, 7, 8], seed=5)] == [1, 3, 5, 7, 8]
   told = [list(what.group_ids) if kind == "put" else what for kind, what in events]
-  assert told == [[1, 3], [5, 7], [1, 3], [8], [5, 7], [8]]
+  assert told == expected
   assert {order.seed for kind, order in events if kind == "put"} == {5}

@@ -12,7 +12,8 @@ import pytest
 
 from vespo_jax import models, sharding
 from vespo_jax.weights import pieces
-from vespo_jax.weights.pieces import Wire
+from vespo_jax.weights import wire as wires
+from vespo_jax.weights.wire import Wire
 
 SPEC = models.ModelSpec(
   vocab_size=512, width=64, layers=4, heads=8, kv_heads=4, head_width=16, mlp_width=256
@@ -62,11 +63,11 @@ for name, learner in LEARNERS.items():
     chex.assert_trees_all_equal(jax.tree.map(np.asarray, found), expected)
     assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding == s, found, SAMPLER)))
     # every element once, although copies of it are on several devices
-    raw = size * pieces.DTYPES[wire.dtype].itemsize // 4
+    raw = size * wires.DTYPES[wire.dtype].itemsize // 4
     assert written.raw_bytes == got.raw_bytes == raw and publication.version == 3
     assert (written.wire_bytes == raw) == (not wire.compress)
     assert max(written.peak_bytes, got.peak_bytes) <= 6 * CHUNK < size / 10
-    cost = pieces.bytes_on_wire(whole, learner, SAMPLER, wire)
+    cost = wires.bytes_on_wire(whole, learner, SAMPLER, wire)
     assert cost["written"] == raw and cost["pieces"] == written.pieces
     assert cost["written_per_device"] < 1.5 * raw / 8  # copies share the work
     assert raw / 4 <= cost["read_per_device"] < raw

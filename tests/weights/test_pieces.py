@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 
-from vespo_jax.weights import pieces
-from vespo_jax.weights.pieces import Wire
+from vespo_jax.weights import wire
+from vespo_jax.weights.wire import Wire
 
 HERE = Path(__file__).parent
 
@@ -39,7 +39,7 @@ def test_a_sampler_of_another_layout_reads_what_a_learner_wrote(tmp_path):
 def test_a_part_is_cut_into_pieces_that_cover_it_once_and_are_small(sides, chunk_bytes):
   box = tuple((start, start + size) for start, size in sides)
   seen = np.zeros([stop for _, stop in box], int)
-  for part in pieces._cut(box, Wire(chunk_bytes=chunk_bytes)):
+  for part in wire.cut(box, Wire(chunk_bytes=chunk_bytes)):
     inside = tuple(slice(start, stop) for start, stop in part)
     assert 0 < 4 * seen[inside].size <= chunk_bytes
     seen[inside] += 1
@@ -51,7 +51,7 @@ def test_the_cost_of_one_device_is_the_model():
   here = SingleDeviceSharding(jax.devices()[0])
   like = {"a": np.zeros((6, 5)), "b": np.zeros(3)}
   shardings = {"a": here, "b": here}
-  cost = pieces.bytes_on_wire(like, shardings, shardings, Wire("bfloat16", chunk_bytes=20))
+  cost = wire.bytes_on_wire(like, shardings, shardings, Wire("bfloat16", chunk_bytes=20))
   assert cost == {
     "written": 66, "written_per_device": 66, "read": 66, "read_per_device": 66, "pieces": 4
   }  # fmt: skip

@@ -26,6 +26,7 @@ class Evaluator:
     seed: of the run.
     timeout_s: the longest wait for one order.
     prompts_per_order: how many problems are sampled at once.
+    ahead: orders given at a time, so that several samplers share them.
   """
 
   def __init__(
@@ -37,10 +38,11 @@ class Evaluator:
     seed: int,
     timeout_s: float,
     prompts_per_order: int,
+    ahead: int = 2,
   ):
     self.problems = problems
     self._count, self._settings, self._seed = count, settings, seed
-    self._timeout_s, self._chunk = timeout_s, prompts_per_order
+    self._timeout_s, self._chunk, self._ahead = timeout_s, prompts_per_order, ahead
 
   def run(self, sampler: Sampler, weight_version: int) -> Evaluation:
     """Accuracy of the weights published as `weight_version`, once the sampler gets to it.
@@ -55,12 +57,14 @@ class Evaluator:
   ) -> Iterator[tuple[int, list[Rollout]]]:
     """The index and the graded responses of each of the problems at `indices`, in this order.
 
-    While one order is graded the next is being sampled. Raises as `run`.
+    While one order is graded others are being sampled. Raises as `run`.
     """
     chunks = [indices[start : start + self._chunk] for start in range(0, len(indices), self._chunk)]
+    given = 0
     for number, chunk in enumerate(chunks):
-      for ahead in range(number + (number > 0), min(number + 2, len(chunks))):
-        sampler.put(self._order(ahead, chunks[ahead], weight_version, seed))
+      while given < min(number + self._ahead, len(chunks)):
+        sampler.put(self._order(given, chunks[given], weight_version, seed))
+        given += 1
       rollouts = sampler.get(self._timeout_s, _order_id(number)).rollouts
       samples = self._settings.samples_per_prompt
       self.problems.grade(rollouts, np.repeat(np.array(chunk), samples))

@@ -78,9 +78,9 @@ class Fleet:
     needed: set[int] = set()
     results = list(self._arrived.values())
     for data in merged:
-      message = serialization.msgpack_restore(data)
-      needed.update(json.loads(message["needed"]))
-      results += _unpack(message)
+      said: Any = serialization.msgpack_restore(data)
+      needed.update(json.loads(said["needed"]))
+      results += _unpack(said)
     results = sorted((r for r in results if r.order_id >= 0), key=lambda result: result.order_id)
     others = self._mine.snapshot(False, needed - set(mine.weights)).weights
     return Snapshot(results, dict(sorted({**mine.weights, **others}.items())))
@@ -124,9 +124,9 @@ class Fleet:
       raise Preempted
     self._held, self._told = {}, len(failures)
     for data in merged:
-      message = serialization.msgpack_restore(data)
-      self._failures += json.loads(message["failures"])
-      self._arrived |= {result.order_id: result for result in _unpack(message)}
+      said: Any = serialization.msgpack_restore(data)
+      self._failures += json.loads(said["failures"])
+      self._arrived |= {result.order_id: result for result in _unpack(said)}
 
   def _take(self, order_id: int, timeout_s: float) -> None:
     """Holds the result of an order of this host; without a time limit only if it is there."""

@@ -131,7 +131,7 @@ class Loop:
     try:
       while self.step < self.settings.updates:
         self._between_updates()
-        if self.stop() or self.checkpoints.preempted(self.step):
+        if self.stop():
           raise Preempted
         self._make_update()
     except Preempted:

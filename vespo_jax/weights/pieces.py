@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import zlib
@@ -27,34 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from vespo_jax import files
 from vespo_jax.types import Array, HostArray, Params
+from vespo_jax.weights.wire import DTYPES, Box, Wire, box_of, cut, overlap, within
 
 FORMAT = 1
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-Box = tuple[tuple[int, int], ...]  # (start, stop) along each axis
-
-
-@dataclasses.dataclass(frozen=True)
-class Wire:
-  """How weights travel.
-
-  Attributes:
-    dtype: one of `DTYPES`.
-    compress: by zstd, bytes of equal significance together.
-    chunk_bytes: the most that a piece holds before compression.
-  """
-
-  dtype: str = "float32"
-  compress: bool = True
-  chunk_bytes: int = 1 << 26
-
-  def __post_init__(self):
-    if self.dtype not in DTYPES or self.chunk_bytes < 4:
-      raise ValueError(f"no such wire: {self}; types: {', '.join(DTYPES)}")
 
 
 @dataclasses.dataclass
@@ -219,47 +197,6 @@ def read(
   return jax.tree.unflatten(jax.tree.structure(like), made.values()), traffic
 
 
-def bytes_on_wire(like: Any, learner: Any, sampler: Any, wire: Wire) -> dict[str, int]:
-  """What a publication moves, before compression, from shapes and shardings alone.
-
-  Args:
-    like: the tree of parameters, anything with a shape.
-    learner, sampler: trees of shardings over devices of both sides, real or fake.
-    wire: how they travel.
-
-  Returns:
-    `written`: bytes that all processes of the learner write; `written_per_device`, the most of any
-    device; `read_per_device`: the most that a sampler's device has to read, whole pieces;
-    `read`: by all devices of one sampler, as if each had a host of its own; `pieces`: how many.
-  """
-  itemsize, written, read, count = DTYPES[wire.dtype].itemsize, {}, {}, 0
-  leaves = zip(*(jax.tree.leaves(tree) for tree in (like, learner, sampler)), strict=True)
-  for leaf, source, target in leaves:
-    boxes = {}  # of the learner's parts: the devices that hold each
-    for device, index in source.devices_indices_map(leaf.shape).items():
-      boxes.setdefault(_box(index, leaf.shape), []).append(device)
-    wanted: dict[Box, list[Any]] = {}
-    for device, index in target.devices_indices_map(leaf.shape).items():
-      wanted.setdefault(_box(index, leaf.shape), []).append(device)
-    for box, holders in boxes.items():
-      for number, part in enumerate(_cut(box, wire)):
-        size = itemsize * math.prod(stop - start for start, stop in part)
-        writer = holders[number % len(holders)]
-        written[writer] = written.get(writer, 0) + size
-        count += 1
-        for target_box, devices in wanted.items():
-          if _overlap(part, target_box) is not None:
-            for device in devices:
-              read[device] = read.get(device, 0) + size
-  return {
-    "written": sum(written.values()),
-    "written_per_device": max(written.values()),
-    "read": sum(read.values()),
-    "read_per_device": max(read.values()),
-    "pieces": count,
-  }
-
-
 def _read(
   publication: Publication,
   name: str,
@@ -274,21 +211,21 @@ def _read(
   sharding: Any = leaf.sharding
   places: dict[Box, list[Any]] = {}
   for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
-    places.setdefault(_box(index, leaf.shape), []).append(device)
+    places.setdefault(box_of(index, leaf.shape), []).append(device)
   shards = {
     box: jax.device_put(np.zeros([stop - start for start, stop in box], leaf.dtype), devices[0])
     for box, devices in places.items()
   }
   missing = {box: math.prod(shard.shape) for box, shard in shards.items()}
   for piece in publication.pieces[name]:
-    overlaps = {box: common for box in shards if (common := _overlap(piece.box, box)) is not None}
+    overlaps = {box: common for box in shards if (common := overlap(piece.box, box)) is not None}
     if not overlaps:
       continue
     data, bits = _load(piece, publication.wire, publication.base is not None, name)
     for box, common in overlaps.items():
-      start, sizes = _within(common, piece.box)
+      start, sizes = within(common, piece.box)
       part = bits[tuple(slice(at, at + n) for at, n in zip(start, sizes, strict=True))]
-      start, _ = _within(common, box)
+      start, _ = within(common, box)
       if name in olds:
         old = np.asarray(_take(_on(olds[name], places[box][0]), start, sizes))
         if old.dtype != DTYPES[publication.wire.dtype]:
@@ -320,33 +257,19 @@ def _put(shard: Array, part: Array, start: tuple[int, ...]) -> Array:
 
 def _mine(array: Array, wire: Wire) -> Iterator[tuple[Any, Box]]:
   """(shard, piece) of what this process writes: of a part with n copies, copy r has every n-th."""
-  boxes = [_box(i, array.shape) for i in array.sharding.devices_indices_map(array.shape).values()]
+  boxes = [box_of(i, array.shape) for i in array.sharding.devices_indices_map(array.shape).values()]
   for shard in array.addressable_shards:
-    box = _box(shard.index, array.shape)
-    for number, part in enumerate(_cut(box, wire)):
+    box = box_of(shard.index, array.shape)
+    for number, part in enumerate(cut(box, wire)):
       if number % boxes.count(box) == shard.replica_id:
         yield shard, part
-
-
-def _cut(box: Box, wire: Wire) -> Iterator[Box]:
-  """A part in pieces of at most `chunk_bytes`: whole along the last axes, as far as that goes."""
-  room = wire.chunk_bytes // DTYPES[wire.dtype].itemsize  # elements
-  steps = []
-  for start, stop in reversed(box):
-    step = max(min(stop - start, room), 1)
-    room = room // step if step == stop - start else 1
-    steps.append(range(start, stop, step))
-  for starts in itertools.product(*reversed(steps)):
-    yield tuple(
-      (at, min(at + step.step, step.stop)) for at, step in zip(starts, reversed(steps), strict=True)
-    )
 
 
 def _fetch(
   data: Array, index: tuple[slice, ...], shape: tuple[int, ...], part: Box, wire: Wire
 ) -> np.ndarray:
   """A piece of a shard, copied to the host in the type of the wire."""
-  piece = _take(data, *_within(part, _box(index, shape)))
+  piece = _take(data, *within(part, box_of(index, shape)))
   return np.asarray(piece.astype(DTYPES[wire.dtype]))
 
 
@@ -395,18 +318,3 @@ def _named(tree: Any) -> dict[str, Any]:
 def _on(array: Array, device: jax.Device) -> Array:
   """What a device holds of an array."""
   return next(shard.data for shard in array.addressable_shards if shard.device == device)
-
-
-def _box(index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
-  return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-
-
-def _overlap(one: Box, other: Box) -> Box | None:
-  common = tuple((max(a, c), min(b, d)) for (a, b), (c, d) in zip(one, other, strict=True))
-  return common if all(start < stop for start, stop in common) else None
-
-
-def _within(part: Box, box: Box) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Where a part begins in a box, and its sizes."""
-  starts = tuple(start - first for (start, _), (first, _) in zip(part, box, strict=True))
-  return starts, tuple(stop - start for start, stop in part)
