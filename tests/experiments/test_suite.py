@@ -12,10 +12,17 @@ from experiments import (
   asymmetry,
   asynchronous,
   baselines,
+  combination,
+  dense_vs_moe,
+  frontier,
   kernel_grid,
   kernels,
   length_norm,
+  mismatch,
+  per_nat,
+  regime,
   staleness,
+  tuned,
 )
 from experiments.suite import cli, page, results, statistics
 from experiments.suite.experiment import Claim, Experiment
@@ -25,8 +32,8 @@ from experiments.suite.runs import Run, scores
 EXPERIMENTS = [
   module.EXPERIMENT
   for module in (
-    *(asymmetry, asynchronous, baselines, kernel_grid, length_norm),
-    staleness,
+    *(asymmetry, asynchronous, baselines, combination, dense_vs_moe, frontier, kernel_grid),
+    *(length_norm, mismatch, per_nat, regime, staleness),
   )
 ]
 
@@ -125,12 +132,14 @@ def test_a_half_written_line_is_no_result_and_spoils_none(tmp_path):
 def test_scores_of_a_run(tmp_path):
   reward = np.concatenate([np.linspace(0.2, 0.8, 60), np.full(40, 0.1)])
   rows = [{"step": i + 1, "reward/mean": x, "grad/norm": 1.0} for i, x in enumerate(reward)]
-  rows[49]["evaluation/accuracy"] = 0.7
+  rows[49]["evaluation/accuracy"], rows[99]["evaluation/accuracy"] = 0.7, 0.2
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   result = {"evaluation_before": {"accuracy": 0.2}, "stop_reason": "Diverged", "updates": 100}
   (tmp_path / "result.json").write_text(json.dumps(result))
   found = scores(tmp_path)
   assert found["after"] == 0.0 and found["best"] == 0.7 and found["collapsed"]
+  assert found["evaluations"] == [(50, 0.7), (100, 0.0)]
+  assert found["last_evaluations"] == pytest.approx(0.35)
   assert found["last_reward"] == pytest.approx(0.1)
   assert len(found["curves"]["reward/mean"]) == len(found["curves"]["step"]) == 64
   assert np.mean(found["curves"]["grad/norm"]) == 1.0
@@ -164,7 +173,8 @@ def result(method, seed, after):
   curves = {"step": [1, 2], "reward/mean": [0.1, after]}
   return {
     **{"method": method, "seed": seed, "staleness": 4, "after": after, "best": after},
-    **{"last_reward": after, "collapsed": False, "curves": curves, "key": f"{method}{seed}"},
+    **{"last_reward": after, "last_evaluations": after, "collapsed": False},
+    **{"curves": curves, "key": f"{method}{seed}"},
   }
 
 
@@ -191,6 +201,27 @@ def test_experiments_name_their_cells(experiment):
   cells = {(run.method, run.staleness) for run in planned}
   for claim in experiment.claims:
     assert {claim.better, claim.worse} <= cells, claim.text
+
+
+def test_a_variant_is_tested_against_the_vespo_of_its_kind():
+  names = ("vespo, int8", "grpo, int8")
+  experiment = Experiment("toy", "A title", [(name, 4, "", ()) for name in names], [])
+  found = [result(names[0], s, 0.8 + 0.01 * s) for s in range(3)]
+  found += [result(names[1], s, 0.5 + 0.012 * s) for s in range(3)]
+  lines = page.markdown(experiment, found).splitlines()
+  p = stats.ttest_rel([0.8, 0.81, 0.82], [0.5, 0.512, 0.524]).pvalue
+  assert f"| {p:.3g} | 0 |" in next(line for line in lines if line.startswith("| grpo, int8"))
+  assert "|  | 0 |" in next(line for line in lines if line.startswith("| vespo, int8"))
+
+
+def test_every_method_has_its_own_best_rate(tmp_path, monkeypatch):
+  monkeypatch.setattr(results, "RESULTS", tmp_path)
+  for method in ("vespo", "grpo"):
+    for rate in regime.RATES[: 4 if method == "vespo" else 3]:
+      after = {2e-4: 0.5, 4e-4: 0.5}.get(rate, 0.1)
+      line = {"method": f"{method}, {rate:g}", "seed": 0, "after": after}
+      results.append(tmp_path / "regime.jsonl", line)
+  assert tuned.best_rates() == {"vespo": 2e-4}  # the lower of two alike; GRPO is not searched yet
 
 
 def test_vespos_surrogate_has_its_closed_form():
