@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,12 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
   path = (options.scratch / "quick" if options.quick else results_lib.RESULTS) / file
   jobs = None if experiment.alone else options.jobs
   pool = Pool(path, options.scratch, jobs=jobs, budget_s=60 * options.budget)
-  failures = [] if options.figures else pool.work(runs)
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+  try:
+    failures = [] if options.figures else pool.work(runs)
+  except KeyboardInterrupt:
+    print("stopped; the same command goes on", file=sys.stderr)
+    return 1
   for failure in failures:
     print(f"failed: {failure}", file=sys.stderr)
   results = results_lib.read(path)

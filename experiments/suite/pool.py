@@ -81,7 +81,7 @@ class Pool:
         for thread in threads:
           while thread.is_alive():
             thread.join(1.0)
-      finally:  # Ctrl-C: the children save themselves
+      finally:  # Ctrl-C or SIGTERM: the children save themselves
         self._stopping.set()
         for thread in threads:
           thread.join(STOP_S)

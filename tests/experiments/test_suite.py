@@ -1,8 +1,10 @@
 """The machinery of experiments: what is run, kept, compared and said. No policy is trained here."""
 
 import json
+import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -233,3 +235,25 @@ def test_bad_options_are_refused(capsys):
     with pytest.raises(SystemExit) as exit_:
       cli.main(staleness.EXPERIMENT, [option])
     assert exit_.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_sigterm_stops_the_runs_too(tmp_path):
+  """The runs are stopped and waited for, and the command says how to go on."""
+  program = f"""
+import pathlib, sys
+from experiments import staleness
+from experiments.suite import cli, results
+from experiments.suite.runs import Run
+code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75));" \\
+  "open(sys.argv[1], 'w').close(); time.sleep(60)"
+Run.command = lambda self, workdir: [sys.executable, "-c", code, str(workdir) + ".started"]
+results.RESULTS = pathlib.Path({str(tmp_path)!r})
+sys.exit(cli.main(staleness.EXPERIMENT, ["--seeds=1", "--jobs=2", "--scratch={tmp_path}/runs"]))
+"""
+  process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+  deadline = time.monotonic() + 60
+  while len(list((tmp_path / "runs").glob("*.started"))) < 2 and time.monotonic() < deadline:
+    time.sleep(0.1)
+  process.terminate()
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 1 and "stopped; the same command goes on" in errors
