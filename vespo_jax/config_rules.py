@@ -243,6 +243,7 @@ RULES: dict[str, Rule] = {
   # logits over a smaller one overflow
   "sampler.temperature": Rule(float, "a finite float32, above 0 (by 1e-6)", lambda v: v >= 1e-6),
   "sampler.dtype": _one_of(*quantize.DTYPES),
+  "sampler.attention": _one_of(*models.DECODE_ATTENTION),
   "task.name": TEXT,
   "task.options": Rule(dict, "options by name, of values that JSON has"),
   "task.mixture": Rule(dict, "tasks by label, each with name, weight and options"),
@@ -280,6 +281,8 @@ RULES: dict[str, Rule] = {
   "policy.active_experts": _at_least(0),
   "policy.rope_theta": _above(0.0),
   "policy.remat": _one_of(*models.REMAT),
+  "policy.attention": _one_of(*models.ATTENTION),
+  "policy.dtype": _one_of(*models.DTYPES),
   "lora.rank": _at_least(0),
   "lora.alpha": _above(0.0),
   "lora.targets": Rule(str, "a regular expression", _is_pattern),

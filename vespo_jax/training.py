@@ -30,7 +30,7 @@ from vespo_jax.learner.update import (
   place_state,
   state_shardings,
 )
-from vespo_jax.models import ModelSpec, lora
+from vespo_jax.models import Compute, ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.objectives import Objective
 from vespo_jax.tokenizers import Tokenizer
@@ -102,7 +102,7 @@ def supervised_method(config: FrozenConfigDict) -> Method:
   loss = LossSettings(
     aggregation="token-mean",
     micro_batches=config.batch.micro_batches,
-    remat=config.policy.remat,
+    compute=parts.pick(Compute, config.policy),
     balance_coefficient=config.moe.balance_coefficient,
     z_coefficient=config.moe.z_coefficient,
   )
@@ -211,7 +211,7 @@ def loss_settings(config: FrozenConfigDict) -> LossSettings:
     temperature=config.sampler.temperature,
     aggregation=config.objective.aggregation or None,
     micro_batches=config.batch.micro_batches,
-    remat=config.policy.remat,
+    compute=parts.pick(Compute, config.policy),
     proximal_denominator=config.correction.denominator != "behaviour",
     correction=config_lib.make_correction(config),
     kl_coefficient=config.kl.coefficient,

@@ -23,7 +23,7 @@ assert isinstance(one, Mesh)
 SETTINGS = {  # what losses and metrics a layout is compared in, beside the gradient's own
   "data": {"micro_batches": 2},
   "expert": {"spec": t.EXPERTS, "balance_coefficient": 0.1, "z_coefficient": 0.1},
-  "tensor": {"remat": "full"},
+  "tensor": {"compute": models.Compute(remat="full")},
 }
 
 

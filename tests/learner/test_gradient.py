@@ -308,7 +308,10 @@ def test_remat_changes_no_gradient(remat):
   batch = near_batch()
   whole = plain_gradient("vespo")(PARAMS, batch)
   chex.assert_trees_all_close(
-    plain_gradient("vespo", remat=remat)(PARAMS, batch), whole, atol=1e-6, rtol=1e-4
+    plain_gradient("vespo", compute=models.Compute(remat=remat))(PARAMS, batch),
+    whole,
+    atol=1e-6,
+    rtol=1e-4,
   )
 
 

@@ -185,7 +185,7 @@ def compile_score(mesh: Mesh, spec: ModelSpec, loss: LossSettings) -> Score:
 
   def scored(params: Params, batch: TrainBatch) -> tuple[Array, Array | None]:
     with partition.over(mesh):
-      return score(params, spec, batch, loss.temperature, loss.micro_batches)
+      return score(params, spec, batch, loss)
 
   batch = sharding.batch_sharding(mesh)
   params = sharding.param_shardings(mesh, spec)
