@@ -136,7 +136,17 @@ def test_overrides_reach_the_config_whatever_their_order():
       ["correction.icepop.low=9.0", "at most correction.icepop.high=5.0"],
     ),
     (["--config.mesh.data=0"], ["mesh.data=0", "-1"]),
-    (["--config.mesh.tensor=2", "--config.lora.rank=4"], ["mesh.tensor=2", "lora.rank=4"]),
+    (
+      ["--config.mesh.sequence=2", "--config.policy.attention=splash"],
+      ["policy.attention='splash'", "mesh.sequence=2"],
+    ),
+    (["--config.policy.attention=cudnn"], ["policy.dtype='float32'"]),
+    (
+      ["--config.policy.attention=cudnn", "--config.policy.dtype=bfloat16"]
+      + ["--config.policy.head_width=20"],
+      ["heads of a multiple of 8", "20"],
+    ),
+    (["--config.sampler.attention=paged"], ["sampler.dtype='float32'"]),
     (["--config.mesh.fsdp=-1"], ["mesh.data and mesh.fsdp are -1"]),
     (["--config.mesh.data=3"], ["batch.prompts=4 in batch.micro_batches=2", "mesh.data=3"]),
     (["--config.sampler.source=replay:nowhere"], ["source='replay:nowhere'", "no such run"]),

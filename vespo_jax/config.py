@@ -333,11 +333,6 @@ def _check_batch(config: FrozenConfigDict) -> None:
       f"batch.prompts={prompts} in batch.micro_batches={pieces} do not divide over "
       f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} x mesh.expert={mesh.expert} devices"
     )
-  if config.lora.rank and mesh.tensor != 1:
-    raise ConfigError(
-      f"mesh.tensor={mesh.tensor} with lora.rank={config.lora.rank}: adapters are not spread over "
-      "mesh.tensor; use mesh.fsdp"
-    )
   if make_advantage(config).group_relative and batch.samples_per_prompt < 2:
     raise ConfigError(
       f"batch.samples_per_prompt={batch.samples_per_prompt} must be at least 2: advantages are "

@@ -38,11 +38,14 @@ class Compute:
     dtype: one of `DTYPES`, of parameters as they are used, of activations and of what devices send
       each other; the parameters themselves, their gradients and the optimizer keep their own type.
       Norms, rotations, softmaxes, routers and logits are float32 either way.
+    gathered_mb: where tokens are spread over `sequence`, MiB of keys and values of a layer that
+      each device gathers at most; more than that goes round the devices in a ring.
   """
 
   remat: str = "none"
   attention: str = "dense"
   dtype: str = "float32"
+  gathered_mb: float = 256.0
 
 
 PLAIN = Compute()

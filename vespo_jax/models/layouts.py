@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from vespo_jax.models import attention, partition
+from vespo_jax.models import attention, partition, ring
 from vespo_jax.models.compute import Compute
 from vespo_jax.types import Array
 
@@ -45,7 +45,8 @@ def of_groups(mask_PS: Array, samples: int, width: int, compute: Compute) -> Att
   Args:
     mask_PS: bool, True at real tokens of whole prompts, which are padded on the left.
 
-  Several devices along `sequence` gather keys and values.
+  Several devices along `sequence` gather a layer's keys and values while these are at most
+  `compute.gathered_mb` on each, and send them round otherwise.
   """
   P, whole = mask_PS.shape
   parts = partition.size("sequence")
@@ -63,6 +64,11 @@ def of_groups(mask_PS: Array, samples: int, width: int, compute: Compute) -> Att
   causal_1TT = causal(T)
 
   def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array) -> Array:
+    gathered_bytes = (keys_MKH.nbytes + values_MKH.nbytes) * parts
+    if parts > 1 and gathered_bytes > compute.gathered_mb * 2**20:
+      in_parts = (split(x, P, S, T) for x in (queries_MNH, keys_MKH, values_MKH))
+      prompts, samples = zip(*in_parts, strict=True)
+      return join(*ring.attend(prompts, samples, mask_PS))
     prompt_queries, queries = split(queries_MNH, P, S, T)
     gathered = lambda x: partition.gather(x, "sequence", 1)
     prompt_keys, keys = map(gathered, split(keys_MKH, P, S, T))
