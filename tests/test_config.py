@@ -142,7 +142,7 @@ def test_overrides_reach_the_config_whatever_their_order():
     ),
     (["--config.policy.attention=cudnn"], ["policy.dtype='float32'"]),
     (
-      ["--config.policy.attention=cudnn", "--config.policy.dtype=bfloat16"]
+      ["--config.policy.attention=cudnn", "--config.policy.dtype=bfloat16", "--config.policy.path="]
       + ["--config.policy.head_width=20"],
       ["heads of a multiple of 8", "20"],
     ),

@@ -37,6 +37,10 @@ __all__ = ["CheckpointError", "ChildDied", "Diverged", "NoSignal", "SamplersFail
 CHANGEABLE = (
   "updates",
   "mesh.",
+  "policy.attention",  # what devices have
+  "policy.gathered_mb",
+  "sampler.attention",
+  "optimizer.offload",
   "checkpoint.",
   "runtime.compilation_cache",
   "batch.dynamic.max_rounds",
