@@ -55,15 +55,13 @@ def attend(
   P, K = len(mask_PS), prompts[1].shape[2]
   keys, values = (_by_head(x, P, K)[:, :, :, 0] for x in samples[1:])
   prompt_keys, prompt_values = (_by_head(x, P, K)[:, 0, :, 0] for x in prompts[1:])
-  queries = tuple(
-    _cut(_by_head(x * jnp.asarray(x.shape[-1] ** -0.5, x.dtype), P, K))
-    for x in (prompts[0], samples[0])
+  scaled = lambda x: x * jnp.asarray(x.shape[-1] ** -0.5, x.dtype)
+  queries = (
+    _cut(_by_head(scaled(prompts[0]), P, K)),
+    _cut(_by_head(scaled(samples[0]), P, K)),
   )
   mixed = _ring(queries, Chunk(prompt_keys, prompt_values, keys, values), mask_PS)
-  return tuple(
-    _flat(x, len(rows), rows.shape[1])
-    for x, rows in zip(mixed, (prompts[0], samples[0]), strict=True)
-  )
+  return _flat(mixed[0], *prompts[0].shape[:2]), _flat(mixed[1], *samples[0].shape[:2])
 
 
 def _by_head(x_BTNH: Array, prompts: int, K: int) -> Array:
@@ -95,7 +93,7 @@ def _ring(queries: tuple[Array, Array], chunk: Chunk, mask_PS: Array) -> tuple[A
 def _ring_forward(queries: tuple[Array, Array], chunk: Chunk, mask_PS: Array) -> tuple[Any, Any]:
   place, devices = partition.index(_AXIS), partition.size(_AXIS)
 
-  def visit(sums: tuple, chunk: Chunk, source: Array) -> tuple:
+  def visit(sums: tuple, chunk: Chunk, source: Array | int) -> tuple:
     """What both sets of queries have mixed, with this chunk."""
 
     def of(which: int, near: bool) -> Callable[[tuple], tuple]:
@@ -132,10 +130,10 @@ def _ring_forward(queries: tuple[Array, Array], chunk: Chunk, mask_PS: Array) ->
 def _ring_backward(kept: tuple, of_mixed: tuple[Array, Array]) -> tuple[Any, Any, None]:
   queries, chunk, mask_PS, mixed, peaks = kept
   place, devices = partition.index(_AXIS), partition.size(_AXIS)
-  of_mixed = tuple(x.astype(jnp.float32) for x in of_mixed)
+  of_mixed = (of_mixed[0].astype(jnp.float32), of_mixed[1].astype(jnp.float32))
   through = tuple(jnp.sum(d * x, axis=-1) for d, x in zip(of_mixed, mixed, strict=True))
 
-  def visit(sums: tuple, of_chunk: Chunk, chunk: Chunk, source: Array) -> tuple:
+  def visit(sums: tuple, of_chunk: Chunk, chunk: Chunk, source: Array | int) -> tuple:
     """The gradients of both sets of queries, and of this chunk, with what it gave to them."""
 
     def of(which: int, near: bool) -> Callable[[tuple], tuple]:
