@@ -308,6 +308,18 @@ def test_the_schedule_is_that_of_the_config(tmp_path):
     parse(*flags, "--config.updates=2")
 
 
+@pytest.mark.parametrize(
+  "flags,told",
+  [
+    (["--config.policy.attention=splash"], "policy.attention='splash' needs a TPU, .* on cpu"),
+    (["--config.sampler.attention=flash"], "sampler.attention='flash' needs a GPU, .* on cpu"),
+  ],
+)
+def test_kernels_are_refused_where_devices_lack_them(flags, told):
+  with pytest.raises(ConfigError, match=told):
+    parts.make_mesh(parse(*flags)[0])
+
+
 def test_samplers_are_not_judged_by_what_is_left_of_their_draws():
   """Calibration needs all of what was drawn from the whole softmax."""
   for flags, calibrated in (
