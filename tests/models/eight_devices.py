@@ -1,5 +1,6 @@
 """Run by test_spread.py in a process with eight fake devices; says what agrees."""
 
+import functools
 import sys
 
 import chex
@@ -9,7 +10,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from vespo_jax import models, sharding
-from vespo_jax.models import layouts, lora, partition, ring
+from vespo_jax.models import fused, layouts, lora, partition, ring
 from vespo_jax.types import TrainBatch
 
 assert jax.device_count() == 8, "start me with XLA_FLAGS=--xla_force_host_platform_device_count=8"
@@ -109,6 +110,28 @@ def adapters_over_tensor():
   chex.assert_trees_all_close(gradient(mesh), gradient(one), atol=1e-5, rtol=1e-4)
 
 
+def packed_rows_by_a_kernel():
+  """Splash, interpreted, over a mesh that XLA alone would have to divide it over."""
+  interpreted = functools.partial(fused.splash_lib.make_splash_mha, interpret=True)
+  fused.splash_lib.make_splash_mha = interpreted
+  arrays = [jnp.asarray(rng.normal(size=(4 * T, n, 8)), jnp.float32) for n in (4, 2, 2)]
+  segments_BT = jnp.asarray(rng.integers(1, 3, (4, T))).sort(axis=1)
+  mesh = sharding.make_mesh({"data": 4, "tensor": 2})
+
+  def gradient(mesh, compute):
+    def total(*arrays):
+      with partition.over(mesh):
+        return jnp.sum(jnp.sin(layouts.of_rows(segments_BT, compute)(*arrays)))
+
+    whole = sharding.replicated(mesh)
+    return jax.jit(jax.value_and_grad(total, argnums=range(3)), in_shardings=whole)
+
+  step = gradient(mesh, models.Compute(attention="splash"))
+  expected = gradient(mesh, models.Compute())(*arrays)
+  chex.assert_trees_all_close(step(*arrays), expected, atol=2e-5, rtol=1e-4)
+
+
+WHAT = {"ring": ring_of_eight, "lora": adapters_over_tensor, "rows": packed_rows_by_a_kernel}
 for name in sys.argv[1:]:
-  {"ring": ring_of_eight, "lora": adapters_over_tensor}[name]()
+  WHAT[name]()
   print(name)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("what", ["ring", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "what", ["ring", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "rows"))]
+)
 def test_eight_devices_compute_what_one_does(what):
   here = Path(__file__).parent
   flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"

@@ -7,10 +7,12 @@ samples. Spread over `sequence`, a device has some tokens of every prompt and ev
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from vespo_jax.models import attention, partition, ring
 from vespo_jax.models.compute import Compute
@@ -24,9 +26,7 @@ def of_rows(segments_BT: Array, compute: Compute) -> Attend:
   """Causal attention within the segments of each row; see `transformer.forward_routed`."""
   B, T = segments_BT.shape
   if compute.attention != "dense":
-    from vespo_jax.models import fused  # what it imports takes a second
-
-    mix = getattr(fused, compute.attention)(fused.Tree(T), segments_BT)
+    mix = _fused(compute.attention, segments_BT, T)
     return lambda *arrays: mix(*(rows(x, B) for x in arrays)).reshape(B * T, -1)
   same_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & (segments_BT != 0)[:, None, :]
   mask_BTS = same_BTS & jnp.tri(T, dtype=bool)
@@ -52,10 +52,8 @@ def of_groups(mask_PS: Array, samples: int, width: int, compute: Compute) -> Att
   parts = partition.size("sequence")
   S, R, T = whole // parts, samples, width
   if compute.attention != "dense":
-    from vespo_jax.models import fused
-
     segments_PJ = jnp.pad(mask_PS.astype(jnp.int32), [(0, 0), (0, R * T)], constant_values=1)
-    mix = getattr(fused, compute.attention)(fused.Tree(S, R, T), segments_PJ)
+    mix = _fused(compute.attention, segments_PJ, S, R, T)
     return lambda *arrays: mix(*(rows(x, P) for x in arrays)).reshape(P * (S + R * T), -1)
   place = partition.index("sequence")
   mine = lambda x, width: jax.lax.dynamic_slice_in_dim(x, place * width, width, axis=1)
@@ -80,6 +78,23 @@ def of_groups(mask_PS: Array, samples: int, width: int, compute: Compute) -> Att
     return join(mixed_prompt, mixed)
 
   return attend
+
+
+def _fused(name: str, segments_BJ: Array, *tree: int) -> Callable[..., Array]:
+  """A fused kernel for rows that are `fused.Tree(*tree)`; as XLA cannot divide it over a mesh that
+  the caller is not spread over, here it is: by rows, if these divide, and by heads."""
+  from vespo_jax.models import fused  # what it imports takes a while
+
+  make = lambda segments: getattr(fused, name)(fused.Tree(*tree), segments)
+  mesh = partition.current_mesh()
+  if mesh is None:
+    return make(segments_BJ)
+  devices = math.prod(mesh.shape[axis] for axis in partition.BATCH_AXES)
+  by_row = partition.BATCH_AXES if len(segments_BJ) % devices == 0 else None
+  heads = PartitionSpec(by_row, None, "tensor")
+  local = lambda segments, *arrays: make(segments)(*arrays)
+  mix = partition.spread(local, mesh, (PartitionSpec(by_row), heads, heads, heads), heads)
+  return lambda *arrays: mix(segments_BJ, *arrays)
 
 
 def rows(x_M: Array, count: int) -> Array:
