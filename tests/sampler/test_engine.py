@@ -106,16 +106,16 @@ def test_nothing_is_compiled_again_and_each_prompt_is_computed_once(reference, m
   computed = []
   for name, static in (
     ("decode", ("spec", "settings")),
-    ("prefill", ("spec", "expert_ids")),
+    ("prefill", ("spec", "expert_ids", "attention")),
     ("place", ()),
   ):
     once = chex.assert_max_traces(getattr(device, name).__wrapped__, n=1)
     monkeypatch.setattr(device, name, jax.jit(once, static_argnames=static))
   compiled = device.prefill
 
-  def prefill(params, spec, tokens_PS, lengths_P, expert_ids):
+  def prefill(params, spec, tokens_PS, lengths_P, *static):
     computed.extend(tokens_PS[row, :n].tolist() for row, n in enumerate(lengths_P) if n)
-    return compiled(params, spec, tokens_PS, lengths_P, expert_ids)
+    return compiled(params, spec, tokens_PS, lengths_P, *static)
 
   monkeypatch.setattr(device, "prefill", prefill)
   made = engine(slots=5, steps=3)
