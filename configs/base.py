@@ -126,6 +126,9 @@ def get_config() -> ConfigDict:
   config.sampler.min_p = 0.0  # 0: off
   config.sampler.allow_truncation = False  # whether top_k, top_p and min_p may be used
   config.sampler.dtype = "float32"  # float32, bfloat16 or int8 weights; the mismatch is measured
+  # what attends to the cache: dense, plain products on any device; flash, flash-decoding on GPU;
+  # paged, paged attention on TPU, with dtype=bfloat16 (vespo_jax/models/cached_attention.py)
+  config.sampler.attention = "dense"
   config.sampler.weight_noise = 0.0  # normal noise on each tensor, in units of its rms; 0: none
 
   config.task = ConfigDict()
@@ -187,6 +190,15 @@ def get_config() -> ConfigDict:
   # What the backward pass keeps of each block: none, everything; layers, the outputs of its
   # projections; full, its input alone, so that the forward pass is done twice.
   config.policy.remat = "none"
+  # how the learner attends: dense, plain products on any device; cudnn, NVIDIA's fused kernel (with
+  # dtype=bfloat16); splash, the Pallas kernel for TPU (vespo_jax/models/fused.py)
+  config.policy.attention = "dense"
+  # float32 or bfloat16: what the learner computes in, and its devices send each other; parameters,
+  # gradients and optimizer stay float32
+  config.policy.dtype = "float32"
+  # with mesh.sequence, MiB of a micro-batch's keys and values, of one layer, that each device
+  # gathers; where they are more, they go round the devices (vespo_jax/models/ring.py)
+  config.policy.gathered_mb = 256.0
 
   config.lora = ConfigDict()
   config.lora.rank = 0  # of low-rank adapters trained in place of the model; 0: the whole model
@@ -202,6 +214,11 @@ def get_config() -> ConfigDict:
   config.optimizer.epsilon = 1e-8  # added to the root of that
   config.optimizer.weight_decay = 0.0  # decoupled, on matrices only
   config.optimizer.max_grad_norm = 1.0  # global norm; 0: no clipping
+  # float32 or bfloat16: what Adam's mean of gradients is kept in; that of squares stays float32
+  config.optimizer.momentum_dtype = "float32"
+  # whether Adam's means are kept in the host's memory between updates; each update reads and writes
+  # them over the bus
+  config.optimizer.offload = False
   config.optimizer.integrator = "euler"  # heun: 2 gradients per update, rk4: 4 (ODE-GAN)
   config.optimizer.ess_scaling = "none"  # sqrt or linear: VCPO's step size by effective sample size
   config.optimizer.ess_base = 1.0  # the effective sample size, a fraction, that has a full step

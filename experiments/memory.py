@@ -59,7 +59,7 @@ def kept_activations(spec: ModelSpec, state: TrainState, piece: TrainBatch, adap
 
   def logprobs(params: Params, frozen: Params | None):
     policy = params if adapters is None else lora.attach(frozen, params, adapters)
-    return models.group_logprobs(policy, spec, piece, remat=remat)
+    return models.group_logprobs(policy, spec, piece, compute=models.Compute(remat=remat))
 
   backward = lambda params, frozen: jax.vjp(lambda p: logprobs(p, frozen), params)[1]
   jaxpr = jax.make_jaxpr(backward)(state.params, state.frozen).jaxpr
@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace, remat: str) -> dict[str, float]:
     objectives.make("vespo"),
     advantages.make("grpo"),
     optimizer,
-    LossSettings(micro_batches=options.micro_batches, remat=remat),
+    LossSettings(micro_batches=options.micro_batches, compute=models.Compute(remat=remat)),
     StepSettings(),
     adapters,
   )

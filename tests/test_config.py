@@ -136,7 +136,17 @@ def test_overrides_reach_the_config_whatever_their_order():
       ["correction.icepop.low=9.0", "at most correction.icepop.high=5.0"],
     ),
     (["--config.mesh.data=0"], ["mesh.data=0", "-1"]),
-    (["--config.mesh.tensor=2", "--config.lora.rank=4"], ["mesh.tensor=2", "lora.rank=4"]),
+    (
+      ["--config.mesh.sequence=2", "--config.policy.attention=splash"],
+      ["policy.attention='splash'", "mesh.sequence=2"],
+    ),
+    (["--config.policy.attention=cudnn"], ["policy.dtype='float32'"]),
+    (
+      ["--config.policy.attention=cudnn", "--config.policy.dtype=bfloat16", "--config.policy.path="]
+      + ["--config.policy.head_width=20"],
+      ["heads of a multiple of 8", "20"],
+    ),
+    (["--config.sampler.attention=paged"], ["sampler.dtype='float32'"]),
     (["--config.mesh.fsdp=-1"], ["mesh.data and mesh.fsdp are -1"]),
     (["--config.mesh.data=3"], ["batch.prompts=4 in batch.micro_batches=2", "mesh.data=3"]),
     (["--config.sampler.source=replay:nowhere"], ["source='replay:nowhere'", "no such run"]),
@@ -296,6 +306,18 @@ def test_the_schedule_is_that_of_the_config(tmp_path):
   assert replayed.plan(0, 8) == ((0, 0),)
   with pytest.raises(ConfigError, match="runtime.clock=.* no plan for update 1, and updates=2"):
     parse(*flags, "--config.updates=2")
+
+
+@pytest.mark.parametrize(
+  "flags,told",
+  [
+    (["--config.policy.attention=splash"], "policy.attention='splash' needs a TPU, .* on cpu"),
+    (["--config.sampler.attention=flash"], "sampler.attention='flash' needs a GPU, .* on cpu"),
+  ],
+)
+def test_kernels_are_refused_where_devices_lack_them(flags, told):
+  with pytest.raises(ConfigError, match=told):
+    parts.make_mesh(parse(*flags)[0])
 
 
 def test_samplers_are_not_judged_by_what_is_left_of_their_draws():

@@ -340,11 +340,6 @@ def _check_batch(config: FrozenConfigDict) -> None:
       f"batch.prompts={prompts} in batch.micro_batches={pieces} do not divide over "
       f"mesh.data={mesh.data} x mesh.fsdp={mesh.fsdp} x mesh.expert={mesh.expert} devices"
     )
-  if config.lora.rank and mesh.tensor != 1:
-    raise ConfigError(
-      f"mesh.tensor={mesh.tensor} with lora.rank={config.lora.rank}: adapters are not spread over "
-      "mesh.tensor; use mesh.fsdp"
-    )
   if make_advantage(config).group_relative and batch.samples_per_prompt < 2:
     raise ConfigError(
       f"batch.samples_per_prompt={batch.samples_per_prompt} must be at least 2: advantages are "
@@ -382,4 +377,28 @@ def _check_policy(config: FrozenConfigDict) -> None:
     )
   spec = make_spec(config)
   check_moe(config, spec.experts)
+  _check_attention(config, spec)
   make_lora(config, spec)
+
+
+def _check_attention(config: FrozenConfigDict, spec: ModelSpec) -> None:
+  name, mesh = config.policy.attention, config.mesh
+  if config.sampler.attention == "paged" and config.sampler.dtype != "bfloat16":
+    raise ConfigError(
+      "sampler.attention='paged' has keys and values in bfloat16, and "
+      f"sampler.dtype={config.sampler.dtype!r}"
+    )
+  if name != "dense" and mesh.sequence != 1:
+    raise ConfigError(
+      f"policy.attention={name!r} sees whole sequences, and mesh.sequence={mesh.sequence} divides "
+      "them; use policy.attention='dense' there"
+    )
+  if name == "cudnn" and config.policy.dtype != "bfloat16":
+    raise ConfigError(
+      f"policy.attention='cudnn' computes in bfloat16, and policy.dtype={config.policy.dtype!r}"
+    )
+  if name == "cudnn" and (spec.head_width % 8 or spec.head_width > 256):
+    raise ConfigError(
+      f"policy.attention='cudnn' needs heads of a multiple of 8 up to 256, and the policy's have "
+      f"{spec.head_width}"
+    )

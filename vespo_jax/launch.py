@@ -46,6 +46,10 @@ __all__ = [
 CHANGEABLE = (
   "updates",
   "mesh.",
+  "policy.attention",  # what devices have
+  "policy.gathered_mb",
+  "sampler.attention",
+  "optimizer.offload",
   "checkpoint.",
   "runtime.compilation_cache",
   "batch.dynamic.max_rounds",

@@ -242,6 +242,7 @@ def open_sampler(
       chunk=config.sampler.chunk,
       weight_noise=config.sampler.weight_noise,
       timeout_s=config.runtime.timeout_s,
+      attention=config.sampler.attention,
     ),
     workers=mine,
     weight_slots=config_lib.make_schedule(config).versions_kept,
@@ -327,7 +328,14 @@ def pick(settings: type, section: FrozenConfigDict) -> Any:
 
 
 def make_mesh(config: FrozenConfigDict) -> jax.sharding.Mesh:
-  """The mesh of the learner's devices. Raises ConfigError if it does not fit them or the batch."""
+  """The mesh of the learner's devices. Raises ConfigError if it does not fit them or the batch, or
+  they lack the kernels; samplers elsewhere look for themselves."""
+  for key, kernels in (("policy", models.ATTENTION), ("sampler", models.DECODE_ATTENTION)):
+    if key == "policy" or config.runtime.transport != "ray":
+      try:
+        models.check_platform(kernels, config[key].attention, jax.default_backend())
+      except ValueError as error:
+        raise ConfigError(f"{key}.attention={error}") from error
   try:
     mesh = sharding.make_mesh(config.mesh.to_dict())
   except ValueError as error:

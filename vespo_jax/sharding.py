@@ -17,6 +17,8 @@ from vespo_jax.models.params import ParamInfo
 from vespo_jax.models.partition import BATCH_AXES, MESH_AXES, RULES
 from vespo_jax.types import HostArray, Params
 
+HOST = "pinned_host"  # what JAX calls memory of the host that a device reads by itself
+
 
 def make_mesh(sizes: Mapping[str, int]) -> Mesh:
   """The mesh of the given axis sizes; one axis may be -1 and takes the devices that are left.
@@ -115,6 +117,19 @@ def fetch(tree: Any) -> Any:
     return leaf
 
   return jax.device_get(jax.tree.map(one, tree))
+
+
+def on_host(shardings: Any, tree: object) -> Any:
+  """The same shardings, with the arrays of `tree` (scalars stay) in the host's pinned memory."""
+  place = lambda sharding, leaf: sharding.with_memory_kind(HOST) if leaf.ndim else sharding
+  return jax.tree.map(place, shardings, tree)
+
+
+def check_host_memory(device: jax.Device) -> None:
+  """Raises ValueError naming the memories there are, if `on_host` has none."""
+  kinds = [memory.kind for memory in device.addressable_memories()]
+  if HOST not in kinds:
+    raise ValueError(f"{device.platform} has no memory {HOST!r}, only {', '.join(kinds)}")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -30,7 +30,7 @@ from vespo_jax.learner.update import (
   place_state,
   state_shardings,
 )
-from vespo_jax.models import ModelSpec, lora
+from vespo_jax.models import Compute, ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.objectives import Objective
 from vespo_jax.tokenizers import Tokenizer
@@ -47,6 +47,7 @@ class Learner:
     policy: a state -> the model's parameters, merged where adapters are trained.
     anchors: the fixed policies of the loss.
     adapters: None if the whole model is trained.
+    offload: whether the optimizer's state is in the host's memory between updates.
   """
 
   mesh: jax.sharding.Mesh
@@ -56,6 +57,7 @@ class Learner:
   policy: Callable[[TrainState], Params]
   anchors: Anchors
   adapters: LoraSettings | None
+  offload: bool
 
   def restore(
     self, checkpoints: Checkpoints, at_most: int, set_aside: Callable[[Path, str], None]
@@ -64,7 +66,7 @@ class Learner:
 
     See `Checkpoints.restore`.
     """
-    shardings = state_shardings(self.mesh, self.spec, self.state)
+    shardings = state_shardings(self.mesh, self.spec, self.state, self.offload)
     found = checkpoints.restore(abstract_like(self.state, shardings), at_most, set_aside)
     if found is None:
       return None
@@ -102,7 +104,7 @@ def supervised_method(config: FrozenConfigDict) -> Method:
   loss = LossSettings(
     aggregation="token-mean",
     micro_batches=config.batch.micro_batches,
-    remat=config.policy.remat,
+    compute=parts.pick(Compute, config.policy),
     balance_coefficient=config.moe.balance_coefficient,
     z_coefficient=config.moe.z_coefficient,
   )
@@ -121,8 +123,13 @@ def make_learner(
   """The learner of the policy `params`, before its first update.
 
   `method` and `updates` (of the whole run) are the configured ones where they are not given. Raises
-  ConfigError if the policy does not divide over the mesh.
+  ConfigError if the policy does not divide over the mesh, or there is no host memory to offload to.
   """
+  if config.optimizer.offload:
+    try:
+      sharding.check_host_memory(mesh.local_devices[0])
+    except ValueError as error:
+      raise ConfigError(f"optimizer.offload=True: {error}") from error
   try:
     sharding.param_shardings(mesh, spec)
   except ValueError as error:
@@ -147,7 +154,8 @@ def make_learner(
     adapters,
     recorded=config.rollouts.save_groups if config.rollouts.save_tokens else 0,
   )
-  state = place_state(mesh, spec, state)
+  offload = config.optimizer.offload
+  state = place_state(mesh, spec, state, offload)
   initial = copy(state.params) if adapters is None else state.frozen  # the former is donated
   anchors = Anchors(
     score=compile_score(mesh, spec, loss),
@@ -160,8 +168,8 @@ def make_learner(
     max_log_w=config.guards.max_log_w or math.inf,
     max_skipped=config.guards.max_skipped,
   )
-  compiled = compile_update(update, mesh, spec, state, limits)
-  return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters)
+  compiled = compile_update(update, mesh, spec, state, limits, offload)
+  return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters, offload)
 
 
 def load_checkpoint(workdir: Path) -> tuple[ModelSpec, Params, Tokenizer]:
@@ -211,7 +219,7 @@ def loss_settings(config: FrozenConfigDict) -> LossSettings:
     temperature=config.sampler.temperature,
     aggregation=config.objective.aggregation or None,
     micro_batches=config.batch.micro_batches,
-    remat=config.policy.remat,
+    compute=parts.pick(Compute, config.policy),
     proximal_denominator=config.correction.denominator != "behaviour",
     correction=config_lib.make_correction(config),
     kl_coefficient=config.kl.coefficient,

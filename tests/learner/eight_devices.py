@@ -23,7 +23,7 @@ assert isinstance(one, Mesh)
 SETTINGS = {  # what losses and metrics a layout is compared in, beside the gradient's own
   "data": {"micro_batches": 2},
   "expert": {"spec": t.EXPERTS, "balance_coefficient": 0.1, "z_coefficient": 0.1},
-  "tensor": {"remat": "full"},
+  "tensor": {"compute": models.Compute(remat="full")},
 }
 
 
@@ -50,8 +50,9 @@ def settings_of(sizes):
 
 
 for layout in sys.argv[1:]:
-  sizes = {axis: int(size) for axis, size in (part.split("=") for part in layout.split(","))}
-  settings = settings_of(sizes)
+  axes, _, ring = layout.partition("+")  # with +ring, keys and values are not gathered
+  sizes = {axis: int(size) for axis, size in (part.split("=") for part in axes.split(","))}
+  settings = {"compute": models.Compute(gathered_mb=0.0)} if ring else settings_of(sizes)
   spec = settings.get("spec", t.SPEC)
   expected_state, expected_rows = t.run("vespo", mesh=one, **settings)
   mesh = sharding.make_mesh(sizes)

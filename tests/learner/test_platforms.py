@@ -1,11 +1,13 @@
 """The update and the decode step are lowered for accelerators, on a machine that has none."""
 
+import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 from example import EXPERTS, SPEC, example_batch, fresh_state, plain_update
+from jax._src.cudnn import fused_attention_stablehlo
 
 from vespo_jax import models, sampler
 from vespo_jax.sampler import decode as device
@@ -25,10 +27,40 @@ def test_an_update_is_lowered(spec, platform):
   assert ("ragged_dot" in text) == bool(spec.experts)
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_a_decode_step_is_lowered(platform):
+@pytest.mark.parametrize(
+  "platform,kernel,target,programs",
+  [
+    ("tpu", "splash", "tpu_custom_call", ("splash_mha_fwd", "splash_mha_dq", "splash_mha_dkv")),
+    ("cuda", "cudnn", "__cudnn$fmhaSoftmax", ("fmhaSoftmax(", "fmhaSoftmaxBackward(")),
+  ],
+)
+def test_an_update_is_lowered_with_its_kernel(platform, kernel, target, programs, monkeypatch):
+  """Forward and backward; cuDNN's version is asked for, and here there is none."""
+  monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+  spec = dataclasses.replace(SPEC, heads=4, kv_heads=2, head_width=64)
+  compute = models.Compute(attention=kernel, dtype="bfloat16")
+  state = jax.eval_shape(functools.partial(fresh_state, spec))
+  update = plain_update("vespo", spec=spec, compute=compute)
+  text = lowered(update, state, example_batch(), platform=platform)
+  calls = [line for line in text.splitlines() if f"custom_call @{target}" in line]
+  assert all(any(program in call for call in calls) for program in programs)
+  assert any("bf16" in line for line in text.splitlines() if "dot_general" in line)
+  assert jax.tree.leaves(state.params)[0].dtype == "float32"
+
+
+@pytest.mark.parametrize(
+  "platform,attention,target",
+  [
+    ("tpu", "dense", "stablehlo.while"),
+    ("cuda", "dense", "stablehlo.while"),
+    ("tpu", "paged", "custom_call @tpu_custom_call"),
+    ("cuda", "flash", "custom_call @__gpu$xla.gpu.triton"),
+  ],
+)
+def test_a_decode_step_is_lowered(platform, attention, target):
   settings = sampler.Settings(max_new_tokens=4)
-  params = models.unstack(models.init(SPEC, jax.random.key(0)))
+  spec = dataclasses.replace(SPEC, heads=4, kv_heads=2, head_width=128)
+  params = models.unstack(models.init(spec, jax.random.key(0), "bfloat16"))
   zeros = lambda dtype, *shape: np.zeros(shape, dtype)
   rows = device.Rows(
     *(zeros(np.int32, 2) for _ in range(3)),
@@ -38,8 +70,9 @@ def test_a_decode_step_is_lowered(platform):
     limits_B=np.full(2, 4, np.int32),
     forced_CB=np.full((4, 2), -1, np.int32),
   )
-  cache = models.init_cache(SPEC, 2, 16)
+  cache = models.init_cache(spec, 2, 256, "bfloat16", attention)
   step = lambda params, cache, rows: device.decode(
-    params, SPEC, settings.compiled(), cache, rows, np.int32(3)
+    params, spec, settings.compiled(), cache, rows, np.int32(3)
   )
-  assert "stablehlo.while" in lowered(step, params, cache, rows, platform=platform)
+  text = lowered(step, params, cache, rows, platform=platform)
+  assert "stablehlo.while" in text and target in text

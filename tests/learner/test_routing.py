@@ -35,7 +35,7 @@ COEFFICIENTS = {"balance_coefficient": 0.7, "z_coefficient": 0.3}
 
 @jax.jit
 def scored(params, batch):
-  return score(params, SPEC, batch, 1.0, 1)
+  return score(params, SPEC, batch, LossSettings())
 
 
 @jax.jit

@@ -174,7 +174,8 @@ def test_clipping_and_moments_are_those_that_are_set():
     ["fsdp=2,tensor=2,sequence=2", "data=2,fsdp=2,expert=2"],
     pytest.param(
       ["data=8", "fsdp=8", "data=2,fsdp=4", "fsdp=4,tensor=2", "sequence=2,fsdp=4", "tensor=8"]
-      + ["fsdp=2,expert=4", "tensor=2,expert=2,sequence=2"],
+      + ["fsdp=2,expert=4", "tensor=2,expert=2,sequence=2"]
+      + ["sequence=4,fsdp=2+ring"],
       marks=pytest.mark.slow,
     ),
   ],

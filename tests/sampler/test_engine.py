@@ -1,11 +1,13 @@
 """The engine: what a sequence becomes does not depend on its company; what it reports is true."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
 import numpy as np
 import pytest
+from jax.experimental.pallas.ops.gpu import decode_attention
 
 from tests.sampler.toy import (
   KEY,
@@ -104,16 +106,16 @@ def test_nothing_is_compiled_again_and_each_prompt_is_computed_once(reference, m
   computed = []
   for name, static in (
     ("decode", ("spec", "settings")),
-    ("prefill", ("spec", "expert_ids")),
+    ("prefill", ("spec", "expert_ids", "attention")),
     ("place", ()),
   ):
     once = chex.assert_max_traces(getattr(device, name).__wrapped__, n=1)
     monkeypatch.setattr(device, name, jax.jit(once, static_argnames=static))
   compiled = device.prefill
 
-  def prefill(params, spec, tokens_PS, lengths_P, expert_ids):
+  def prefill(params, spec, tokens_PS, lengths_P, *static):
     computed.extend(tokens_PS[row, :n].tolist() for row, n in enumerate(lengths_P) if n)
-    return compiled(params, spec, tokens_PS, lengths_P, expert_ids)
+    return compiled(params, spec, tokens_PS, lengths_P, *static)
 
   monkeypatch.setattr(device, "prefill", prefill)
   made = engine(slots=5, steps=3)
@@ -269,3 +271,25 @@ def test_prompts_must_fit():
     engine().submit(KEY, [[1] * 9], [0])
   with pytest.raises(ValueError, match="at least one token"):
     engine().submit(KEY, [[1], []], [0, 1])
+
+
+def test_a_kernel_that_this_platform_lacks_is_refused():
+  with pytest.raises(ValueError, match="'paged' needs a TPU, .* on cpu, which has 'dense'"):
+    sampler.Engine(SPEC, settings(), slots=1, longest_prompt=8, steps=1, attention="paged")
+
+
+@pytest.mark.slow
+def test_tokens_by_a_kernel_are_those_of_plain_products(monkeypatch):
+  """Interpreted, in a cache of whole pages; the platform is not asked."""
+  mqa = functools.partial(decode_attention.mqa, interpret=True)
+  monkeypatch.setattr(decode_attention, "mqa", mqa)
+  monkeypatch.setattr(models, "check_platform", lambda kernels, name, platform: None)
+  rollouts = []
+  for attention in ("dense", "flash"):
+    made = sampler.Engine(SPEC, settings(), slots=3, longest_prompt=8, steps=5, attention=attention)
+    made.adopt(0, OLD)
+    rollouts.append(run(made, groups=range(2)))
+  assert rollouts[0].keys() == rollouts[1].keys()
+  for one, other in zip(*(r.values() for r in rollouts), strict=True):
+    np.testing.assert_array_equal(one.response_ids, other.response_ids)
+    np.testing.assert_allclose(one.behaviour_logprobs, other.behaviour_logprobs, atol=1e-5)

@@ -180,7 +180,7 @@ def test_one_trace_for_prompts_of_a_bucket(params, monkeypatch):
   for name in ("decode", "prefill", "place"):
     program = getattr(device, name)
     once = chex.assert_max_traces(program.__wrapped__, n=1)
-    static = {"decode": ("spec", "settings"), "prefill": ("spec", "expert_ids")}
+    static = {"decode": ("spec", "settings"), "prefill": ("spec", "expert_ids", "attention")}
     monkeypatch.setattr(device, name, jax.jit(once, static_argnames=static.get(name)))
   for length in (3, 9, 11):
     sampler.generate(params, SPEC, [[1] * length], jax.random.key(9), settings())

@@ -130,7 +130,9 @@ def test_the_learners_gradient_is_that_of_the_plain_loss(name, micro_batches):
   """Of the mean over trained tokens, each sequence in a row of its own, differentiated by jax."""
   data = sequences()
   objective = objectives.dft() if name == "dft" else objectives.make("reinforce")
-  settings = LossSettings(aggregation="token-mean", micro_batches=micro_batches, remat="layers")
+  settings = LossSettings(
+    aggregation="token-mean", micro_batches=micro_batches, compute=models.Compute(remat="layers")
+  )
   gradient = make_gradient(SPEC, objective, advantages.make("rloo"), settings)
   batch = pack(data, WIDTH, unit=2).batch
   grads, evaluated = jax.jit(lambda params, batch: gradient(params, batch))(params(), batch)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vespo_jax import diagnostics, models, objectives
 from vespo_jax.advantages import Advantage
 from vespo_jax.learner import routing as routing_lib
-from vespo_jax.models import ModelSpec, Routing
+from vespo_jax.models import Compute, ModelSpec, Routing
 from vespo_jax.objectives import Correction, Objective, TokenWeights
 from vespo_jax.types import Array, HostArray, Params, TrainBatch
 
@@ -30,7 +30,7 @@ class LossSettings:
     aggregation: one of `objectives.AGGREGATIONS`, or None for the objective's own.
     micro_batches: how many pieces the gradient is accumulated over; it changes memory and speed,
       never the result beyond float32 rounding. It divides the number of prompts.
-    remat: what the backward pass keeps of each block, one of `models.REMAT`.
+    compute: how log-probs are computed, and their gradient.
     proximal_denominator: whether the ratio is against the proximal policy, not the behaviour one.
     correction: the rollout correction.
     kl_coefficient, kl_estimator, kl_in_reward: of the KL penalty against the reference policy, per
@@ -45,7 +45,7 @@ class LossSettings:
   temperature: float = 1.0
   aggregation: str | None = None
   micro_batches: int = 1
-  remat: str = "none"
+  compute: Compute = Compute()
   proximal_denominator: bool = False
   correction: Correction = Correction("none")
   kl_coefficient: float = 0.0
@@ -154,16 +154,14 @@ def make_gradient(
     if logprobs_PRT is not None:
       extras["log_w"] = jnp.sum(_log_ratio(logprobs_PRT, batch), axis=-1)
     if "log_score" in advantage.needs:
-      extras["log_score"] = _log_score(
-        advantage.score, params, spec, batch, settings.temperature, policy
-      )
+      extras["log_score"] = _log_score(advantage.score, params, spec, batch, settings, policy)
     rewards_PR = jnp.asarray(batch.rewards_PR) - _kl_of_rewards(batch, settings)
     return advantage(rewards_PR, jnp.any(mask_PRT, axis=-1), extras)[0]
 
   def micro_loss(params: Params, piece: tuple, whole: Whole, policy: Policy):
     batch, advantages_PR, weights = piece
     logprobs_PRT, entropy_PRT, routing = models.group_logprobs_routed(
-      policy(params), spec, batch, settings.temperature, settings.remat
+      policy(params), spec, batch, settings.temperature, settings.compute
     )
     if weights is None:
       weights, _ = weights_of(logprobs_PRT, advantages_PR, batch)
@@ -189,9 +187,7 @@ def make_gradient(
     logprobs_PRT = weights = normalizer = load_LE = None
     chooses = balanced and chosen_PJLA is None
     if needs_policy or (in_pieces and (depends_on_all or chooses)):
-      logprobs_PRT, chosen_PJLA = score(
-        policy(params), spec, batch, settings.temperature, settings.micro_batches
-      )
+      logprobs_PRT, chosen_PJLA = score(policy(params), spec, batch, settings)
     advantages_PR = advantages_of(params, batch, logprobs_PRT, policy)
     if logprobs_PRT is not None:
       weights, _ = weights_of(logprobs_PRT, advantages_PR, batch)
@@ -221,19 +217,21 @@ def make_gradient(
 
 
 def score(
-  params: Params, spec: ModelSpec, batch: TrainBatch, temperature: float, micro_batches: int
+  params: Params, spec: ModelSpec, batch: TrainBatch, settings: LossSettings
 ) -> tuple[Array, Array | None]:
   """Log-probs of a batch's responses under `params`, float32 [P, R, T], not differentiated, and the
   expert choices behind them, [P, J, L, A] as in `TrainBatch` (None of a dense model)."""
 
   def one(piece: TrainBatch) -> tuple[Array, Array | None]:
-    logprobs_PRT, _, routing = models.group_logprobs_routed(params, spec, piece, temperature)
+    logprobs_PRT, _, routing = models.group_logprobs_routed(
+      params, spec, piece, settings.temperature, settings.compute
+    )
     if routing is None:
       return logprobs_PRT, None
     ids_MLA = models.pack_expert_ids(routing.expert_ids_LMA, spec.experts)
     return logprobs_PRT, ids_MLA.reshape(len(logprobs_PRT), -1, *ids_MLA.shape[1:])
 
-  pieces = jax.tree.map(lambda x: _cut(x, micro_batches), batch)
+  pieces = jax.tree.map(lambda x: _cut(x, settings.micro_batches), batch)
   return jax.tree.map(lambda x: jax.lax.stop_gradient(_join(x)), jax.lax.map(one, pieces))
 
 
@@ -285,18 +283,19 @@ def _log_score(
   params: Params,
   spec: ModelSpec,
   batch: TrainBatch,
-  temperature: float,
+  settings: LossSettings,
   policy: Policy,
 ) -> Array:
   """[P, R]: log norm of grad log pi(y) with respect to what is trained, or its proxy with respect
   to the logits."""
+  how = (settings.temperature, settings.compute)
   if kind == "logit":
-    squares_PRT = models.group_logit_norms(policy(params), spec, batch, temperature)
+    squares_PRT = models.group_logit_norms(policy(params), spec, batch, *how)
     return 0.5 * jnp.log(jnp.sum(squares_PRT, axis=-1, where=batch.response_mask_PRT) + 1e-30)
 
   def one(sequence: TrainBatch) -> Array:
     def logprob(params: Params) -> Array:
-      logprobs_PRT, _ = models.group_logprobs(policy(params), spec, sequence, temperature)
+      logprobs_PRT, _ = models.group_logprobs(policy(params), spec, sequence, *how)
       return jnp.sum(logprobs_PRT, where=sequence.response_mask_PRT)
 
     squares = jax.tree.map(lambda g: jnp.sum(g**2), jax.grad(logprob)(params))

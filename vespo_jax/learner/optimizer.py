@@ -24,6 +24,9 @@ class OptimizerSettings:
     beta1, beta2, epsilon: Adam's moments (arXiv 1412.6980).
     weight_decay: decoupled (arXiv 1711.05101), on matrices only.
     max_grad_norm: gradients are scaled down to this global norm; 0 is off.
+    momentum_dtype: `float32` or `bfloat16`, what Adam's mean of gradients is kept in between
+      updates; it is computed in float32. The mean of squares stays float32: with `beta2` near 1, an
+      update moves it by less than bfloat16 can tell.
   """
 
   learning_rate: float
@@ -34,6 +37,7 @@ class OptimizerSettings:
   epsilon: float = 1e-8
   weight_decay: float = 0.0
   max_grad_norm: float = 1.0
+  momentum_dtype: str = "float32"
 
 
 DECAYS = ("none", "cosine")
@@ -64,6 +68,7 @@ def make_optimizer(settings: OptimizerSettings, updates: int = 0) -> optax.Gradi
     eps=settings.epsilon,
     weight_decay=settings.weight_decay,
     mask=_matrices,
+    mu_dtype=settings.momentum_dtype,
   )
   return optax.chain(clip if settings.max_grad_norm else optax.identity(), adamw)
 

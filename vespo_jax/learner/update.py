@@ -144,20 +144,30 @@ def make_update(
 
 
 def compile_update(
-  update: Update, mesh: Mesh, spec: ModelSpec, state: TrainState, limits: Limits = NO_LIMITS
+  update: Update,
+  mesh: Mesh,
+  spec: ModelSpec,
+  state: TrainState,
+  limits: Limits = NO_LIMITS,
+  offload: bool = False,
 ) -> GuardedUpdate:
   """`jit` of `update(state, batch, skips_left)`, guarded as `numerics.guarded` says, with the
   shardings of the rule table; all of a state but what is frozen is donated.
 
-  `state` may be abstract (`jax.eval_shape`). Place a real state with `place_state`.
+  `state` may be abstract (`jax.eval_shape`). Place a real state with `place_state`. With `offload`
+  the optimizer's state comes from the host's memory and goes back there, within the program.
   """
   guarded_update = guarded(update, limits, lambda metrics: metrics[PER_SEQUENCE]["log_w"])
-  shardings = state_shardings(mesh, spec, state)
+  shardings = state_shardings(mesh, spec, state, offload)
+  opt_shardings = state_shardings(mesh, spec, state).opt_state  # while it is computed with
   trained = dataclasses.replace(shardings, frozen=None)
   replicated, first = sharding.replicated(mesh), np.array(limits.max_skipped, np.int32)
 
   def step(state: TrainState, frozen: Params | None, batch: TrainBatch, skips_left: Array):
     state = dataclasses.replace(state, frozen=frozen)
+    if offload:
+      opt_state = jax.device_put(state.opt_state, opt_shardings)
+      state = dataclasses.replace(state, opt_state=opt_state)
     with partition.over(mesh):
       after, metrics = guarded_update(state, batch, skips_left)
     return dataclasses.replace(after, frozen=None), metrics
@@ -185,26 +195,29 @@ def compile_score(mesh: Mesh, spec: ModelSpec, loss: LossSettings) -> Score:
 
   def scored(params: Params, batch: TrainBatch) -> tuple[Array, Array | None]:
     with partition.over(mesh):
-      return score(params, spec, batch, loss.temperature, loss.micro_batches)
+      return score(params, spec, batch, loss)
 
   batch = sharding.batch_sharding(mesh)
   params = sharding.param_shardings(mesh, spec)
   return jax.jit(scored, in_shardings=(params, batch), out_shardings=batch)
 
 
-def state_shardings(mesh: Mesh, spec: ModelSpec, state: TrainState) -> Any:
-  """The tree of shardings of a `TrainState`."""
+def state_shardings(mesh: Mesh, spec: ModelSpec, state: TrainState, offload: bool = False) -> Any:
+  """The tree of shardings of a `TrainState`; with `offload` the optimizer's is in host memory."""
   like_params = lambda tree: sharding.like_params(mesh, spec, tree)  # adapters are replicated
+  opt_state = like_params(state.opt_state)
   step: Any = sharding.replicated(mesh)  # the same tree, with shardings for leaves
   return dataclasses.replace(
     state,
     step=step,
     params=like_params(state.params),
-    opt_state=like_params(state.opt_state),
+    opt_state=sharding.on_host(opt_state, state.opt_state) if offload else opt_state,
     frozen=None if state.frozen is None else like_params(state.frozen),
   )
 
 
-def place_state(mesh: Mesh, spec: ModelSpec, state: TrainState) -> TrainState:
-  """The same state, laid out over the mesh."""
-  return sharding.place(state, state_shardings(mesh, spec, state))
+def place_state(
+  mesh: Mesh, spec: ModelSpec, state: TrainState, offload: bool = False
+) -> TrainState:
+  """The same state, laid out over the mesh as `state_shardings` says."""
+  return sharding.place(state, state_shardings(mesh, spec, state, offload))

@@ -6,12 +6,20 @@ from typing import Any
 
 from vespo_jax.models import lora, quantize
 from vespo_jax.models.cache import KVCache, copy_rows, init_cache
+from vespo_jax.models.compute import (
+  ATTENTION,
+  DECODE_ATTENTION,
+  DTYPES,
+  REMAT,
+  Compute,
+  check_platform,
+)
 from vespo_jax.models.groups import group_logit_norms, group_logprobs, group_logprobs_routed
 from vespo_jax.models.head import chunked_logprobs, token_logprobs
 from vespo_jax.models.moe import Routing, pack_expert_ids
 from vespo_jax.models.params import abstract, count, describe, head_table, init, unstack
 from vespo_jax.models.spec import ModelSpec
-from vespo_jax.models.transformer import REMAT, forward, forward_groups, forward_routed
+from vespo_jax.models.transformer import forward, forward_groups, forward_routed
 
 
 def load(path: Any, **kwargs: Any) -> Any:
@@ -29,11 +37,16 @@ def save(path: Any, spec: ModelSpec, params: Any, tokenizer: Any, **kwargs: Any)
 
 
 __all__ = [
+  "ATTENTION",
+  "DECODE_ATTENTION",
+  "DTYPES",
   "REMAT",
+  "Compute",
   "KVCache",
   "ModelSpec",
   "Routing",
   "abstract",
+  "check_platform",
   "chunked_logprobs",
   "copy_rows",
   "count",

@@ -22,20 +22,37 @@ class KVCache:
       of row b are in its slots 0, 1, .. without a gap; slots from its length on hold nothing of
       use.
     lengths_B: int32, the tokens of each row: slot and rotary position of its next one.
+    attention: one of `DECODE_ATTENTION`: what attends to it. To kernels, keys are [B, K, S, H] too.
   """
 
   keys: tuple[Array, ...]
   values: tuple[Array, ...]
   lengths_B: Array
+  attention: str = flax.struct.field(pytree_node=False, default="dense")
+
+  @property
+  def slots(self) -> int:
+    """S."""
+    return self.values[0].shape[2]
 
 
-def init_cache(spec: ModelSpec, batch: int, slots: int, dtype: jnp.dtype = jnp.float32) -> KVCache:
-  """An empty cache of `slots` tokens for each of `batch` rows."""
+def init_cache(
+  spec: ModelSpec,
+  batch: int,
+  slots: int,
+  dtype: jnp.dtype = jnp.float32,
+  attention: str = "dense",
+) -> KVCache:
+  """An empty cache of `slots` tokens for each of `batch` rows, for one of `DECODE_ATTENTION`."""
   K, H, layers = spec.kv_heads, spec.head_width, range(spec.layers)
   return KVCache(
-    keys=tuple(jnp.zeros((batch, K, H, slots), dtype) for _ in layers),
+    keys=tuple(
+      jnp.zeros((batch, K, H, slots) if attention == "dense" else (batch, K, slots, H), dtype)
+      for _ in layers
+    ),
     values=tuple(jnp.zeros((batch, K, slots, H), dtype) for _ in layers),
     lengths_B=jnp.zeros((batch,), jnp.int32),
+    attention=attention,
   )
 
 
@@ -47,10 +64,11 @@ def copy_rows(
   `count` is a scalar array, so that one program copies any number of rows; under `jit` with `cache`
   donated nothing else moves. Rows of the source must be no longer than the cache has slots.
   """
-  slots = min(cache.keys[0].shape[-1], source.keys[0].shape[-1])
+  slots = min(cache.slots, source.slots)
+  axis = 3 if source.attention == "dense" else 2
   source = dataclasses.replace(
     source,
-    keys=tuple(keys[..., :slots] for keys in source.keys),
+    keys=tuple(jax.lax.slice_in_dim(keys, 0, slots, axis=axis) for keys in source.keys),
     values=tuple(values[..., :slots, :] for values in source.values),
   )
 

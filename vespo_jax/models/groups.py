@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from vespo_jax.models import partition
+from vespo_jax.models.compute import PLAIN, Compute
 from vespo_jax.models.head import chunked_logprobs, statistics
 from vespo_jax.models.moe import Routing, unpack_expert_ids
 from vespo_jax.models.params import head_table
@@ -26,11 +28,14 @@ def group_logprobs(
   spec: ModelSpec,
   batch: TrainBatch,
   temperature: float = 1.0,
-  remat: str = "none",
+  compute: Compute = PLAIN,
 ) -> tuple[Array, Array]:
   """Log-prob and entropy of every response token of a batch of groups, or of every token but the
-  first of each sequence of packed rows, float32 [P, R, T]; `remat` as in `forward_groups`."""
-  return group_logprobs_routed(params, spec, batch, temperature, remat)[:2]
+  first of each sequence of packed rows, float32 [P, R, T].
+
+  Differentiable with respect to the parameters, whatever type `compute` has them used in.
+  """
+  return group_logprobs_routed(params, spec, batch, temperature, compute)[:2]
 
 
 def group_logprobs_routed(
@@ -38,7 +43,7 @@ def group_logprobs_routed(
   spec: ModelSpec,
   batch: TrainBatch,
   temperature: float = 1.0,
-  remat: str = "none",
+  compute: Compute = PLAIN,
 ) -> tuple[Array, Array, Routing | None]:
   """`group_logprobs`, and what the routers did (None of a dense model); they replay the batch's
   expert ids where it has them.
@@ -50,7 +55,7 @@ def group_logprobs_routed(
   def local(
     params: Params, groups: _Groups, temperature: Array
   ) -> tuple[Array, Array, _Routed | None]:
-    hidden_MD, table_VD, routing = _group_hidden(params, spec, groups, remat)
+    hidden_MD, table_VD, routing = _group_hidden(params, spec, groups, compute)
     shape = groups.response_tokens_PRT.shape
     targets_M = jnp.asarray(groups.response_tokens_PRT).reshape(-1)
     results = chunked_logprobs(hidden_MD, table_VD, targets_M, temperature)
@@ -65,13 +70,17 @@ def group_logprobs_routed(
 
 
 def group_logit_norms(
-  params: Params, spec: ModelSpec, batch: TrainBatch, temperature: float = 1.0
+  params: Params,
+  spec: ModelSpec,
+  batch: TrainBatch,
+  temperature: float = 1.0,
+  compute: Compute = PLAIN,
 ) -> Array:
   """|d log pi(y_t) / d logits|^2 = 1 - 2 pi(y_t) + sum_v pi(v)^2 of every response token, float32
   [P, R, T], at temperature 1 of the scaled logits."""
 
   def local(params: Params, groups: _Groups, temperature: Array) -> Array:
-    hidden_MD, table_VD, _ = _group_hidden(params, spec, groups)
+    hidden_MD, table_VD, _ = _group_hidden(params, spec, groups, compute)
     targets_M = jnp.asarray(groups.response_tokens_PRT).reshape(-1)
     found = statistics(hidden_MD, table_VD, targets_M, temperature)
     squares_M = 1 - 2 * jnp.exp(found.logit_M - found.log_z_M) + found.squares_M
@@ -205,9 +214,10 @@ def _devices(mesh: AbstractMesh, axes: tuple[str, ...]) -> int:
 
 
 def _group_hidden(
-  params: Params, spec: ModelSpec, groups: _Groups, remat: str = "none"
+  params: Params, spec: ModelSpec, groups: _Groups, compute: Compute
 ) -> tuple[Array, Array, Routing | None]:
   """The hidden states before each response token [M, D], the table's rows, and the routing."""
+  params = jax.tree.map(lambda leaf: leaf.astype(compute.dtype), params)
   if groups.segments_PRT is None:
     hidden_PRTD, routing = forward_groups(
       params,
@@ -217,7 +227,7 @@ def _group_hidden(
       groups.response_tokens_PRT,
       groups.response_mask_PRT,
       groups.expert_ids_LMA,
-      remat,
+      compute,
     )
   else:
     hidden_PTD, _, routing = forward_routed(
@@ -226,7 +236,7 @@ def _group_hidden(
       groups.response_tokens_PRT[:, 0],
       segments=groups.segments_PRT[:, 0],
       expert_ids_LMA=groups.expert_ids_LMA,
-      remat=remat,
+      compute=compute,
     )
     hidden_PRTD = jnp.pad(hidden_PTD[:, None, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)])
   table_VD = partition.gather(head_table(params), "fsdp", 1)

@@ -120,7 +120,7 @@ def _block(
   columns = _blocks(len(hidden_MD), V)[1]
   start = jnp.minimum(j * columns, V - columns)
   rows_CD = jax.lax.dynamic_slice_in_dim(table_VD, start, columns)
-  logits_MC = (hidden_MD @ rows_CD.T).astype(jnp.float32) / temperature
+  logits_MC = jnp.matmul(hidden_MD, rows_CD.T, preferred_element_type=jnp.float32) / temperature
   ids_C = start + jnp.arange(columns)
   return rows_CD, logits_MC, ids_C, ids_C >= j * columns
 

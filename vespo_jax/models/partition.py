@@ -12,7 +12,8 @@ that one model serves one core and a pod.
                    the tokens (Megatron with sequence-parallel norms, Korthikanti et al.,
                    arXiv 2205.05198)
     expert         the experts are spread over it
-    sequence       the tokens of every prompt and every response; keys and values are gathered
+    sequence       the tokens of every prompt and every response; keys and values are gathered, or,
+                   above a size, sent round (`ring`)
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ GATHERED = "gathered"  # what a layer's gathered parameters are called, for rema
 def param_specs(spec: ModelSpec, params: Params | None = None) -> Any:
   """The `PartitionSpec` of every parameter, by `RULES`; with `params` a tree like theirs.
 
-  Adapters, which `params` may have in the place of a kernel, are replicated beside it.
+  Adapters, which `params` may have in the place of a kernel, are spread over `tensor` where the
+  kernel's rows (A's) or columns (B's) are, and nowhere else.
   """
   specs = jax.tree.map(lambda info: P(*map(RULES.get, info.axes)), describe(spec))
   if params is None:
@@ -60,7 +62,9 @@ def param_specs(spec: ModelSpec, params: Params | None = None) -> Any:
     known: Any = specs
     for entry in path:
       if not isinstance(entry, jax.tree_util.DictKey):
-        return known if entry.name == "base" else P()
+        over_tensor = [axis if axis == "tensor" else None for axis in known]
+        adapters = {"a": P(*over_tensor[:2], None), "b": P(None, None, *over_tensor[2:])}
+        return adapters.get(entry.name, known)
       known = known[entry.key]
     return known
 
@@ -133,6 +137,12 @@ def from_previous(x: Array, axis: str) -> Array:
   if n == 1:
     return jnp.zeros_like(x)
   return jax.lax.ppermute(x, axis, [(i, i + 1) for i in range(n - 1)])
+
+
+def from_previous_in_ring(x: Array, axis: str) -> Array:
+  """What the device before this one along `axis` has; the first gets what the last one has."""
+  n = size(axis)
+  return jax.lax.ppermute(x, axis, [(i, (i + 1) % n) for i in range(n)])
 
 
 def from_last(x: Array, axis: str) -> Array:

@@ -7,17 +7,17 @@ layers see all M tokens and their own heads or columns.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from vespo_jax.models import attention, partition
+from vespo_jax.models import attention, cached_attention, layouts, partition
 from vespo_jax.models.cache import KVCache
+from vespo_jax.models.compute import PLAIN, REMAT, Compute
 from vespo_jax.models.layers import linear, rms_norm, rotary_angles, rotate, swiglu
+from vespo_jax.models.layouts import Attend, rows, split
 from vespo_jax.models.moe import Routing, mixture
 from vespo_jax.models.params import unstack
 from vespo_jax.models.spec import ModelSpec
@@ -27,16 +27,7 @@ from vespo_jax.types import Array, HostArray, Params
 # copied into a stack and out of it again, for a program whose compilation takes as much longer.
 UNROLLED = 8
 
-_KEEP_PROJECTIONS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-REMAT: Mapping[str, Callable[[Callable], Callable]] = {
-  "none": lambda block: block,
-  "layers": lambda block: jax.checkpoint(block, policy=_KEEP_PROJECTIONS),
-  "full": jax.checkpoint,
-}
 _KEEP_BUT_GATHERED = jax.checkpoint_policies.save_anything_except_these_names(partition.GATHERED)
-
-# (queries_MNH, keys_MKH, values_MKH) -> mixed [M, N * H]
-Attend = Callable[[Array, Array, Array], Array]
 
 
 def forward(
@@ -59,7 +50,7 @@ def forward_routed(
   segments: HostArray | None = None,
   cache: KVCache | None = None,
   expert_ids_LMA: Array | None = None,
-  remat: str = "none",
+  compute: Compute = PLAIN,
 ) -> tuple[Array, Any, Routing | None]:
   """Final hidden states, after the last norm and before the head.
 
@@ -75,7 +66,7 @@ def forward_routed(
     cache: None to attend within `tokens_BT`; else the real tokens are appended to it, each row at
       its own length. There must be room: what goes beyond the cache's end is lost.
     expert_ids_LMA: int32 router choices to replay, M = B * T; None lets the routers choose.
-    remat: without a cache, what the backward pass keeps of each block: see `forward_groups`.
+    compute: how, without a cache.
 
   Returns:
     hidden_BTD in the parameters' type (padding positions hold nothing of use); the extended
@@ -94,23 +85,16 @@ def forward_routed(
   angles = rotary_angles(positions.reshape(-1), spec)
 
   if cache is None:
-    same_BTS = (segments[:, :, None] == segments[:, None, :]) & (segments != 0)[:, None, :]
-    mask_BTS = same_BTS & jnp.tri(T, dtype=bool)
-
-    def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array) -> Array:
-      queries, keys, values = (_rows(x, B) for x in (queries_MNH, keys_MKH, values_MKH))
-      mixed = attention.attend(queries, attention.block(keys, values, mask_BTS))
-      return mixed.reshape(B * T, -1)
-
+    attend = layouts.of_rows(segments, compute)
     hidden_MD, routing = _layers(
-      params, spec, hidden_MD, angles, attend, (segments != 0).reshape(-1), expert_ids_LMA, remat
+      params, spec, hidden_MD, angles, attend, (segments != 0).reshape(-1), expert_ids_LMA, compute
     )
   else:
     hidden_MD, cache, routing = _cached_layers(
       params, spec, hidden_MD, angles, segments, cache, expert_ids_LMA
     )
   hidden_MD = rms_norm(hidden_MD, params["final_norm"], spec.norm_epsilon)
-  return _rows(hidden_MD, B), cache, routing
+  return rows(hidden_MD, B), cache, routing
 
 
 def forward_groups(
@@ -121,7 +105,7 @@ def forward_groups(
   response_tokens_PRT: HostArray,
   response_mask_PRT: HostArray,
   expert_ids_LMA: Array | None = None,
-  remat: str = "none",
+  compute: Compute = PLAIN,
 ) -> tuple[Array, Routing | None]:
   """The hidden states of each response token's predecessor, prompts computed once per group.
 
@@ -134,8 +118,7 @@ def forward_groups(
       count in the routing's statistics.
     expert_ids_LMA: int32 router choices to replay, M = P * (S + R * T), each group's prompt first;
       None lets the routers choose.
-    remat: what the backward pass keeps of each block, one of `REMAT`: `none`, everything;
-      `layers`, the outputs of its projections; `full`, its input alone.
+    compute: how.
 
   Returns:
     hidden_PRTD: column t predicts response token t (column 0 comes from the last prompt token);
@@ -155,28 +138,7 @@ def forward_groups(
   response_positions_PT = lengths_P[:, None] + place * T + jnp.arange(T, dtype=jnp.int32)
   positions_PJ = jnp.concatenate([prompt_positions_PS, jnp.tile(response_positions_PT, R)], axis=1)
   angles = rotary_angles(positions_PJ.reshape(-1), spec)
-  parts = partition.size("sequence")
-  causal = lambda width: mine(jnp.tri(width * parts, dtype=bool)[None], width)
-  prompt_mask_PSS = whole_mask_PS[:, None, :] & causal(S)
-  causal_1TT = causal(T)
-
-  def split(x: Array) -> tuple[Array, Array]:  # [M, ..] -> prompts [P, S, ..], samples [PR, T, ..]
-    x = _rows(x, P)
-    return x[:, :S], x[:, S:].reshape(P * R, T, *x.shape[2:])
-
-  def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array) -> Array:
-    prompt_queries, queries = split(queries_MNH)
-    whole = lambda x: partition.gather(x, "sequence", 1)
-    prompt_keys, keys = map(whole, split(keys_MKH))
-    prompt_values, values = map(whole, split(values_MKH))
-    prompt = attention.block(prompt_keys, prompt_values, prompt_mask_PSS)
-    prefix = dataclasses.replace(prompt, mask=whole_mask_PS[:, None, :])
-    mixed_prompt = attention.attend(prompt_queries, prompt)
-    mixed = attention.attend(queries, attention.block(keys, values, causal_1TT), prefix)
-    return jnp.concatenate([mixed_prompt, mixed.reshape(P, R * T, -1)], axis=1).reshape(
-      P * (S + R * T), -1
-    )
-
+  attend = layouts.of_groups(whole_mask_PS, R, T, compute)
   real_PJ = jnp.concatenate([prompt_mask_PS, response_mask_PRT.reshape(P, R * T)], axis=1)
   hidden_MD, routing = _layers(
     params,
@@ -186,9 +148,9 @@ def forward_groups(
     attend,
     real_PJ.reshape(-1),
     expert_ids_LMA,
-    remat,
+    compute,
   )
-  prompt_hidden, hidden = split(partition.gather(hidden_MD, "tensor", 0))
+  prompt_hidden, hidden = split(partition.gather(hidden_MD, "tensor", 0), P, S, T)
   hidden_PRTD = hidden.reshape(P, R, T, -1)
   first_P1D = partition.from_last(prompt_hidden[:, -1:], "sequence")
   before_PR1D = partition.from_previous(hidden_PRTD[:, :, -1:], "sequence")
@@ -227,7 +189,7 @@ def _layers(
   attend: Attend,
   real_M: Array,
   expert_ids_LMA: Array | None,
-  remat: str = "none",
+  compute: Compute,
 ) -> tuple[Array, Routing | None]:
   """All blocks, without a cache."""
 
@@ -236,8 +198,8 @@ def _layers(
     layer = partition.gather_layer(layer, spec)
     return _block(layer, spec, hidden_MD, angles, attend, real_M, expert_ids_MA)
 
-  body = REMAT[remat](body)
-  if remat == "none" and partition.size("fsdp") > 1:
+  body = REMAT[compute.remat](body)
+  if compute.remat == "none" and partition.size("fsdp") > 1:
     body = jax.checkpoint(body, policy=_KEEP_BUT_GATHERED)
   unroll = spec.layers if spec.layers <= UNROLLED else 1
   return jax.lax.scan(body, hidden_MD, (params["layers"], expert_ids_LMA), unroll=unroll)
@@ -290,19 +252,25 @@ def _cached_layers(
   real_BT = segments_BT != 0
   rows_B1 = jnp.arange(B)[:, None]
   slots_BT = cache.lengths_B[:, None] + jnp.arange(T)  # padding comes after what may be looked at
-  seen_BTS = jnp.arange(cache.keys[0].shape[-1]) <= slots_BT[:, :, None]
+  seen_BTS = jnp.arange(cache.slots) <= slots_BT[:, :, None]
+  kernel = None if cache.attention == "dense" else cache.attention
   extended = []
   routings = []
   for l, layer in enumerate(unstack(params)["layers"]):
 
     def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array, l: int = l) -> Array:
-      queries, keys, values = (_rows(x, B) for x in (queries_MNH, keys_MKH, values_MKH))
-      keys = cache.keys[l].at[rows_B1, :, :, slots_BT].set(keys, mode="drop", unique_indices=True)
-      values = (
-        cache.values[l].at[rows_B1, :, slots_BT].set(values, mode="drop", unique_indices=True)
-      )
+      queries, keys, values = (rows(x, B) for x in (queries_MNH, keys_MKH, values_MKH))
+      by_slot = (rows_B1, slice(None), slots_BT)
+      of_keys = by_slot if kernel else (rows_B1, slice(None), slice(None), slots_BT)
+      keys = cache.keys[l].at[of_keys].set(keys, mode="drop", unique_indices=True)
+      values = cache.values[l].at[by_slot].set(values, mode="drop", unique_indices=True)
       extended.append((keys, values))
-      mixed = attention.attend(queries, attention.Block(keys, values, seen_BTS))
+      if kernel and T == 1:
+        lengths_B = slots_BT[:, 0] + 1
+        mixed = cached_attention.attend(kernel, queries[:, 0], keys, values, lengths_B)
+      else:
+        keys = jnp.swapaxes(keys, 2, 3) if kernel else keys
+        mixed = attention.attend(queries, attention.Block(keys, values, seen_BTS))
       return mixed.reshape(B * T, -1)
 
     hidden_MD, routing = _block(
@@ -318,8 +286,4 @@ def _cached_layers(
   keys, values = zip(*extended, strict=True)
   lengths_B = cache.lengths_B + jnp.sum(real_BT, axis=1, dtype=jnp.int32)
   stacked = None if routings[0] is None else jax.tree.map(lambda *x: jnp.stack(x), *routings)
-  return hidden_MD, KVCache(keys, values, lengths_B), stacked
-
-
-def _rows(x: Array, rows: int) -> Array:
-  return x.reshape(rows, -1, *x.shape[1:])
+  return hidden_MD, KVCache(keys, values, lengths_B, cache.attention), stacked

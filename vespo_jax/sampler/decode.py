@@ -63,14 +63,20 @@ class Chunk:
   expert_ids_CBLA: Array | None
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "expert_ids"))
+@functools.partial(jax.jit, static_argnames=("spec", "expert_ids", "attention"))
 def prefill(
-  params: Params, spec: ModelSpec, tokens_PS: HostArray, lengths_P: HostArray, expert_ids: bool
+  params: Params,
+  spec: ModelSpec,
+  tokens_PS: HostArray,
+  lengths_P: HostArray,
+  expert_ids: bool,
+  attention: str = "dense",
 ) -> tuple[KVCache, Array | None]:
-  """The cache of P right-padded sequences, and if asked their expert ids [P, S, L, A]."""
+  """The cache of P right-padded sequences, for what will attend to it, and if asked their expert
+  ids [P, S, L, A]."""
   P, S = tokens_PS.shape
   real_PS = jnp.arange(S) < lengths_P[:, None]
-  cache = models.init_cache(spec, P, S, models.head_table(params).dtype)
+  cache = models.init_cache(spec, P, S, models.head_table(params).dtype, attention)
   _, cache, routing = models.forward_routed(params, spec, tokens_PS, segments=real_PS, cache=cache)
   return cache, _reported(routing, spec, P) if expert_ids else None
 

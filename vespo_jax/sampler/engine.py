@@ -13,6 +13,7 @@ import numpy as np
 
 from vespo_jax import models
 from vespo_jax.models import KVCache, ModelSpec
+from vespo_jax.models.cached_attention import PAGE
 from vespo_jax.sampler import decode as device
 from vespo_jax.sampler.sequence import Decode, Sampled, Sampling, stop_cut
 from vespo_jax.sampler.settings import Settings
@@ -49,9 +50,11 @@ class Engine:
     longest_prompt: tokens of the longest prompt it will be given.
     steps: most decode steps of one `advance`.
     decode: token ids -> text; only stop strings need it.
+    attention: one of `models.DECODE_ATTENTION`.
 
   Raises:
-    ValueError: if there are stop strings and no `decode`, or expert ids are asked of a dense model.
+    ValueError: if there are stop strings and no `decode`, expert ids are asked of a dense model, or
+      this platform lacks the kernel.
   """
 
   def __init__(
@@ -63,12 +66,14 @@ class Engine:
     longest_prompt: int,
     steps: int,
     decode: Decode | None = None,
+    attention: str = "dense",
   ):
+    models.check_platform(models.DECODE_ATTENTION, attention, jax.default_backend())
     if settings.expert_ids and not spec.experts:
       raise ValueError("expert ids were asked of a model without experts")
     self.settings, self.slots, self.longest_prompt = settings, slots, longest_prompt
     self.steps_done = 0  # decode steps since the start
-    self._spec, self._steps = spec, steps
+    self._spec, self._steps, self._attention = spec, steps, attention
     self._cut = stop_cut(decode, settings.stop_strings)
     self._waiting: collections.deque[_Waiting] = collections.deque()
     self._rows: list[Sampling | None] = [None] * slots
@@ -103,9 +108,11 @@ class Engine:
     """
     self._version, self._params = version, models.unstack(params)
     if self._cache is None:
-      slots = _multiple(self.longest_prompt + self.settings.max_new_tokens - 1)
+      multiple = PROMPT_BUCKET if self._attention == "dense" else PAGE
+      longest = self.longest_prompt + self.settings.max_new_tokens - 1
+      slots = -(-longest // multiple) * multiple
       dtype = models.head_table(params).dtype
-      self._cache = models.init_cache(self._spec, self.slots, slots, dtype)
+      self._cache = models.init_cache(self._spec, self.slots, slots, dtype, self._attention)
     for group in self._waiting:
       group.source = None  # computed by the old weights
     if recompute:
@@ -220,7 +227,9 @@ class Engine:
       lengths_P[row] = len(group.tokens) - 1
       tokens_PS[row, : lengths_P[row]] = group.tokens[:-1]
     ask = self.settings.expert_ids
-    cache, ids_PSLA = device.prefill(self._params, self._spec, tokens_PS, lengths_P, ask)
+    cache, ids_PSLA = device.prefill(
+      self._params, self._spec, tokens_PS, lengths_P, ask, self._attention
+    )
     ids_PSLA = np.asarray(ids_PSLA) if ask else None
     for row, group in enumerate(groups):
       group.source, group.row = cache, row
@@ -274,7 +283,3 @@ def check_prompts(prompts: Sequence[TokenIds]) -> None:
   """Raises ValueError if there is no prompt, or one is empty."""
   if not prompts or not all(len(prompt) for prompt in prompts):
     raise ValueError("every call needs at least one prompt, and every prompt at least one token")
-
-
-def _multiple(tokens: int) -> int:
-  return -(-tokens // PROMPT_BUCKET) * PROMPT_BUCKET

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
+from vespo_jax import models
 from vespo_jax.models import quantize
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Params, Plan, Rollout, TokenIds
@@ -80,6 +81,7 @@ class WorkerSettings:
     weight_noise: relative size of normal noise on the weights; 0 is none.
     chunk: most decode steps of one tick.
     timeout_s: seconds an order waits for its weights.
+    attention: one of `models.DECODE_ATTENTION`, what attends to the cache.
 
   Raises:
     ValueError: naming the field that is out of range.
@@ -91,6 +93,7 @@ class WorkerSettings:
   weight_noise: float = 0.0
   chunk: int = 32
   timeout_s: float = 600.0
+  attention: str = "dense"
 
   def __post_init__(self):
     for field, good in (
@@ -100,6 +103,7 @@ class WorkerSettings:
       ("weight_noise", self.weight_noise >= 0),
       ("chunk", self.chunk >= 1),
       ("timeout_s", self.timeout_s > 0),
+      ("attention", self.attention in models.DECODE_ATTENTION),
     ):
       if not good:
         raise ValueError(f"worker setting {field}={getattr(self, field)!r} is out of range")

@@ -125,6 +125,7 @@ class Worker:
         longest_prompt=self._longest_prompt,
         steps=self._settings.chunk,
         decode=self._decode,
+        attention=self._settings.attention,
       )
     engine.adopt(self._version, self._params)
     self._begin(self._queue.popleft())
