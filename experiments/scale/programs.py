@@ -42,7 +42,8 @@ class Compiled:
     text: of the optimised HLO.
     argument_bytes, temporary_bytes, output_bytes: of one device, by the compiler.
     aliased_bytes: of the arguments that outputs take the place of.
-    lower_s, compile_s: seconds.
+    lower_s, compile_s: seconds of tracing and lowering, and of compiling.
+    cpu_s: of all this process's threads in both, which other work on the machine does not change.
   """
 
   text: str
@@ -52,6 +53,7 @@ class Compiled:
   aliased_bytes: int
   lower_s: float
   compile_s: float
+  cpu_s: float
 
   @property
   def peak_bytes(self) -> int:
@@ -142,24 +144,20 @@ def compile_update(
 def compile_decode(
   config: FrozenConfigDict, spec: ModelSpec, mesh: Mesh, rows: int, slots: int
 ) -> Compiled:
-  """The sampler's own decode loop on a mesh.
-
-  Rows of the cache are spread over the mesh's batch axes, key/value heads over `tensor`, and
-  parameters by the rule table; XLA spreads the rest. Raises DoesNotFit.
+  """The sampler's own decode loop on a mesh, as `jit_decode` spreads it. Raises DoesNotFit.
 
   Args:
-    rows: sequences, which the batch axes divide.
+    rows: sequences, which the mesh's batch axes divide.
     slots: tokens that the cache has room for in each.
   """
   dtype = jnp.bfloat16 if config.sampler.dtype == "bfloat16" else jnp.float32
   settings = Settings(
     max_new_tokens=config.sampler.max_new_tokens, temperature=config.sampler.temperature
-  ).compiled()
-  over_layers, of = decode_param_specs(spec), jax.ShapeDtypeStruct
+  )
   params = jax.eval_shape(models.unstack, models.abstract(spec, dtype))
   cache = jax.eval_shape(functools.partial(models.init_cache, spec, rows, slots, dtype))
+  of = jax.ShapeDtypeStruct
   vector = of((rows,), jnp.int32)
-  steps = config.sampler.chunk
   waiting = device.Rows(
     tokens_B=vector,
     lengths_B=vector,
@@ -168,27 +166,39 @@ def compile_decode(
     seeds_B=of((rows,), jnp.uint32),
     live_B=of((rows,), jnp.bool_),
     limits_B=vector,
-    forced_CB=of((steps, rows), jnp.int32),
+    forced_CB=of((config.sampler.chunk, rows), jnp.int32),
   )
+  decode = jit_decode(spec, settings, mesh)
+  return _compile(lambda: decode.lower(params, cache, waiting, of((), jnp.int32)))
+
+
+def jit_decode(spec: ModelSpec, settings: Settings, mesh: Mesh) -> jax.stages.Wrapped:
+  """`jit` of `decode(params, cache, rows, enough)`, the sampler's, on a mesh; the cache is donated.
+
+  Rows are spread over the mesh's batch axes, key/value heads of the cache over `tensor`, and
+  parameters, whose layers are apart, by the rule table; XLA spreads what is made of them.
+  """
   placed = lambda spec_: NamedSharding(mesh, spec_)
-  by_row = lambda leaf: placed(P(BATCH_AXES, "tensor") if leaf.ndim > 1 else P(BATCH_AXES))
-  cache_shardings = jax.tree.map(by_row, cache)
-  rows_shardings = dataclasses.replace(
-    jax.tree.map(lambda leaf: placed(P(BATCH_AXES)), waiting),
+  of_rows = placed(P(BATCH_AXES))
+  of_layers = (placed(P(BATCH_AXES, "tensor")),) * spec.layers
+  cache: Any = models.KVCache(of_layers, of_layers, of_rows)  # shardings in the place of arrays
+  rows: Any = device.Rows(
+    *(of_rows for _ in dataclasses.fields(device.Rows)[:-1]),
     forced_CB=placed(P(None, BATCH_AXES)),
   )
-  decode = jax.jit(
-    lambda params, cache, rows, enough: device.decode(params, spec, settings, cache, rows, enough),
+  return jax.jit(
+    lambda params, cache, rows, enough: device.decode(
+      params, spec, settings.compiled(), cache, rows, enough
+    ),
     in_shardings=(
-      jax.tree.map(placed, over_layers),
-      cache_shardings,
-      rows_shardings,
+      jax.tree.map(placed, decode_param_specs(spec)),
+      cache,
+      rows,
       placed(P()),
     ),
-    out_shardings=(cache_shardings, None),
+    out_shardings=(cache, None),
     donate_argnums=1,
   )
-  return _compile(lambda: decode.lower(params, cache, waiting, of((), jnp.int32)))
 
 
 def decode_param_specs(spec: ModelSpec) -> Any:
@@ -201,7 +211,7 @@ def decode_param_specs(spec: ModelSpec) -> Any:
 
 
 def _compile(lower: Any) -> Compiled:
-  started = time.perf_counter()
+  started, cpu_started = time.perf_counter(), time.process_time()
   lowered = lower()
   lowered_at = time.perf_counter()
   try:
@@ -219,4 +229,5 @@ def _compile(lower: Any) -> Compiled:
     memory.alias_size_in_bytes,
     lowered_at - started,
     time.perf_counter() - lowered_at,
+    time.process_time() - cpu_started,
   )

@@ -219,7 +219,7 @@ def test_the_command_refuses_a_layout_and_proposes_one(capsys, monkeypatch):
   mesh = [f"--config.mesh.{axis}={8 if axis == 'data' else 1}" for axis in MESH_AXES]
   assert command.main([*here, *wide, *mesh, "--config.batch.prompts=32"]) == 1
   said = capsys.readouterr().out
-  assert "data 8, 1 micro-batches" in said and "Predicted to fit" in said
+  assert "data 8, 2 micro-batches" in said and "Predicted to fit" in said
   assert "--config.mesh.fsdp=" in said.split("Predicted to fit")[1]
   assert command.main([*here, *wide, "--config.batch.prompts=32"]) == 0  # it takes the best itself
   odd = [*mesh, "--config.batch.prompts=30"]  # 8 devices do not divide 30 prompts
