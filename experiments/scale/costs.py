@@ -71,7 +71,7 @@ def axes_of(group: tuple[int, ...], sizes: Sizes) -> str:
 def expected_transfers(work: Workload, sizes: Sizes) -> list[Transfer]:
   """The collectives that the code asks for, as the model has them: what a layout is chosen by
   before anything is compiled. Small ones (norms, masks, sums) are left out."""
-  spec, c, m = work.spec, work.width_bytes, work.micro_batches
+  spec, c, m = work.spec, work.compute_bytes, work.micro_batches
   own = sharded_params(spec, sizes)["all"]
   M, L, D = work.local_tokens(sizes), spec.layers, spec.width
   passes = 3 if work.remat == "full" else 2  # of a block whose inputs are gathered
@@ -85,13 +85,13 @@ def expected_transfers(work: Workload, sizes: Sizes) -> list[Transfer]:
   gathered = c * own * (sizes["fsdp"] - 1)  # of all parameters, in one pass
   add("all-gather", "fsdp", 2 * m, gathered)
   add("reduce-scatter", "fsdp", m, gathered)
-  add("all-reduce", "data", m, 2 * share("data") * c * own)
+  add("all-reduce", "data", m, 2 * share("data") * work.width_bytes * own)
   add("all-gather", "tensor", 2 * passes * m * L, share("tensor") * c * M * D)
   add("reduce-scatter", "tensor", 2 * passes * m * L, share("tensor") * c * M * D)
   keys = c * M * sizes["sequence"] * 2 * spec.kv_heads / sizes["tensor"] * spec.head_width
   add("all-gather", "sequence", (passes - 1) * m * L, share("sequence") * keys)
   add("reduce-scatter", "sequence", m * L, share("sequence") * keys)
-  add("all-reduce", "sequence", m, 2 * share("sequence") * c * own)
+  add("all-reduce", "sequence", m, 2 * share("sequence") * work.width_bytes * own)
   if spec.experts:
     add("all-gather", "expert", passes * m * L, (sizes["expert"] - 1) * c * M * D)
     add("reduce-scatter", "expert", passes * m * L, (sizes["expert"] - 1) * 4 * M * D)
@@ -112,11 +112,11 @@ def update_time(
 ) -> UpdateTime:
   """The time of an update; `flops` are those of one device, the model's where not given."""
   chip, n = hardware.chip, hardware.devices
-  peak = chip.flops * (chip.float32_share if work.width_bytes == 4 else 1.0)
+  peak = chip.flops * (chip.float32_share if work.compute_bytes == 4 else 1.0)
   flops = executed_flops(work) / n if flops is None else flops
   own = sharded_params(work.spec, sizes)
   whole = sharded_params(work.spec, {**sizes, "fsdp": 1, "data": 1})["all"]
-  traffic = work.micro_batches * 3 * 2 * work.width_bytes * whole  # gathered: written, and read
+  traffic = work.micro_batches * 3 * 2 * work.compute_bytes * whole  # gathered: written, and read
   traffic += 2 * (2 * work.width_bytes + work.state_width) * own["all"]  # the optimizer's pass
   moved = network_s(transfers, hardware)
   compute, memory = flops / peak, traffic / chip.memory_bandwidth

@@ -200,7 +200,7 @@ def _time(work: Workload, layout: Layout, hardware: Hardware, made: Programs) ->
 
 
 def _peak(work: Workload, hardware: Hardware) -> float:
-  return hardware.chip.flops * (hardware.chip.float32_share if work.width_bytes == 4 else 1.0)
+  return hardware.chip.flops * (hardware.chip.float32_share if work.compute_bytes == 4 else 1.0)
 
 
 def _refusal(subject: Subject, why: str) -> Found:

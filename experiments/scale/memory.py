@@ -50,7 +50,7 @@ class UpdateMemory:
 
 def update_memory(work: Workload, sizes: Sizes) -> UpdateMemory:
   """The memory of one device under a layout. Raises ValueError if the parameters do not divide."""
-  spec, c = work.spec, work.width_bytes
+  spec, c, w = work.spec, work.compute_bytes, work.width_bytes
   own = sharded_params(spec, sizes)
   whole = sharded_params(spec, {**sizes, "fsdp": 1, "data": 1})  # gathered over fsdp
   t, s, e = sizes["tensor"], sizes["sequence"], sizes["expert"]
@@ -67,7 +67,7 @@ def update_memory(work: Workload, sizes: Sizes) -> UpdateMemory:
   rows = work.groups(sizes) * work.samples
   T_own = work.width / s
   scores = 4 * rows * N * (work.width + work.prompt_width)  # bytes for one query of each row
-  if work.remat == "none" and work.width <= QUERY_BLOCK:
+  if work.remat == "none" and work.width <= QUERY_BLOCK and work.attention == "dense":
     kept += spec.layers * scores * T_own * 2
   weights = 2 * c * whole["layers"] / spec.layers  # gathered, and their gradient
   # the factors of tokens are fitted to what the compiler of v5p makes of this code (docs/scale.md)
@@ -77,15 +77,15 @@ def update_memory(work: Workload, sizes: Sizes) -> UpdateMemory:
   keys = c * rows * (work.width + work.prompt_width / work.samples) * 2 * K * H
   block += 2 * keys if s > 1 else 0.0
   # scores, their exponentials, the gradients of both
-  attention = 4 * scores * min(T_own, QUERY_BLOCK)
+  attention = 4 * scores * min(T_own, QUERY_BLOCK) if work.attention == "dense" else 0.0
   table = c * spec.vocab_size / t * D
   tables = 1 if spec.tied_embeddings else 2
   head = 2 * tables * table + 8 * rows * T_own * D
   return UpdateMemory(
-    params=c * own["all"],
+    params=w * own["all"],
     optimizer=work.state_width * own["all"],
-    grads=2 * c * own["all"] if work.micro_batches > 1 else c * own["all"],
-    anchors=work.scored * c * own["all"],
+    grads=(2 if work.micro_batches > 1 else 1) * w * own["all"],
+    anchors=work.scored * w * own["all"],
     kept=kept,
     block=block,
     attention=attention,

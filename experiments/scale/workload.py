@@ -32,7 +32,9 @@ class Workload:
     remat: as `policy.remat`.
     scored: policies beside the trained one that score each minibatch, each a copy of the weights.
     state_width: bytes of a parameter in the optimizer's state, all moments together.
-    width_bytes: of one number of the parameters, gradients and activations.
+    width_bytes: of one number of the parameters and their gradients.
+    compute_bytes: of one number of activations and gathered weights.
+    attention: `dense`, whose scores are kept for a piece of queries, or the name of a fused kernel.
     sampler_bytes: of one number of the sampler's weights and cache.
   """
 
@@ -46,6 +48,8 @@ class Workload:
   scored: int
   state_width: float
   width_bytes: int
+  compute_bytes: int
+  attention: str
   sampler_bytes: int
 
   @classmethod
@@ -65,6 +69,9 @@ class Workload:
       int(loss.needs_proximal) + int(loss.needs_reference),
       size(state.opt_state) / count,
       size(state.params) // count,
+      # both are float32 and dense in a learner whose config does not say
+      jnp.dtype(config.policy.get("dtype", "float32")).itemsize,
+      config.policy.get("attention", "dense"),
       jnp.dtype(config.sampler.dtype).itemsize,
     )
 
@@ -114,11 +121,14 @@ def model_flops(work: Workload) -> float:
 
 
 def executed_flops(work: Workload) -> float:
-  """Those that this code's update makes: blocks again under `remat`, attention over whole masks,
-  and long queries' scores again in the backward pass."""
+  """Those that this code's update makes: blocks again under `remat`; dense attention over whole
+  masks, long queries' scores again in the backward pass; fused attention over the causal part
+  alone, with its scores again in its backward pass (FlashAttention-2, arXiv 2307.08691)."""
   dense, attention = forward_flops(work)
-  again = {"none": 0.0, "layers": 0.0, "full": 1.0}[work.remat]
-  attention_again = {"none": 0.0, "layers": 1.0, "full": 1.0}[work.remat]
+  again = 1.0 if work.remat == "full" else 0.0
+  attention_again = 0.0 if work.remat == "none" else 1.0
+  if work.attention != "dense":
+    return (3 + again) * dense + (3.5 + attention_again) * attention
   pieces = 1.0 if work.width > 1024 else 0.0  # `attention.attend` keeps no scores then
   return (3 + again) * dense + 2 * (3 + attention_again + pieces) * attention
 

@@ -45,6 +45,8 @@ WORK = workload.Workload(
   scored=0,
   state_width=8.0,
   width_bytes=4,
+  compute_bytes=4,
+  attention="dense",
   sampler_bytes=2,
 )
 
@@ -148,6 +150,8 @@ def test_the_costs_of_a_small_update_are_those_worked_by_hand():
   assert attention == 4 * 2 * 4 * 8 * 3280
   assert workload.model_flops(WORK) == 3 * (dense + attention)
   assert workload.executed_flops(WORK) == 4 * dense + 2 * 4 * attention  # blocks twice, all pairs
+  fused = dataclasses.replace(WORK, attention="splash", compute_bytes=2)
+  assert workload.executed_flops(fused) == 4 * dense + 4.5 * attention
   chip = Hardware("h100", 1).chip
   time = costs.update_time(WORK, ONE, Hardware("h100", 1), [Transfer("all-gather", (0, 1), 1, 9e9)])
   np.testing.assert_allclose(time.compute_s, (4 * dense + 8 * attention) / (chip.flops / 2))
@@ -165,6 +169,10 @@ def test_the_memory_of_a_layout_is_what_its_shards_hold():
   alone = memory.update_memory(WORK, ONE)
   assert alone.params == 4 * count and alone.optimizer == 8 * count and alone.grads == 8 * count
   assert alone.kept == 4 * 2 * (144 * 32)  # the input of each block, of half the tokens
+  fused = dataclasses.replace(WORK, attention="splash", compute_bytes=2)
+  narrow = memory.update_memory(fused, ONE)
+  assert narrow.attention == 0 and alone.attention == 4 * 4 * (4 * 2) * 4 * 20 * 16
+  assert narrow.kept == alone.kept / 2 and narrow.params == alone.params
   spread = memory.update_memory(WORK, sizes(fsdp=2, tensor=2))
   assert spread.kept == alone.kept / 4
   norms = 5 * 32 + 4 * 8
@@ -234,6 +242,21 @@ def test_bad_usage_is_one_message(capsys):
   with pytest.raises(ConfigError, match="is of 4 devices, and h100:8 has 8"):
     flags = [f"--config.mesh.{axis}={4 if axis == 'tensor' else 1}" for axis in MESH_AXES]
     examination.read(config, Hardware("h100", 8), flags, 64)
+
+
+@pytest.mark.slow
+def test_a_spread_decode_loop_samples_what_one_device_samples():
+  """Dense and of experts, on eight fake devices in a process of its own."""
+  flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  done = subprocess.run(
+    [sys.executable, str(REPOSITORY / "tests/experiments/spread_decode.py")],
+    env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)},
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert done.stdout.splitlines() == ["experts 0", "experts 4"]
 
 
 def run(*arguments, timeout=900):
