@@ -149,7 +149,8 @@ def sampling(work: Workload, hardware: Hardware, tensor: int, most_rows: int) ->
   parameters do not divide.
 
   Every step reads the weights (of the experts that some row goes to) and the whole cache, used or
-  not, as `sampler.decode` does. Latency of collectives and kernels is left out.
+  not, as `sampler.decode` does. Where the experts' width is spread, XLA gathers their weights for
+  every token. Latency of collectives and kernels is left out.
   """
   chip, spec = hardware.chip, work.spec
   weights, row = sampler_memory(work, tensor)
@@ -162,7 +163,11 @@ def sampling(work: Workload, hardware: Hardware, tensor: int, most_rows: int) ->
   read = weights - touched * expert + rows * row
   flops = 2 * rows * (blocks + head) / tensor
   sizes = {axis: 1 for axis in MESH_AXES} | {"tensor": tensor}
-  moved = 2 * spec.layers * 2 * (tensor - 1) / tensor * work.sampler_bytes * rows * spec.width
+  own = work.sampler_bytes * (2 * 2 * spec.layers * rows * spec.width)  # sums after both halves
+  own += 4 * rows * spec.vocab_size  # logits
+  if spec.experts:
+    own += expert * tensor * spec.experts
+  moved = (tensor - 1) / tensor * own
   step = max(read / chip.memory_bandwidth, flops / chip.flops)
   step += moved / hardware.bandwidth(axis_group(sizes, "tensor"))
   return Sampling(tensor, rows, weights, rows * row, step, rows / step / tensor)

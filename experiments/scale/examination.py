@@ -174,11 +174,11 @@ def _programs(
     update = programs.compile_update(config, spec, mesh_of(layout.sizes), width)
   except DoesNotFit as error:
     refused = str(error).splitlines()[0]
-  if sampler is not None:
-    sizes = {"tensor": sampler.tensor, "data": hardware.devices // sampler.tensor}
-    sizes = {axis: sizes.get(axis, 1) for axis in MESH_AXES}
-    rows, slots = sampler.rows * sizes["data"], width + subject.work.width
-    decode = programs.compile_decode(config, spec, mesh_of(sizes), rows, slots)
+  if sampler is not None:  # one of them; a TPU's compiler wants all chips of its slice
+    replicas = hardware.devices // sampler.tensor if compiler == "tpu" else 1
+    sizes = dict.fromkeys(MESH_AXES, 1) | {"data": replicas, "tensor": sampler.tensor}
+    slots = width + subject.work.width
+    decode = programs.compile_decode(config, spec, mesh_of(sizes), sampler.rows * replicas, slots)
   return Programs(
     compiler,
     update,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,8 +76,8 @@ class DoesNotFit(Exception):
 
 
 def fake_mesh(sizes: Mapping[str, int]) -> Mesh:
-  """A mesh of fake CPU devices; there must be as many."""
-  return sharding.make_mesh(sizes)
+  """A mesh of fake CPU devices, the first of those there are."""
+  return _mesh(sizes, jax.devices("cpu"))
 
 
 def tpu_mesh(sizes: Mapping[str, int], topology: str) -> Mesh:
@@ -84,10 +85,13 @@ def tpu_mesh(sizes: Mapping[str, int], topology: str) -> Mesh:
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks a server for a machine's name
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  return _mesh(sizes, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+
+
+def _mesh(sizes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
   shape = [sizes.get(axis, 1) for axis in sharding.MESH_AXES]
   return Mesh(
-    np.array(devices).reshape(shape),
+    np.array(devices[: math.prod(shape)]).reshape(shape),
     sharding.MESH_AXES,
     axis_types=(AxisType.Auto,) * len(sharding.MESH_AXES),
   )
