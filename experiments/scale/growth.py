@@ -1,14 +1,14 @@
 """`python -m experiments.scale.growth`: what grows with the devices and with the parameters.
 
 Two sweeps of ahead-of-time compilations for fake CPU devices, each in a process of its own: a small
-model over 1 to 1,024 devices, four prompts to each (more devices do more work in the time of one),
-once by FSDP alone and once by FSDP, tensor and sequence together, of fixed sizes; and models of 0.1
-to 30 billion parameters on 64 devices. Compile times are seconds of CPU time, of all threads. Host
-seconds are those of an update's arrays going to the devices and its metrics coming back, all of
-them attached to this one process; a process of a real pod has four or eight.
+model over 1 to 1,024 devices, four prompts to each place along data and fsdp (more devices do more
+work in the time of one), once by FSDP alone and once by FSDP, tensor and sequence together; and
+models of 0.1 to 30 billion parameters on 64 devices. Compile times are seconds of CPU time, of all
+threads. Host seconds are those of a minibatch going to the devices, all of them attached to this
+one process; a process of a real pod has four or eight.
 
 Writes docs/scale_growth.json, of which `python -m experiments.scale.page` makes docs/scale.md and
-its figure.
+its figure. Points that are in it are not measured again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ TIMEOUT_S = 900.0
 
 def meshes(devices: int) -> dict[str, dict[str, int]]:
   """The layouts of the sweep over devices."""
-  found = {"fsdp": {"fsdp": devices}}
+  fsdp = min(devices, MODEL["policy.width"])  # which must divide the width; the rest is data
+  found = {"fsdp": {"data": devices // fsdp, "fsdp": fsdp}}
   if devices >= 8:
     found["fsdp, tensor 2, sequence 2"] = {"fsdp": devices // 4, "tensor": 2, "sequence": 2}
   return found
@@ -133,7 +134,7 @@ def points() -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Measures every point and prints it, then writes the numbers and the figure."""
+  """Measures every point that is missing, prints it and adds it to the file."""
   parser = argparse.ArgumentParser(prog="python -m experiments.scale.growth", description=__doc__)
   parser.add_argument("--only", choices=("devices", "parameters"), help="one sweep")
   parser.add_argument("--out", type=Path, default=Path("docs"), help="where it is written")
@@ -144,12 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
   path = options.out / "scale_growth.json"
   known = json.loads(path.read_text()) if path.is_file() else []
-  rows = [row for row in known if options.only and row["sweep"] != options.only]
+  found = {_key(row): row for row in known}
   for point in points():
-    if options.only not in (None, point["sweep"]):
+    if _key(point) in found or options.only not in (None, point["sweep"]):
       continue
-    rows.append(_in_process(point))
-    row = rows[-1]
+    row = found[_key(point)] = _in_process(point)
     print(
       f"{row['sweep']} {row['devices']} devices, {row['parameters'] / 1e9:.2f}B, {row['layout']}: "
       f"compiled in {row['compile_cpu_s']:.1f} s, arguments {row['arguments'] / 1e6:.0f} MB, "
@@ -157,8 +157,14 @@ def main(argv: Sequence[str] | None = None) -> int:
       f"{sum(row['collectives'].values()) / 1e6:.1f} MB",
       flush=True,
     )
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    ordered = [found[_key(point)] for point in points() if _key(point) in found]
+    path.write_text(json.dumps(ordered, indent=1) + "\n")
   return 0
+
+
+def _key(point: Mapping[str, Any]) -> str:
+  """What tells points apart."""
+  return json.dumps([point["sweep"], point["layout"], point["model"], point["mesh"]])
 
 
 def _in_process(point: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`python -m experiments.scale.page`: docs/scale.md and its figure, from what was measured.
 
 It reads docs/scale.jsonl, lines that `python -m experiments.scale --json=docs/scale.jsonl` added
-(of two for one config, machine and compiler the last counts), and docs/scale_growth.json of
+(of two for one config and machine the last counts), and docs/scale_growth.json of
 `python -m experiments.scale.growth`. The prose around the tables is page.md beside this file.
 """
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--docs", type=Path, default=Path("docs"))
   docs = parser.parse_args(argv).docs
   lines = (docs / "scale.jsonl").read_text().splitlines()
-  rows = {(r["config"], r["hardware"], r["compiler"]): r for r in map(json.loads, lines)}
+  rows = {(row["config"], row["hardware"]): row for row in map(json.loads, lines)}
   growth = json.loads((docs / "scale_growth.json").read_text())
   draw(growth, docs / "scale.png")
   notes = (Path(__file__).parent / "page.md").read_text()
@@ -101,7 +101,7 @@ def _memory(rows: Iterable[Row]) -> Iterable[str]:
         f"{row['config']}, {row['hardware']}",
         *(_gib(row["memory"][part]) for part in parts),
         _gib(row["memory"]["temporary"]),
-        f"{_gib(row.get('temporaries'))} ({row['compiler']})",
+        _gib(row.get("temporaries")) or "not compiled",
         _gib(row.get("arguments")),
       )
       for row in rows
@@ -117,8 +117,9 @@ def _collectives(rows: Iterable[Row]) -> Iterable[str]:
     for name in sorted(set(compiled) | set(expected)):
       pair = expected.get(name, 0.0), compiled.get(name, 0.0)
       if max(pair) >= 1e9:
-        gigabytes = [f"{size / 1e9:,.0f}" for size in pair]
-        body.append((f"{row['config']}, {row['hardware']}", name, *gigabytes))
+        gigabytes = [f"{size / 1e9:,.0f}" for size in pair[: 2 if compiled else 1]]
+        row_of = (f"{row['config']}, {row['hardware']}", name, *gigabytes)
+        body.append(row_of if compiled else (*row_of, "not compiled"))
   return _table(head, body)
 
 
@@ -219,7 +220,8 @@ def draw(growth: Sequence[Row], path: Path) -> None:
         axis.loglog(*zip(*known, strict=True), marker="o", label=layout)
       axis.set_xlabel(size)
       axis.set_title(title, fontsize=10)
-      axis.legend(fontsize=8)
+      if axis.lines:
+        axis.legend(fontsize=8)
       low, high = axis.get_ylim()
       axis.set_ylim(min(low, high / 30), high * 1.5)
   figure.tight_layout()
