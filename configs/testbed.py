@@ -18,15 +18,17 @@ from ml_collections import ConfigDict
 
 from configs import quickstart
 
+LEARNING_RATE = 2e-4  # `python -m experiments.regime` compares it with others
+
 
 def get_config() -> ConfigDict:
   """VESPO at N = 8; experiments change the method and N."""
   config = quickstart.get_config()
   config.updates = 192
   config.staleness.minibatches = 8
-  config.optimizer.learning_rate = 2e-4
+  config.optimizer.learning_rate = LEARNING_RATE
   config.runtime.transport = "threads"
-  config.evaluation.every = 64
+  config.evaluation.every = 32
   config.evaluation.problems = 250
   config.checkpoint.every = 64
   config.checkpoint.keep_last = 1

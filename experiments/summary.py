@@ -14,7 +14,10 @@ from experiments.suite import results as results_lib
 from experiments.suite.cli import FIGURES
 from experiments.suite.experiment import Experiment
 
-NAMES = (*("staleness", "baselines", "asynchronous", "length_norm", "asymmetry", "kernel_grid"),)
+NAMES = (
+  *("regime", "staleness", "tuned", "baselines", "asynchronous", "mismatch", "length_norm"),
+  *("asymmetry", "kernel_grid", "dense_vs_moe", "frontier", "combination", "per_nat"),
+)
 HEAD = """\
 # Experiments
 

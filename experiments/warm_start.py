@@ -1,4 +1,7 @@
-"""Regenerates the quickstart's warm start: `python -m experiments.warm_start`.
+"""Regenerates a warm start: `python -m experiments.warm_start [quickstart|moe]`.
+
+The quickstart's, which the testbed's dense policy starts from too, or that of the testbed's mixture
+of experts.
 
 Supervised fine-tuning of random weights on demonstrations that are not perfect: each letter of an
 answer is wrong with a small probability. Imitation can be no better than its teacher, so the policy
@@ -10,6 +13,7 @@ advantage 1 is cross entropy.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import string
 import sys
@@ -22,7 +26,7 @@ import numpy as np
 import tqdm
 from ml_collections import FrozenConfigDict
 
-from configs import quickstart
+from configs import quickstart, testbed_moe
 from vespo_jax import advantages, models, objectives, parts
 from vespo_jax import config as config_lib
 from vespo_jax.learner.gradient import LossSettings
@@ -34,6 +38,10 @@ from vespo_jax.sampler import pad_prompts
 from vespo_jax.tasks import PromptStream
 from vespo_jax.types import TrainBatch
 
+STARTS = {
+  "quickstart": (quickstart.get_config(), quickstart.WARM_START),
+  "moe": (testbed_moe.get_config(), testbed_moe.START),
+}
 STEPS = 500
 PROMPTS = 128  # of a step
 WRONG_LETTERS = 0.07  # probability that a letter of a demonstration is a random one
@@ -104,14 +112,16 @@ def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack
 
 
 def main() -> int:
-  """Runs the experiment; the files are replaced only when it is done."""
-  config = quickstart.get_config()
+  """Trains one start; its files are replaced only when it is done."""
+  parser = argparse.ArgumentParser(prog="python -m experiments.warm_start", description=__doc__)
+  parser.add_argument("name", nargs="?", choices=STARTS, default="quickstart")
+  config, folder = STARTS[parser.parse_args().name]
   config.policy.path = ""
   with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
     train(config_lib.validate(config), Path(scratch), stack)
-    quickstart.WARM_START.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for file in Path(scratch).iterdir():
-      (quickstart.WARM_START / file.name).write_bytes(file.read_bytes())
+      (folder / file.name).write_bytes(file.read_bytes())
   return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,8 +50,14 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     runs = [run for run in runs if run.method in wanted]
   file = f"{experiment.name}.jsonl"
   path = (options.scratch / "quick" if options.quick else results_lib.RESULTS) / file
-  pool = Pool(path, options.scratch, jobs=options.jobs, budget_s=60 * options.budget)
-  failures = [] if options.figures else pool.work(runs)
+  jobs = None if experiment.alone else options.jobs
+  pool = Pool(path, options.scratch, jobs=jobs, budget_s=60 * options.budget)
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+  try:
+    failures = [] if options.figures else pool.work(runs)
+  except KeyboardInterrupt:
+    print("stopped; the same command goes on", file=sys.stderr)
+    return 1
   for failure in failures:
     print(f"failed: {failure}", file=sys.stderr)
   results = results_lib.read(path)
@@ -58,7 +65,8 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     print("there are no results yet", file=sys.stderr)
     return 1
   folder = options.scratch / "quick" if options.quick else FIGURES
-  page.draw(experiment, results, folder / f"{experiment.name}.png")
+  draw = experiment.draw or page.draw
+  draw(experiment, results, folder / f"{experiment.name}.png")
   text = page.markdown(experiment, results)
   (folder / f"{experiment.name}.md").write_text(text)
   print(text)

@@ -10,7 +10,9 @@ from typing import Any
 from experiments.suite.results import Result
 from experiments.suite.runs import Run
 
-DENSE = "configs/testbed.py"
+DENSE, MOE = "configs/testbed.py", "configs/testbed_moe.py"
+Cell = tuple[str, int, str, tuple[tuple[str, Any], ...]]
+Draw = Callable[["Experiment", Sequence[Result], Path], None]
 METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, under their names
   name: (("objective.name", name),)
   for name in (
@@ -52,31 +54,38 @@ class Experiment:
   Attributes:
     name: its file, and that of its results.
     title: what it shows, and where the paper has it.
-    cells: (method, staleness, config, changes) of every cell; each is run with every seed.
+    cells: (method, staleness, config, changes) of every cell; each is run with every seed. What
+      follows ", " in a method's name is what its VESPO shares with it ("vespo, int8").
     claims: of the paper.
     curves: metrics of its figure, a row each.
     seeds: how many, unless the command says otherwise.
+    first_seed: of them.
+    alone: the clock is measured: one run at a time, on all cores.
+    draw: its figure; None: the curves.
   """
 
   name: str
   title: str
-  cells: Sequence[tuple[str, int, str, tuple[tuple[str, Any], ...]]]
+  cells: Sequence[Cell]
   claims: Sequence[Claim]
   curves: Sequence[str] = ("reward/mean",)
   seeds: int = 3
+  first_seed: int = 0
+  alone: bool = False
+  draw: Draw | None = None
 
   def runs(self, seeds: int, extra: Sequence[tuple[str, Any]] = ()) -> list[Run]:
     """All runs, seed by seed, so that a part of them is a smaller experiment."""
     return [
       Run(self.name, method, seed, staleness, config, (*changes, *extra))
-      for seed in range(seeds)
+      for seed in range(self.first_seed, self.first_seed + seeds)
       for method, staleness, config, changes in self.cells
     ]
 
 
 def synchronous(
   methods: Sequence[str], stalenesses: Sequence[int], config: str = DENSE
-) -> list[tuple[str, int, str, tuple[tuple[str, Any], ...]]]:
+) -> list[Cell]:
   """The cells of methods by N."""
   return [
     (method, n, config, (*METHODS[method], ("staleness.minibatches", n)))
@@ -87,7 +96,7 @@ def synchronous(
 
 def variants(
   changes: Mapping[str, tuple[tuple[str, Any], ...]], stalenesses: Sequence[int]
-) -> list[tuple[str, int, str, tuple[tuple[str, Any], ...]]]:
+) -> list[Cell]:
   """The cells of VESPO with the changes of each variant, by N."""
   return [
     (name, n, DENSE, (*METHODS["vespo"], ("staleness.minibatches", n), *change))
@@ -103,6 +112,3 @@ def by_cell(results: Sequence[Result]) -> dict[tuple[str, int], dict[int, Result
     cell = cells.setdefault((result["method"], result["staleness"]), {})
     cell[result["seed"]] = result
   return cells
-
-
-Draw = Callable[[Experiment, Sequence[Result], Path], None]

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.suite import statistics
 from experiments.suite.experiment import Experiment, by_cell
 from experiments.suite.results import Result
+from vespo_jax.report.drawing import STYLE
 
 SCORES = {  # nothing is selected: how a run ends, its last rewards, and its best evaluation
-  "after": "held-out accuracy at the end",
+  "after": "accuracy at the end",
+  "last_evaluations": "mean of the last 3 evaluations",
   "last_reward": "mean reward, last tenth",
   "best": "best evaluation",
 }
 BASE = "vespo"
+COLUMNS = 4  # of panels, where there is one staleness
 
 
 def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
@@ -36,8 +38,9 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     if not cell:
       continue
     figures = [_interval([r[score] for r in cell.values()]) for score in SCORES]
-    base = cells.get((BASE, staleness), {})
-    p = "" if method == BASE or not base else _p(cell, base)
+    base_name = ", ".join([BASE, *method.split(", ")[1:]])
+    base = cells.get((base_name, staleness), {})
+    p = "" if method == base_name or not base else _p(cell, base)
     collapsed = f"{sum(r['collapsed'] for r in cell.values())}"
     row = [method, str(staleness), str(len(cell)), *figures, p, collapsed]
     lines.append("| " + " | ".join(row) + " |")
@@ -56,42 +59,42 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
 
 
 def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
-  """Curves of every method, a column for each staleness and a row for each metric: the mean over
-  seeds, and the range they span."""
+  """Curves of every method: the mean over seeds, and the range they span. A column for each
+  staleness and a row for each metric; with one staleness, the metrics side by side."""
   cells = by_cell(results)
-  columns = sorted({staleness for _, staleness in cells})
-  rows = experiment.curves
-  size = (3.2 * len(columns) + 1.2, 2.4 * len(rows) + 0.6)
-  figure, axes = plt.subplots(
-    len(rows), len(columns), figsize=size, squeeze=False, sharex="col", sharey="row"
-  )
   methods = list(dict.fromkeys(method for method, *_ in experiment.cells))
-  for (method, staleness), cell in cells.items():
-    if method not in methods:
-      continue
-    color = f"C{methods.index(method) % 10}"
-    for i, name in enumerate(rows):
-      curves = [r["curves"] for r in cell.values() if name in r["curves"]]
-      if not curves:
-        continue
-      length = min(len(curve[name]) for curve in curves)
-      values = np.array([curve[name][:length] for curve in curves])
-      steps = np.array(curves[0]["step"][:length])
-      axis = axes[i, columns.index(staleness)]
-      axis.plot(steps, np.nanmean(values, axis=0), color=color, label=method, linewidth=1.4)
-      axis.fill_between(
-        steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0
-      )
-  for j, staleness in enumerate(columns):
-    axes[0, j].set_title(f"N = {staleness}", fontsize=10)
-    axes[-1, j].set_xlabel("update")
-  for i, name in enumerate(rows):
-    axes[i, 0].set_ylabel(name)
-  axes[0, 0].legend(fontsize=8)
-  figure.tight_layout()
+  stalenesses = sorted({staleness for _, staleness, *_ in experiment.cells})
+  panels = [(name, staleness) for name in experiment.curves for staleness in stalenesses]
+  columns = len(stalenesses) if len(stalenesses) > 1 else min(len(panels), COLUMNS)
+  rows = math.ceil(len(panels) / columns)
   path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=100)
-  plt.close(figure)
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(2.9 * columns, 2.1 * rows + 0.5))
+    axes = figure.subplots(rows, columns, squeeze=False, sharex="col").ravel()
+    for axis, (name, staleness) in zip(axes, panels, strict=False):
+      for i, method in enumerate(methods):
+        _curve(axis, name, cells.get((method, staleness), {}).values(), f"C{i % 10}", method)
+      axis.set_title(f"{name}, N = {staleness}" if len(stalenesses) > 1 else name, fontsize=9)
+    for axis in axes[len(panels) :]:
+      axis.set_axis_off()
+    for axis in axes[len(panels) - columns : len(panels)]:
+      axis.set_xlabel("update")
+    handles = {line.get_label(): line for axis in axes for line in axis.lines}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
+    figure.savefig(path, dpi=100)
+
+
+def _curve(axis: Axes, name: str, results: Iterable[Result], color: str, label: str) -> None:
+  """One method's mean and range of a metric over updates, where it has it."""
+  runs = [r["curves"] for r in results if name in r["curves"]]
+  if not runs:
+    return
+  length = min(len(run[name]) for run in runs)
+  values = np.array([run[name][:length] for run in runs])
+  steps = runs[0]["step"][:length]
+  axis.plot(steps, values.mean(axis=0), color=color, label=label, linewidth=1.3)
+  low, high = values.min(axis=0), values.max(axis=0)
+  axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _interval(values: Sequence[float], sign: str = "") -> str:

@@ -35,12 +35,14 @@ class Pool:
   Args:
     results: the file that results are appended to.
     scratch: where run directories are while they are worked on.
-    jobs: runs at a time; each is bound to one core, if there are that many.
+    jobs: runs at a time; each is bound to one core, if there are that many. None: one at a time,
+      on all cores.
     budget_s: after so many seconds no run is begun.
   """
 
-  def __init__(self, results: Path, scratch: Path, *, jobs: int, budget_s: float):
-    self._results, self._scratch, self._jobs = results, scratch, jobs
+  def __init__(self, results: Path, scratch: Path, *, jobs: int | None, budget_s: float):
+    self._results, self._scratch, self._jobs = results, scratch, jobs or 1
+    self._bound = jobs is not None and hasattr(os, "sched_getaffinity")
     self._deadline = time.monotonic() + budget_s
     self._stopping = threading.Event()
     self._failures: list[str] = []
@@ -68,7 +70,7 @@ class Pool:
         bar.update(task, description=f"runs ({mean:.0f} s each{eta})")
         self._console.print(f"{run.experiment}: {run.method} N={run.staleness} seed {run.seed}")
 
-      cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+      cores = sorted(os.sched_getaffinity(0)) if self._bound else []
       threads = [
         threading.Thread(target=self._worker, args=(todo, done, cores[i : i + 1]), daemon=True)
         for i in range(self._jobs)
@@ -79,7 +81,7 @@ class Pool:
         for thread in threads:
           while thread.is_alive():
             thread.join(1.0)
-      finally:  # Ctrl-C: the children save themselves
+      finally:  # Ctrl-C or SIGTERM: the children save themselves
         self._stopping.set()
         for thread in threads:
           thread.join(STOP_S)

@@ -16,16 +16,15 @@ from vespo_jax import metrics
 VERSION = 1  # of the testbed's configs and warm starts: a new one makes all runs new
 
 CURVES = (
-  "reward/mean",
-  "response/length",
-  "entropy/mean",
-  "kl/behaviour_policy",
-  "grad/norm",
-  "objective/loss",
-  "weight/ess_fraction",
+  *("reward/mean", "response/length", "entropy/mean", "kl/behaviour_policy", "grad/norm"),
+  *("objective/loss", "objective/ess_fraction", "objective/coefficient_mean"),
+  *("weight/ess_fraction", "weight/log_w_std", "weight/log_z", "staleness/mean"),
+  *("weight/second_moment_bound_pos", "weight/second_moment_bound_neg"),
+  *("gradient_share/length_q1", "gradient_share/length_q4", "wall_time_s"),
 )
 CURVE_POINTS = 64
 LAST = 0.1  # the share of updates whose mean reward stands beside the last evaluation
+LAST_EVALUATIONS = 3  # whose mean stands beside it too
 COLLAPSE = 0.5  # a run has collapsed when its reward ends below this share of its best
 
 
@@ -68,8 +67,8 @@ class Run:
 
 
 def scores(workdir: Path) -> dict[str, Any]:
-  """What a finished run's directory says: accuracies before and after with intervals, the best and
-  the last evaluation on the way, mean reward of the last updates, whether it collapsed, curves.
+  """What a finished run's directory says: accuracies before and after, the best and the mean of the
+  last `LAST_EVALUATIONS` ones, mean reward of the last updates, whether it collapsed, curves.
 
   A run that diverged has no accuracy after; its own is then 0, and `stop_reason` says so.
   """
@@ -77,17 +76,21 @@ def scores(workdir: Path) -> dict[str, Any]:
   rows = metrics.read(workdir / "metrics.jsonl")
   reward = np.array([row["reward/mean"] for row in rows])
   last = max(1, round(LAST * len(rows)))
-  on_the_way = [row["evaluation/accuracy"] for row in rows if "evaluation/accuracy" in row]
+  evaluations = {r["step"]: r["evaluation/accuracy"] for r in rows if "evaluation/accuracy" in r}
   after = result.get("evaluation_after", {}).get("accuracy", 0.0)
+  evaluations[result["updates"]] = after
+  accuracies = list(evaluations.values())
   smooth = np.convolve(reward, np.ones(last) / last, "valid")
   return {
     "before": result["evaluation_before"]["accuracy"],
     "after": after,
-    "best": max([*on_the_way, after]),
+    "best": max(accuracies),
+    "last_evaluations": float(np.mean(accuracies[-LAST_EVALUATIONS:])),
     "last_reward": float(reward[-last:].mean()),
     "collapsed": bool(smooth[-1] < COLLAPSE * smooth.max()),
     "updates": result["updates"],
     "stop_reason": result["stop_reason"],
+    "evaluations": list(evaluations.items()),
     "curves": {"step": _thin([row["step"] for row in rows])}
     | {name: _thin([row[name] for row in rows]) for name in CURVES if name in rows[0]},
   }

@@ -1,8 +1,10 @@
 """The machinery of experiments: what is run, kept, compared and said. No policy is trained here."""
 
 import json
+import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +14,17 @@ from experiments import (
   asymmetry,
   asynchronous,
   baselines,
+  combination,
+  dense_vs_moe,
+  frontier,
   kernel_grid,
   kernels,
   length_norm,
+  mismatch,
+  per_nat,
+  regime,
   staleness,
+  tuned,
 )
 from experiments.suite import cli, page, results, statistics
 from experiments.suite.experiment import Claim, Experiment
@@ -25,8 +34,8 @@ from experiments.suite.runs import Run, scores
 EXPERIMENTS = [
   module.EXPERIMENT
   for module in (
-    *(asymmetry, asynchronous, baselines, kernel_grid, length_norm),
-    staleness,
+    *(asymmetry, asynchronous, baselines, combination, dense_vs_moe, frontier, kernel_grid),
+    *(length_norm, mismatch, per_nat, regime, staleness),
   )
 ]
 
@@ -125,12 +134,14 @@ def test_a_half_written_line_is_no_result_and_spoils_none(tmp_path):
 def test_scores_of_a_run(tmp_path):
   reward = np.concatenate([np.linspace(0.2, 0.8, 60), np.full(40, 0.1)])
   rows = [{"step": i + 1, "reward/mean": x, "grad/norm": 1.0} for i, x in enumerate(reward)]
-  rows[49]["evaluation/accuracy"] = 0.7
+  rows[49]["evaluation/accuracy"], rows[99]["evaluation/accuracy"] = 0.7, 0.2
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   result = {"evaluation_before": {"accuracy": 0.2}, "stop_reason": "Diverged", "updates": 100}
   (tmp_path / "result.json").write_text(json.dumps(result))
   found = scores(tmp_path)
   assert found["after"] == 0.0 and found["best"] == 0.7 and found["collapsed"]
+  assert found["evaluations"] == [(50, 0.7), (100, 0.0)]
+  assert found["last_evaluations"] == pytest.approx(0.35)
   assert found["last_reward"] == pytest.approx(0.1)
   assert len(found["curves"]["reward/mean"]) == len(found["curves"]["step"]) == 64
   assert np.mean(found["curves"]["grad/norm"]) == 1.0
@@ -164,7 +175,8 @@ def result(method, seed, after):
   curves = {"step": [1, 2], "reward/mean": [0.1, after]}
   return {
     **{"method": method, "seed": seed, "staleness": 4, "after": after, "best": after},
-    **{"last_reward": after, "collapsed": False, "curves": curves, "key": f"{method}{seed}"},
+    **{"last_reward": after, "last_evaluations": after, "collapsed": False},
+    **{"curves": curves, "key": f"{method}{seed}"},
   }
 
 
@@ -193,6 +205,27 @@ def test_experiments_name_their_cells(experiment):
     assert {claim.better, claim.worse} <= cells, claim.text
 
 
+def test_a_variant_is_tested_against_the_vespo_of_its_kind():
+  names = ("vespo, int8", "grpo, int8")
+  experiment = Experiment("toy", "A title", [(name, 4, "", ()) for name in names], [])
+  found = [result(names[0], s, 0.8 + 0.01 * s) for s in range(3)]
+  found += [result(names[1], s, 0.5 + 0.012 * s) for s in range(3)]
+  lines = page.markdown(experiment, found).splitlines()
+  p = stats.ttest_rel([0.8, 0.81, 0.82], [0.5, 0.512, 0.524]).pvalue
+  assert f"| {p:.3g} | 0 |" in next(line for line in lines if line.startswith("| grpo, int8"))
+  assert "|  | 0 |" in next(line for line in lines if line.startswith("| vespo, int8"))
+
+
+def test_every_method_has_its_own_best_rate(tmp_path, monkeypatch):
+  monkeypatch.setattr(results, "RESULTS", tmp_path)
+  for method in ("vespo", "grpo"):
+    for rate in regime.RATES[: 4 if method == "vespo" else 3]:
+      after = {2e-4: 0.5, 4e-4: 0.5}.get(rate, 0.1)
+      line = {"method": f"{method}, {rate:g}", "seed": 0, "after": after}
+      results.append(tmp_path / "regime.jsonl", line)
+  assert tuned.best_rates() == {"vespo": 2e-4}  # the lower of two alike; GRPO is not searched yet
+
+
 def test_vespos_surrogate_has_its_closed_form():
   assert max(kernels.error(1.0), kernels.error(-1.0)) < 1e-6
 
@@ -202,3 +235,25 @@ def test_bad_options_are_refused(capsys):
     with pytest.raises(SystemExit) as exit_:
       cli.main(staleness.EXPERIMENT, [option])
     assert exit_.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_sigterm_stops_the_runs_too(tmp_path):
+  """The runs are stopped and waited for, and the command says how to go on."""
+  program = f"""
+import pathlib, sys
+from experiments import staleness
+from experiments.suite import cli, results
+from experiments.suite.runs import Run
+code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75));" \\
+  "open(sys.argv[1], 'w').close(); time.sleep(60)"
+Run.command = lambda self, workdir: [sys.executable, "-c", code, str(workdir) + ".started"]
+results.RESULTS = pathlib.Path({str(tmp_path)!r})
+sys.exit(cli.main(staleness.EXPERIMENT, ["--seeds=1", "--jobs=2", "--scratch={tmp_path}/runs"]))
+"""
+  process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+  deadline = time.monotonic() + 60
+  while len(list((tmp_path / "runs").glob("*.started"))) < 2 and time.monotonic() < deadline:
+    time.sleep(0.1)
+  process.terminate()
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 1 and "stopped; the same command goes on" in errors

@@ -1,0 +1,150 @@
+"""Past the paper: what warns of a fall before the reward? `python -m experiments.early_warning`.
+
+Proposition 3.1 bounds the second moment of the coefficients. This runs nothing: it reads the runs
+of all other experiments for what their minibatches said about their weights. Each statistic is a
+detector, which alarms where its running mean first passes a threshold. The threshold is the one
+that leaves 90 % of the runs that did not fall in peace, so that detectors are compared at equal
+cost; what counts is how many falling runs are caught before the reward has fallen, and how long
+before. The reward itself is one of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from experiments.suite import results as results_lib
+from experiments.suite.cli import FIGURES
+from experiments.suite.results import Result
+from vespo_jax.report.drawing import STYLE
+
+FALL, STAYS = 0.8, 0.9  # it falls where it is below 0.8 of its best, and is below 0.9 from then on
+FALSE_ALARMS = 0.1
+WINDOW = 4  # points of a curve that a running mean is over
+DETECTORS: Mapping[str, float] = {  # statistic: 1 if large is alarming, -1 if small is
+  "objective/ess_fraction": -1.0,  # 1 / (E[phi^2] / E[phi]^2), whose numerator is bounded
+  "weight/ess_fraction": -1.0,
+  "weight/log_w_std": 1.0,
+  "kl/behaviour_policy": 1.0,
+  "grad/norm": 1.0,
+  "entropy/mean": -1.0,
+  "reward/mean": -1.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+  """What one statistic was worth.
+
+  Attributes:
+    name: of the statistic.
+    caught: falling runs it alarmed in before they had fallen.
+    falls: falling runs there were.
+    lead: median over those caught, updates from alarm to fall; NaN if none was.
+  """
+
+  name: str
+  caught: int
+  falls: int
+  lead: float
+
+
+def fall(reward: Sequence[float]) -> int | None:
+  """The point of a reward curve at which it has fallen for good; None if it has not."""
+  smooth = _running_mean(np.asarray(reward, float))
+  best = np.maximum.accumulate(smooth)
+  for i in range(len(smooth)):
+    if smooth[i] < FALL * best[i] and (smooth[i:] < STAYS * best[i]).all():
+      return i
+  return None
+
+
+def detect(name: str, sign: float, runs: Sequence[Result]) -> Detection:
+  """Holds one statistic against runs, falling and not."""
+  falling, standing = [], []
+  for run in runs:
+    score = sign * _running_mean(np.asarray(run["curves"][name], float))
+    at = fall(run["curves"]["reward/mean"])
+    if at is None:
+      standing.append(score.max())
+    else:
+      falling.append((score, at, run["curves"]["step"]))
+  threshold = np.quantile(standing, 1 - FALSE_ALARMS) if standing else math.inf
+  leads = []
+  for score, at, steps in falling:
+    alarms = np.flatnonzero(score > threshold)
+    if len(alarms) and alarms[0] < at:
+      leads.append(steps[at] - steps[alarms[0]])
+  return Detection(name, len(leads), len(falling), float(np.median(leads)) if leads else math.nan)
+
+
+def read_all() -> list[Result]:
+  """Every run there is a result of, once, that has all statistics."""
+  files = sorted(results_lib.RESULTS.glob("*.jsonl"))
+  runs = {run["key"]: run for path in files for run in results_lib.read(path)}
+  return [run for run in runs.values() if set(DETECTORS) <= set(run["curves"])]
+
+
+def markdown(detections: Sequence[Detection], runs: int) -> str:
+  """The table, with Wilson's 95 % intervals of the share that is caught."""
+  falls = detections[0].falls
+  lines = [
+    "## Past the paper: what warns of a fall before the reward does",
+    "",
+    f"{falls} of {runs} runs fell. Thresholds leave {1 - FALSE_ALARMS:.0%} of the others in peace.",
+    "",
+    "| statistic | caught before the fall | 95 % interval | updates before, median |",
+    "| --- | --- | --- | --- |",
+  ]
+  for d in detections:
+    interval = stats.binomtest(d.caught, d.falls).proportion_ci(method="wilson")
+    share = f"{interval.low:.0%} to {interval.high:.0%}"
+    lead = "" if math.isnan(d.lead) else f"{d.lead:.0f}"
+    lines.append(f"| `{d.name}` | {d.caught} of {d.falls} | {share} | {lead} |")
+  return "\n".join([*lines, ""])
+
+
+def draw(detections: Sequence[Detection], path: Path) -> None:
+  """The share that each statistic caught."""
+  with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
+    figure = Figure(figsize=(5.0, 2.6))
+    axis = figure.subplots()
+    axis.barh([d.name for d in detections][::-1], [d.caught / d.falls for d in detections][::-1])
+    axis.set_xlim(0, 1)
+    axis.set_xlabel("share of falling runs that it caught before they had fallen")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> int:
+  """Writes the table and the figure; exit code 1 where no run has fallen."""
+  runs = read_all()
+  detections = [detect(name, sign, runs) for name, sign in DETECTORS.items()]
+  if not detections[0].falls:
+    print("no run has fallen: there is nothing to warn of", file=sys.stderr)
+    return 1
+  text = markdown(detections, len(runs))
+  draw(detections, FIGURES / "early_warning.png")
+  (FIGURES / "early_warning.md").write_text(text)
+  print(text)
+  return 0
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+  """The mean of up to the last `WINDOW` values at every point."""
+  total = np.concatenate([[0.0], np.cumsum(values)])
+  stop = np.arange(1, len(values) + 1)
+  start = np.maximum(stop - WINDOW, 0)
+  return (total[stop] - total[start]) / (stop - start)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
