@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import optax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import advantages, objectives, parts, sharding
@@ -19,7 +20,7 @@ from vespo_jax.config import ConfigError
 from vespo_jax.learner.anchors import Anchors, copy
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState, abstract_like
 from vespo_jax.learner.gradient import LossSettings
-from vespo_jax.learner.numerics import GuardedUpdate, Limits
+from vespo_jax.learner.numerics import GuardedUpdate, Limits, Update
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
 from vespo_jax.learner.update import (
   StepSettings,
@@ -135,25 +136,14 @@ def make_learner(
   except ValueError as error:
     raise ConfigError(f"mesh: {error}") from error
   method = method or configured_method(config)
-  settings = parts.pick(OptimizerSettings, config.optimizer)
-  optimizer = make_optimizer(settings, config.updates if updates is None else updates)
-  adapters = config_lib.make_lora(config, spec)
+  step = make_step(config, spec, method, updates)
+  optimizer, adapters = step.optimizer, step.adapters
   if adapters is None:
     state = init_state(params, optimizer)
   else:
     trained = lora.init(spec, jax.random.key(config.seed), adapters)
     state = init_state(trained, optimizer, frozen=params)
   loss = method.loss
-  update = make_update(
-    spec,
-    method.objective,
-    method.advantage,
-    optimizer,
-    loss,
-    parts.pick(StepSettings, config.optimizer),
-    adapters,
-    recorded=config.rollouts.save_groups if config.rollouts.save_tokens else 0,
-  )
   offload = config.optimizer.offload
   state = place_state(mesh, spec, state, offload)
   initial = copy(state.params) if adapters is None else state.frozen  # the former is donated
@@ -163,13 +153,50 @@ def make_learner(
     needs_proximal=loss.needs_proximal,
     replay_proximal=loss.replay == "R2",
   )
+  compiled = compile_update(step.update, mesh, spec, state, step.limits, offload)
+  return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters, offload)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """An update that is not compiled yet, and what it was made with."""
+
+  update: Update
+  optimizer: optax.GradientTransformation
+  adapters: LoraSettings | None
+  limits: Limits
+
+
+def make_step(
+  config: FrozenConfigDict,
+  spec: ModelSpec,
+  method: Method | None = None,
+  updates: int | None = None,
+) -> Step:
+  """The update of the configured run, with no array and no device behind it.
+
+  `method` and `updates` as in `make_learner`.
+  """
+  method = method or configured_method(config)
+  settings = parts.pick(OptimizerSettings, config.optimizer)
+  optimizer = make_optimizer(settings, config.updates if updates is None else updates)
+  adapters = config_lib.make_lora(config, spec)
+  update = make_update(
+    spec,
+    method.objective,
+    method.advantage,
+    optimizer,
+    method.loss,
+    parts.pick(StepSettings, config.optimizer),
+    adapters,
+    recorded=config.rollouts.save_groups if config.rollouts.save_tokens else 0,
+  )
   limits = Limits(
     max_grad_norm=config.guards.max_grad_norm or math.inf,
     max_log_w=config.guards.max_log_w or math.inf,
     max_skipped=config.guards.max_skipped,
   )
-  compiled = compile_update(update, mesh, spec, state, limits, offload)
-  return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters, offload)
+  return Step(update, optimizer, adapters, limits)
 
 
 def load_checkpoint(workdir: Path) -> tuple[ModelSpec, Params, Tokenizer]:

@@ -151,17 +151,42 @@ def compile_update(
   limits: Limits = NO_LIMITS,
   offload: bool = False,
 ) -> GuardedUpdate:
-  """`jit` of `update(state, batch, skips_left)`, guarded as `numerics.guarded` says, with the
-  shardings of the rule table; all of a state but what is frozen is donated.
+  """`update(state, batch, skips_left)`, compiled as `jit_update` says.
 
-  `state` may be abstract (`jax.eval_shape`). Place a real state with `place_state`. With `offload`
-  the optimizer's state comes from the host's memory and goes back there, within the program.
+  `state` may be abstract (`jax.eval_shape`). Place a real state with `place_state`.
+  """
+  compiled, first = jit_update(update, mesh, spec, state, limits, offload), first_skips(limits)
+
+  def call(
+    state: TrainState, batch: TrainBatch, skips_left: HostArray = first
+  ) -> tuple[TrainState, Metrics]:
+    trained = dataclasses.replace(state, frozen=None)
+    after, metrics = compiled(trained, state.frozen, batch, skips_left)
+    return dataclasses.replace(after, frozen=state.frozen), metrics
+
+  return call
+
+
+def jit_update(
+  update: Update,
+  mesh: Mesh,
+  spec: ModelSpec,
+  state: TrainState,
+  limits: Limits = NO_LIMITS,
+  offload: bool = False,
+) -> jax.stages.Wrapped:
+  """`jit` of `step(trained, frozen, batch, skips_left)`, guarded as `numerics.guarded` says, with
+  the shardings of the rule table; `trained`, a state without what is frozen, is donated. With
+  `offload` the optimizer's state comes from the host's memory and goes back there, in the program.
+
+  For the most part `compile_update` is what is wanted; this can be lowered ahead of time, with
+  abstract arguments.
   """
   guarded_update = guarded(update, limits, lambda metrics: metrics[PER_SEQUENCE]["log_w"])
   shardings = state_shardings(mesh, spec, state, offload)
   opt_shardings = state_shardings(mesh, spec, state).opt_state  # while it is computed with
   trained = dataclasses.replace(shardings, frozen=None)
-  replicated, first = sharding.replicated(mesh), np.array(limits.max_skipped, np.int32)
+  replicated = sharding.replicated(mesh)
 
   def step(state: TrainState, frozen: Params | None, batch: TrainBatch, skips_left: Array):
     state = dataclasses.replace(state, frozen=frozen)
@@ -172,21 +197,17 @@ def compile_update(
       after, metrics = guarded_update(state, batch, skips_left)
     return dataclasses.replace(after, frozen=None), metrics
 
-  compiled = jax.jit(
+  return jax.jit(
     step,
     in_shardings=(trained, shardings.frozen, sharding.batch_sharding(mesh), replicated),
     out_shardings=(trained, replicated),
     donate_argnums=0,
   )
 
-  def call(
-    state: TrainState, batch: TrainBatch, skips_left: HostArray = first
-  ) -> tuple[TrainState, Metrics]:
-    trained = dataclasses.replace(state, frozen=None)
-    after, metrics = compiled(trained, state.frozen, batch, skips_left)
-    return dataclasses.replace(after, frozen=state.frozen), metrics
 
-  return call
+def first_skips(limits: Limits) -> np.ndarray:
+  """What the first update of a run is given as `skips_left`."""
+  return np.array(limits.max_skipped, np.int32)
 
 
 def compile_score(mesh: Mesh, spec: ModelSpec, loss: LossSettings) -> Score:

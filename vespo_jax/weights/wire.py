@@ -45,8 +45,8 @@ def bytes_on_wire(like: Any, learner: Any, sampler: Any, wire: Wire) -> dict[str
 
   Returns:
     `written`: bytes that the learner writes, and `written_per_device`, the most of any device;
-    `read`: bytes that one sampler reads, whole pieces, if each of its devices has a host of its own,
-    and `read_per_device`, the most of any device; `pieces`: how many there are.
+    `read`: bytes that one sampler reads, whole pieces, if each of its devices has a host of its
+    own, and `read_per_device`, the most of any device; `pieces`: how many there are.
   """
   itemsize, written, read, count = DTYPES[wire.dtype].itemsize, {}, {}, 0
   leaves = zip(*(jax.tree.leaves(tree) for tree in (like, learner, sampler)), strict=True)
