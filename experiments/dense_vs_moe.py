@@ -37,6 +37,7 @@ EXPERIMENT = Experiment(
     for rival, paper in RIVALS.items()
   ],
   curves=("reward/mean", "response/length", "kl/behaviour_policy", "entropy/mean"),
+  paper={DENSE: "configs/paper/qwen3_8b.py", MOE: "configs/paper/qwen3_30b_a3b.py"},
 )
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ EXPERIMENT = Experiment(
   claims=[],
   curves=("reward/mean", "response/length", "kl/behaviour_policy", "weight/ess_fraction"),
   seeds=1,
+  paper={},
 )
 
 if __name__ == "__main__":

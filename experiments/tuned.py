@@ -49,6 +49,7 @@ def _experiment() -> Experiment:
     ],
     curves=("reward/mean", "kl/behaviour_policy", "weight/ess_fraction"),
     first_seed=1,
+    paper={},
   )
 
 

@@ -11,6 +11,7 @@ from experiments.suite.results import Result
 from experiments.suite.runs import Run
 
 DENSE, MOE = "configs/testbed.py", "configs/testbed_moe.py"
+PAPER = {config: "configs/paper/qwen3_30b_a3b.py" for config in (DENSE, MOE)}  # its main model
 Cell = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 Draw = Callable[["Experiment", Sequence[Result], Path], None]
 METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, under their names
@@ -62,6 +63,8 @@ class Experiment:
     first_seed: of them.
     alone: the clock is measured: one run at a time, on all cores.
     draw: its figure; None: the curves.
+    paper: the config in the place of each of the testbed's, at the paper's scale; empty: there is
+      none, because it is about the testbed.
   """
 
   name: str
@@ -73,11 +76,20 @@ class Experiment:
   first_seed: int = 0
   alone: bool = False
   draw: Draw | None = None
+  paper: Mapping[str, str] = dataclasses.field(default_factory=lambda: PAPER)
 
-  def runs(self, seeds: int, extra: Sequence[tuple[str, Any]] = ()) -> list[Run]:
-    """All runs, seed by seed, so that a part of them is a smaller experiment."""
+  def runs(
+    self,
+    seeds: int,
+    extra: Sequence[tuple[str, Any]] = (),
+    configs: Mapping[str, str] | None = None,
+  ) -> list[Run]:
+    """All runs, seed by seed, so that a part of them is a smaller experiment; with changes that all
+    make, and with the configs that `configs` puts in the place of others."""
     return [
-      Run(self.name, method, seed, staleness, config, (*changes, *extra))
+      Run(
+        self.name, method, seed, staleness, (configs or {}).get(config, config), (*changes, *extra)
+      )
       for seed in range(self.first_seed, self.first_seed + seeds)
       for method, staleness, config, changes in self.cells
     ]

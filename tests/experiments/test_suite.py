@@ -1,6 +1,7 @@
 """The machinery of experiments: what is run, kept, compared and said. No policy is trained here."""
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from experiments.suite import cli, page, results, statistics
 from experiments.suite.experiment import Claim, Experiment
 from experiments.suite.pool import Pool
 from experiments.suite.runs import Run, scores
+from vespo_jax import config as config_lib
 
 EXPERIMENTS = [
   module.EXPERIMENT
@@ -230,10 +232,28 @@ def test_vespos_surrogate_has_its_closed_form():
   assert max(kernels.error(1.0), kernels.error(-1.0)) < 1e-6
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
+def test_the_papers_scale_has_configs(experiment, capsys, tmp_path, monkeypatch):
+  """The commands of every run name config files that there are, and change keys of theirs."""
+  monkeypatch.setattr(results, "RESULTS", tmp_path)
+  if not experiment.paper:
+    return
+  assert cli.main(experiment, ["--preset=paper", "--commands", "--seeds=1"]) == 0
+  commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+  assert len(commands) == len(experiment.cells)
+  for command in commands:
+    assert command[1:3] == ["-m", "vespo_jax.train"]
+    config_lib.parse([command[0], *command[3:]])  # raises ConfigError
+
+
 def test_bad_options_are_refused(capsys):
-  for option, words in (("--seeds=0", "positive"), ("--only=nobody", "no method 'nobody'")):
+  for option, words in (
+    ("--seeds=0", "positive"),
+    ("--only=nobody", "no method 'nobody'"),
+    ("--preset=paper --quick", "no quick one"),
+  ):
     with pytest.raises(SystemExit) as exit_:
-      cli.main(staleness.EXPERIMENT, [option])
+      cli.main(staleness.EXPERIMENT, option.split())
     assert exit_.value.code == 2 and words in capsys.readouterr().err
 
 
