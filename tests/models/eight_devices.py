@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import PartitionSpec
 
 from vespo_jax import models, sharding
@@ -69,6 +70,40 @@ def ring_of_eight():
   assert moved(gathered, "all_gather") and not moved(gathered, "collective_permute")
 
 
+def random_batch():
+  shape = (P, R, T)
+  return TrainBatch(
+    prompt_tokens_PS=rng.integers(0, 32, (P, S)),
+    prompt_mask_PS=MASK_PS,
+    response_tokens_PRT=rng.integers(0, 32, shape),
+    response_mask_PRT=np.ones(shape, bool),
+    behaviour_logprobs_PRT=np.zeros(shape, np.float32),
+    rewards_PR=np.zeros(shape[:2], np.float32),
+  )
+
+
+def kernels_in_a_spread_program():
+  """They are lowered where parameters and prompts are spread, forward and backward."""
+  fused_attention_stablehlo.check_cudnn_version = lambda: 91_000  # here there is none
+  spec = models.ModelSpec(
+    vocab_size=32, width=16, layers=1, heads=8, kv_heads=4, head_width=64, mlp_width=16
+  )
+  mesh, batch = sharding.make_mesh({"fsdp": 2, "tensor": 4}), random_batch()
+  for platform, attention, program in (
+    ("tpu", "splash", "splash_mha_dkv"),
+    ("cuda", "cudnn", "fmhaSoftmaxBackward"),
+  ):
+    compute = models.Compute(attention=attention, dtype="bfloat16")
+
+    def total(params, compute=compute):
+      with partition.over(mesh):
+        return jnp.sum(models.group_logprobs(params, spec, batch, compute=compute)[0])
+
+    traced = jax.jit(jax.grad(total)).trace(models.abstract(spec))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert program in text and "xbf16>" in text and "stablehlo.reduce_scatter" in text
+
+
 def adapters_over_tensor():
   """The gradient of adapters, whose kernels are spread over `fsdp` and `tensor`."""
   spec = models.ModelSpec(
@@ -78,16 +113,8 @@ def adapters_over_tensor():
   base = models.init(spec, jax.random.key(0))
   adapters = lora.init(spec, jax.random.key(1), settings)
   adapters = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), adapters)
-  shape = (P, R, T)
-  batch = TrainBatch(
-    prompt_tokens_PS=rng.integers(0, 32, (P, S)),
-    prompt_mask_PS=MASK_PS,
-    response_tokens_PRT=rng.integers(0, 32, shape),
-    response_mask_PRT=np.ones(shape, bool),
-    behaviour_logprobs_PRT=np.zeros(shape, np.float32),
-    rewards_PR=np.zeros(shape[:2], np.float32),
-  )
-  weights = rng.normal(size=shape).astype(np.float32)
+  batch = random_batch()
+  weights = rng.normal(size=(P, R, T)).astype(np.float32)
 
   def gradient(mesh):
     def total(adapters, base):
@@ -131,7 +158,12 @@ def packed_rows_by_a_kernel():
   chex.assert_trees_all_close(step(*arrays), expected, atol=2e-5, rtol=1e-4)
 
 
-WHAT = {"ring": ring_of_eight, "lora": adapters_over_tensor, "rows": packed_rows_by_a_kernel}
+WHAT = {
+  "ring": ring_of_eight,
+  "lora": adapters_over_tensor,
+  "rows": packed_rows_by_a_kernel,
+  "kernels": kernels_in_a_spread_program,
+}
 for name in sys.argv[1:]:
   WHAT[name]()
   print(name)

@@ -9,7 +9,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-  "what", ["ring", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "rows"))]
+  "what",
+  ["ring", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "rows", "kernels"))],
 )
 def test_eight_devices_compute_what_one_does(what):
   here = Path(__file__).parent
