@@ -294,7 +294,7 @@ def test_the_largest_paper_config_compiles_in_three_minutes(tmp_path):
   rows = tmp_path / "rows.jsonl"
   run("--config=configs/paper/qwen3_30b_a3b.py", f"--json={rows}")
   row = json.loads(rows.read_text())
-  assert row["compile_s"] < 180
+  assert row["compile_cpu_s"] < 180  # of all threads: other tests may run beside it
   assert row["fits"] and row["memory"]["total"] < 141e9 < 8 * 30.5e9
   assert FrozenConfigDict(row["layout"]).fsdp == 8
   assert row["arguments"] / GIB < 11
