@@ -196,6 +196,7 @@ def numbers(
       "temporaries": update.temporary_bytes,
       "peak": update.peak_bytes,
       "compile_s": update.lower_s + update.compile_s,
+      "compile_cpu_s": update.cpu_s,
       "flops_compiled": counts.flops,
       "collectives": by_axes(_sizeable(counts.transfers), layout.sizes),
     }

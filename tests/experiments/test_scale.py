@@ -276,7 +276,7 @@ def run(*arguments, timeout=900):
 def test_the_model_s_collectives_are_those_of_the_compiled_update(tmp_path):
   """A dense model, whose every large collective the model has: within a tenth."""
   rows = tmp_path / "rows.jsonl"
-  mesh = {"data": 1, "fsdp": 2, "tensor": 2, "expert": 1, "sequence": 2}
+  mesh = sizes(fsdp=4, sequence=2)  # 259 rows of a vocabulary do not divide over tensor
   run(
     *("--config=configs/debug.py", "--hardware=h100:8", f"--json={rows}", "--prompt_width=64"),
     *("--config.policy.layers=12", "--config.policy.remat=full", "--config.policy.width=256"),
@@ -284,7 +284,9 @@ def test_the_model_s_collectives_are_those_of_the_compiled_update(tmp_path):
     *(f"--config.mesh.{axis}={size}" for axis, size in mesh.items()),
   )
   row = json.loads(rows.read_text())
-  for name, expected in row["expected"].items():
+  large = {name: size for name, size in row["expected"].items() if size >= 1e6}
+  assert len(large) == 4
+  for name, expected in large.items():
     np.testing.assert_allclose(row["collectives"][name], expected, rtol=0.1, err_msg=name)
   assert row["memory"]["params"] + row["memory"]["optimizer"] < row["arguments"]
 
@@ -294,7 +296,7 @@ def test_the_largest_paper_config_compiles_in_three_minutes(tmp_path):
   rows = tmp_path / "rows.jsonl"
   run("--config=configs/paper/qwen3_30b_a3b.py", f"--json={rows}")
   row = json.loads(rows.read_text())
-  assert row["compile_s"] < 180
+  assert row["compile_cpu_s"] < 180  # of all threads: other tests may run beside it
   assert row["fits"] and row["memory"]["total"] < 141e9 < 8 * 30.5e9
   assert FrozenConfigDict(row["layout"]).fsdp == 8
   assert row["arguments"] / GIB < 11
