@@ -4,10 +4,12 @@
     python -m vespo_jax.train --config=configs/testbed_moe.py --workdir=runs/testbed_moe
 
 Each expert is a quarter as wide as the dense policy's feed-forward layer, so that a token passes
-half of its multiplications there. `python -m experiments.warm_start moe` makes what it starts from,
-as the dense policy's start is made: the same demonstrations, as many steps.
+half of its multiplications there. It starts from what `python -m experiments.warm_start moe` makes,
+which has to be run first: as the dense policy's start is made, the same demonstrations and as many
+steps.
 
-Reproduces the protocol of configs/testbed.py. Hardware: one CPU core.
+Reproduces the protocol of configs/testbed.py. Hardware: one CPU core. Wall time: not measured; ragged
+products are slow on a CPU. Expected: no run has been made yet.
 """
 
 from pathlib import Path

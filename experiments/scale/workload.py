@@ -69,9 +69,8 @@ class Workload:
       int(loss.needs_proximal) + int(loss.needs_reference),
       size(state.opt_state) / count,
       size(state.params) // count,
-      # both are float32 and dense in a learner whose config does not say
-      jnp.dtype(config.policy.get("dtype", "float32")).itemsize,
-      config.policy.get("attention", "dense"),
+      jnp.dtype(config.policy.dtype).itemsize,
+      config.policy.attention,
       jnp.dtype(config.sampler.dtype).itemsize,
     )
 

@@ -31,7 +31,7 @@ from experiments.suite import cli, page, results, statistics
 from experiments.suite.experiment import Claim, Experiment
 from experiments.suite.pool import Pool
 from experiments.suite.runs import Run, scores
-from vespo_jax import config as config_lib
+from vespo_jax import config_file
 
 EXPERIMENTS = [
   module.EXPERIMENT
@@ -243,7 +243,7 @@ def test_the_papers_scale_has_configs(experiment, capsys, tmp_path, monkeypatch)
   assert len(commands) == len(experiment.cells)
   for command in commands:
     assert command[1:3] == ["-m", "vespo_jax.train"]
-    config_lib.parse([command[0], *command[3:]])  # raises ConfigError
+    config_file.read_command([command[0], *command[3:]])  # raises ConfigError
 
 
 def test_bad_options_are_refused(capsys):
