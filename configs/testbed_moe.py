@@ -8,8 +8,8 @@ half of its multiplications there. It starts from what `python -m experiments.wa
 which has to be run first: as the dense policy's start is made, the same demonstrations and as many
 steps.
 
-Reproduces the protocol of configs/testbed.py. Hardware: one CPU core. Wall time: not measured; ragged
-products are slow on a CPU. Expected: no run has been made yet.
+Reproduces the protocol of configs/testbed.py. Hardware: one CPU core. Wall time: not measured; and
+ragged products are slow on a CPU. Expected: no run has been made yet.
 """
 
 from pathlib import Path
