@@ -54,7 +54,7 @@ for name, learner in LEARNERS.items():
     Wire("bfloat16", chunk_bytes=CHUNK),
   ):
     directory = place / f"{name}, {wire.dtype}, {wire.compress}"
-    written = pieces.write(directory, 3, params, wire)
+    written = pieces.write(directory, 3, params, wire, parts=wires.parts_of(whole, SAMPLER))
     publication = pieces.open_publication(directory)
     found, got = pieces.read(publication, like(SAMPLER))
     expected = jax.tree.map(
@@ -70,7 +70,7 @@ for name, learner in LEARNERS.items():
     cost = wires.bytes_on_wire(whole, learner, SAMPLER, wire)
     assert cost["written"] == raw and cost["pieces"] == written.pieces
     assert cost["written_per_device"] < 1.5 * raw / 8  # copies share the work
-    assert raw / 4 <= cost["read_per_device"] < raw
+    assert raw / 4 <= cost["read_per_device"] < 1.1 * raw / 4  # a little is on all of them
     measured[f"{name}, {wire.dtype}, compress={wire.compress}"] = written.wire_bytes / raw
 
 # what differs from the version before: exact in either type, and smaller

@@ -35,13 +35,19 @@ def test_a_sampler_of_another_layout_reads_what_a_learner_wrote(tmp_path):
     assert ratios[delta.format(dtype)] < ratios[plain.format(dtype)] < 1
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=4), st.integers(4, 400))
+@given(
+  st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12), st.integers(1, 2)), max_size=4),
+  st.integers(4, 400),
+)
 def test_a_part_is_cut_into_pieces_that_cover_it_once_and_are_small(sides, chunk_bytes):
-  box = tuple((start, start + size) for start, size in sides)
-  seen = np.zeros([stop for _, stop in box], int)
-  for part in wire.cut(box, Wire(chunk_bytes=chunk_bytes)):
+  box = tuple((start, start + size) for start, size, _ in sides)
+  parts = tuple(count for _, _, count in sides)
+  shape = tuple(16 * count for count in parts)
+  seen = np.zeros(shape, int)
+  for part in wire.cut(box, shape, Wire(chunk_bytes=chunk_bytes), parts):
     inside = tuple(slice(start, stop) for start, stop in part)
     assert 0 < 4 * seen[inside].size <= chunk_bytes
+    assert all(start // 16 == (stop - 1) // 16 for start, stop in part)  # for one reader
     seen[inside] += 1
   inside = tuple(slice(start, stop) for start, stop in box)
   assert np.all(seen[inside] == 1) and seen.sum() == seen[inside].size

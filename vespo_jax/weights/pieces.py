@@ -30,7 +30,7 @@ import numpy as np
 
 from vespo_jax import files
 from vespo_jax.types import Array, HostArray, Params
-from vespo_jax.weights.wire import DTYPES, Box, Wire, box_of, cut, overlap, within
+from vespo_jax.weights.wire import DTYPES, Box, Wire, box_of, cut, named, overlap, within
 
 FORMAT = 1
 
@@ -98,6 +98,7 @@ def write(
   params: Params,
   wire: Wire,
   base: tuple[int, Params] | None = None,
+  parts: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Traffic:
   """Writes this process's pieces of the weights; every process that has some makes the call.
 
@@ -107,17 +108,19 @@ def write(
     params: jax arrays, spread over devices in any way.
     wire: how they travel, the same in all processes.
     base: a version that every reader has, and its weights, laid out like `params`.
+    parts: from `wire.parts_of`, how readers spread the arrays, so that no piece is for two of them;
+      any other layout can be read too.
 
   Raises OSError if there is no room; the publication is then never whole.
   """
   directory.mkdir(parents=True, exist_ok=True)
   process, traffic = jax.process_index(), Traffic()
-  olds = {} if base is None else _named(base[1])
+  olds = {} if base is None else named(base[1])
   index: dict[str, list[Any]] = {}
   with (directory / f"{process}.bin").open("wb") as file:
-    for name, array in _named(params).items():
+    for name, array in named(params).items():
       index[name] = []
-      for shard, part in _mine(array, wire):
+      for shard, part in _mine(array, wire, (parts or {}).get(name)):
         raw = _fetch(shard.data, shard.index, array.shape, part, wire)
         old = None
         if name in olds:
@@ -133,7 +136,7 @@ def write(
     "base": None if base is None else base[0],
     "wire": dataclasses.asdict(wire),
     "processes": jax.process_count(),
-    "shapes": {name: array.shape for name, array in _named(params).items()},
+    "shapes": {name: array.shape for name, array in named(params).items()},
     "pieces": index,
   }
   files.write(directory / f"{process}.json", json.dumps(about))  # last, and whole
@@ -191,9 +194,9 @@ def read(
       f"version {publication.version} is given as what differs from version "
       f"{publication.base}, which is not at hand"
     )
-  olds = {} if publication.base is None or base is None else _named(base[1])
-  traffic, named = Traffic(), _named(like)
-  made = {name: _read(publication, name, leaf, olds, traffic) for name, leaf in named.items()}
+  olds = {} if publication.base is None or base is None else named(base[1])
+  traffic, leaves = Traffic(), named(like)
+  made = {name: _read(publication, name, leaf, olds, traffic) for name, leaf in leaves.items()}
   return jax.tree.unflatten(jax.tree.structure(like), made.values()), traffic
 
 
@@ -255,12 +258,12 @@ def _put(shard: Array, part: Array, start: tuple[int, ...]) -> Array:
   return jax.lax.dynamic_update_slice(shard, part.astype(shard.dtype), start)
 
 
-def _mine(array: Array, wire: Wire) -> Iterator[tuple[Any, Box]]:
+def _mine(array: Array, wire: Wire, parts: tuple[int, ...] | None) -> Iterator[tuple[Any, Box]]:
   """(shard, piece) of what this process writes: of a part with n copies, copy r has every n-th."""
   boxes = [box_of(i, array.shape) for i in array.sharding.devices_indices_map(array.shape).values()]
   for shard in array.addressable_shards:
     box = box_of(shard.index, array.shape)
-    for number, part in enumerate(cut(box, wire)):
+    for number, part in enumerate(cut(box, array.shape, wire, parts)):
       if number % boxes.count(box) == shard.replica_id:
         yield shard, part
 
@@ -308,11 +311,6 @@ def _decompressed(data: bytes, size: int) -> bytes:
   import pyarrow as pa
 
   return pa.Codec("zstd").decompress(data, size, asbytes=True)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _on(array: Array, device: jax.Device) -> Array:

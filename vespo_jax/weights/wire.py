@@ -35,6 +35,24 @@ class Wire:
       raise ValueError(f"no such wire: {self}; types: {', '.join(DTYPES)}")
 
 
+def named(tree: Any) -> dict[str, Any]:
+  """The leaves of a tree by their paths."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def parts_of(like: Any, shardings: Any) -> dict[str, tuple[int, ...]]:
+  """By name, into how many equal parts shardings spread each axis of an array."""
+  shapes, spread = (named(tree) for tree in (like, shardings))
+  return {
+    name: tuple(
+      size // max(part, 1)
+      for size, part in zip(leaf.shape, spread[name].shard_shape(leaf.shape), strict=True)
+    )
+    for name, leaf in shapes.items()
+  }
+
+
 def bytes_on_wire(like: Any, learner: Any, sampler: Any, wire: Wire) -> dict[str, int]:
   """What a publication moves, before compression, from shapes and shardings alone.
 
@@ -49,8 +67,9 @@ def bytes_on_wire(like: Any, learner: Any, sampler: Any, wire: Wire) -> dict[str
     own, and `read_per_device`, the most of any device; `pieces`: how many there are.
   """
   itemsize, written, read, count = DTYPES[wire.dtype].itemsize, {}, {}, 0
-  leaves = zip(*(jax.tree.leaves(tree) for tree in (like, learner, sampler)), strict=True)
-  for leaf, source, target in leaves:
+  parts, sources, targets = parts_of(like, sampler), named(learner), named(sampler)
+  for name, leaf in named(like).items():
+    source, target = sources[name], targets[name]
     boxes = {}  # of the learner's parts: the devices that hold each
     for device, index in source.devices_indices_map(leaf.shape).items():
       boxes.setdefault(box_of(index, leaf.shape), []).append(device)
@@ -58,7 +77,7 @@ def bytes_on_wire(like: Any, learner: Any, sampler: Any, wire: Wire) -> dict[str
     for device, index in target.devices_indices_map(leaf.shape).items():
       wanted.setdefault(box_of(index, leaf.shape), []).append(device)
     for box, holders in boxes.items():
-      for number, part in enumerate(cut(box, wire)):
+      for number, part in enumerate(cut(box, leaf.shape, wire, parts[name])):
         size = itemsize * math.prod(stop - start for start, stop in part)
         writer = holders[number % len(holders)]
         written[writer] = written.get(writer, 0) + size
@@ -76,8 +95,24 @@ def bytes_on_wire(like: Any, learner: Any, sampler: Any, wire: Wire) -> dict[str
   }
 
 
-def cut(box: Box, wire: Wire) -> Iterator[Box]:
-  """A part, in pieces of at most `chunk_bytes`: whole along the last axes, as far as that goes."""
+def cut(
+  box: Box, shape: tuple[int, ...], wire: Wire, parts: tuple[int, ...] | None = None
+) -> Iterator[Box]:
+  """A part of an array of this shape, in pieces of at most `chunk_bytes`.
+
+  None of them is in two of the `parts` that readers spread each axis into; beyond that they are
+  whole along the last axes, as far as that goes.
+  """
+  sides = []
+  for (start, stop), size, count in zip(box, shape, parts or (1,) * len(shape), strict=True):
+    width = size // count
+    edges = [start, *range((start // width + 1) * width, stop, width), stop]
+    sides.append(list(itertools.pairwise(edges)))
+  for within_parts in itertools.product(*sides):
+    yield from _chunks(within_parts, wire)
+
+
+def _chunks(box: Box, wire: Wire) -> Iterator[Box]:
   room = wire.chunk_bytes // DTYPES[wire.dtype].itemsize  # elements
   steps = []
   for start, stop in reversed(box):
