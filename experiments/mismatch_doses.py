@@ -95,7 +95,7 @@ DOSES = (
   Dose("int8, noise 0.01", "int8", 1e-2),
 )
 
-_learner = jax.jit(gradient.score, static_argnums=(1, 3, 4))
+_learner = jax.jit(gradient.score, static_argnums=(1, 3))
 _metrics = jax.jit(diagnostics.mismatch_metrics)
 
 
@@ -150,7 +150,8 @@ def _by_the_learner(
 ) -> list[np.ndarray]:
   R, T = settings.samples_per_prompt, settings.max_new_tokens
   batch, _ = make_batch(rollouts, R, T, version=0)
-  logprobs_PRT, _ = _learner(params, spec, batch, settings.temperature, 1)
+  as_sampled = gradient.LossSettings(temperature=settings.temperature)
+  logprobs_PRT, _ = _learner(params, spec, batch, as_sampled)
   logprobs_BT = np.asarray(logprobs_PRT).reshape(-1, T)
   return [row[: len(x.response_ids)] for row, x in zip(logprobs_BT, rollouts, strict=True)]
 

@@ -173,14 +173,9 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
   )
 
 
-def _check_alone(config: FrozenConfigDict) -> None:
-  if config.distributed.enabled:
-    raise ConfigError("distributed.enabled=True is of vespo_jax.train; this command is one process")
-
-
 def check_sft(config: FrozenConfigDict) -> None:
   """Raises ConfigError if no supervised fine-tuning can be made of a config."""
-  _check_alone(config)
+  _check_one_process(config)
   for key in ("data", "held_out_data"):
     path = config.sft[key]
     if path and not os.path.isfile(path):
@@ -202,7 +197,7 @@ def check_sft(config: FrozenConfigDict) -> None:
 
 def check_rewrite(config: FrozenConfigDict) -> None:
   """Raises ConfigError if no rewriting can be made of a config."""
-  _check_alone(config)
+  _check_one_process(config)
   if 0 < config.task.train_size < config.rewrite.problems:  # 0: all there are
     raise ConfigError(
       f"rewrite.problems={config.rewrite.problems} must be at most "
@@ -383,22 +378,23 @@ def _check_policy(config: FrozenConfigDict) -> None:
 
 def _check_attention(config: FrozenConfigDict, spec: ModelSpec) -> None:
   name, mesh = config.policy.attention, config.mesh
-  if config.sampler.attention == "paged" and config.sampler.dtype != "bfloat16":
-    raise ConfigError(
-      "sampler.attention='paged' has keys and values in bfloat16, and "
-      f"sampler.dtype={config.sampler.dtype!r}"
-    )
+  dtype = config.sampler.dtype
+  if config.sampler.attention == "paged" and dtype != "bfloat16":
+    raise ConfigError(f"sampler.attention='paged' needs sampler.dtype='bfloat16', not {dtype!r}")
   if name != "dense" and mesh.sequence != 1:
     raise ConfigError(
       f"policy.attention={name!r} sees whole sequences, and mesh.sequence={mesh.sequence} divides "
       "them; use policy.attention='dense' there"
     )
   if name == "cudnn" and config.policy.dtype != "bfloat16":
-    raise ConfigError(
-      f"policy.attention='cudnn' computes in bfloat16, and policy.dtype={config.policy.dtype!r}"
-    )
+    raise ConfigError("policy.attention='cudnn' needs policy.dtype='bfloat16'")
   if name == "cudnn" and (spec.head_width % 8 or spec.head_width > 256):
     raise ConfigError(
       f"policy.attention='cudnn' needs heads of a multiple of 8 up to 256, and the policy's have "
       f"{spec.head_width}"
     )
+
+
+def _check_one_process(config: FrozenConfigDict) -> None:
+  if config.distributed.enabled:
+    raise ConfigError("distributed.enabled=True is of vespo_jax.train; this command is one process")

@@ -32,6 +32,7 @@ from vespo_jax.runtime import (
   RaySettings,
   Sampler,
   Schedule,
+  SharedGrader,
   WorkerSettings,
   start_sampler,
 )
@@ -130,7 +131,7 @@ def _open_task(
     raise ConfigError(f"task {task.name!r}: {error}") from error
   if hosts.first:
     hosts.wait()
-  shared = grader if hosts.count == 1 else tasks.SharedGrader(grader, hosts)
+  shared = grader if hosts.count == 1 else SharedGrader(grader, hosts)
   failures = config.task.max_grade_failures
   held_out = Problems(task, splits.test, tokenizer, shared, max_failures=failures)
   train = dataclasses.replace(held_out, examples=splits.train, shaping=make_shaping(config))

@@ -68,7 +68,7 @@ def test_a_script_starts_trainers_whose_config_is_good(script, tmp_path):
   extra = "--config.objective.aggregation=token-mean"
   done, started = launch(script, tmp_path, variables | paths, *arguments, extra)
   assert done.returncode == 0 and len(started) == processes, done.stderr
-  for index, (flag, module, *flags) in enumerate(started):
+  for index, (flag, module, *flags) in enumerate(sorted(started)):  # they start side by side
     assert (flag, module) == ("-m", "vespo_jax.train")
     # Ray may not be here; of two values for one key the last one counts
     here = ["--config.runtime.transport=local"] if script == "ray" else []

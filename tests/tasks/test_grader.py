@@ -179,3 +179,10 @@ def test_closing_leaves_no_process(tmp_path):
     wait_until_gone(pid)
   with pytest.raises(RuntimeError):
     grade(grader, ["good"])
+
+
+def test_a_grader_does_not_carry_jax():
+  """Its memory is the answers': a limit that counts JAX's would be no limit on them."""
+  program = "import sys, vespo_jax.tasks.grader_process; print('jax' in sys.modules)"
+  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+  assert done.stdout.strip() == "False", done.stderr

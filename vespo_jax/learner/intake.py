@@ -15,9 +15,9 @@ from vespo_jax.learner.groups import NoSignal, Refill, Selection, success_rates
 from vespo_jax.learner.ledger import Ledger, Portion
 from vespo_jax.learner.saved import SavedRollouts
 from vespo_jax.learner.shaping import Shaping
-from vespo_jax.runtime import Sampler, Schedule, Snapshot
+from vespo_jax.runtime import Sampler, Schedule, SharedGrader, Snapshot
 from vespo_jax.sampler import Order, Result, Settings
-from vespo_jax.tasks import Curricula, Example, Grader, SharedGrader, Split, Stream, Task
+from vespo_jax.tasks import Curricula, Example, Grader, Split, Stream, Task
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Plan, Rollout
 

@@ -19,6 +19,7 @@ from vespo_jax.runtime.pool import SamplerPool
 from vespo_jax.runtime.ray_cluster import RaySettings, RayTransport
 from vespo_jax.runtime.schedule import Schedule
 from vespo_jax.runtime.serving import Blueprint
+from vespo_jax.runtime.shared_grader import SharedGrader
 from vespo_jax.runtime.threads import ThreadTransport
 from vespo_jax.sampler import WorkerSettings
 
@@ -79,6 +80,7 @@ __all__ = [
   "SamplersFailed",
   "SharedWeights",
   "Schedule",
+  "SharedGrader",
   "Snapshot",
   "WorkerSettings",
   "start_sampler",

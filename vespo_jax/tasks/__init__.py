@@ -14,7 +14,6 @@ from vespo_jax.tasks.curriculum import Curricula, Curriculum
 from vespo_jax.tasks.dataset import Split, Splits, open_splits
 from vespo_jax.tasks.grader import Grader
 from vespo_jax.tasks.mixture import Ingredient, MixtureStream, interleave, pattern, read_mixture
-from vespo_jax.tasks.shared_grader import SharedGrader
 from vespo_jax.tasks.stream import PromptStream, Stream, share
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
   "MixtureStream",
   "PromptStream",
   "Score",
-  "SharedGrader",
   "Split",
   "Splits",
   "StoredTask",

@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 
 from vespo_jax.hosts import Hosts
-from vespo_jax.tasks.base import Example, Score
-from vespo_jax.tasks.grader import Grader
-from vespo_jax.tasks.stream import share
+from vespo_jax.tasks import Example, Grader, Score, share
 
 
 class SharedGrader:
