@@ -43,10 +43,9 @@ def test_shipped_configs_are_accepted_and_documented(name):
     ):
       assert word in module.__doc__, word
   config = module.get_config()
-  if (
-    name in ("smollm2", "rewrite", "gsm8k", "testbed_moe") and not Path(config.policy.path).exists()
-  ):
-    config.policy.path = ""  # its weights are installed, or made, first
+  installed_first = ("smollm2", "rewrite", "gsm8k", "testbed_moe")  # or made
+  if name in installed_first and not Path(config.policy.path).exists():
+    config.policy.path = ""
   config_lib.validate(config)
 
 
@@ -142,13 +141,13 @@ def test_overrides_reach_the_config_whatever_their_order():
       ["--config.mesh.sequence=2", "--config.policy.attention=splash"],
       ["policy.attention='splash'", "mesh.sequence=2"],
     ),
-    (["--config.policy.attention=cudnn"], ["policy.dtype='float32'"]),
+    (["--config.policy.attention=cudnn"], ["needs policy.dtype='bfloat16'"]),
     (
       ["--config.policy.attention=cudnn", "--config.policy.dtype=bfloat16", "--config.policy.path="]
       + ["--config.policy.head_width=20"],
       ["heads of a multiple of 8", "20"],
     ),
-    (["--config.sampler.attention=paged"], ["sampler.dtype='float32'"]),
+    (["--config.sampler.attention=paged"], ["needs sampler.dtype='bfloat16', not 'float32'"]),
     (["--config.mesh.fsdp=-1"], ["mesh.data and mesh.fsdp are -1"]),
     (["--config.mesh.data=3"], ["batch.prompts=4 in batch.micro_batches=2", "mesh.data=3"]),
     (["--config.sampler.source=replay:nowhere"], ["source='replay:nowhere'", "no such run"]),
