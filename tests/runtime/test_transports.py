@@ -228,15 +228,16 @@ def learner(sampler, enough):
 
 def kill_at_random(sampler, kills, delivered, done, most_s):
   """SIGKILLs a process at random moments, so many times; between two kills a result arrives."""
-  rng = random.Random(kills)
+  rng, killed = random.Random(kills), set()
   for _ in range(kills):
     delivered.acquire(timeout=120)
     time.sleep(rng.uniform(0.0, most_s))
     deadline, pids = time.monotonic() + 60, []
     while not pids and time.monotonic() < deadline:
-      alive = [worker for worker in sampler.health()["workers"] if worker["alive"]]
+      alive = [w for w in sampler.health()["workers"] if w["alive"] and w["pid"] not in killed]
       pids = [w["pid"] for w in alive if w["orders"]] or [w["pid"] for w in alive]
-    os.kill(rng.choice(pids), signal.SIGKILL)
+    os.kill(pid := rng.choice(pids), signal.SIGKILL)
+    killed.add(pid)  # that it has died may be noticed only later
     while delivered.acquire(blocking=False):
       pass
   done.set()
