@@ -53,6 +53,8 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
       points = _interval(differences, sign="+")
       p = statistics.paired_p(differences)
       here = f"{points} points, p = {p:.3g}, {len(differences)} seeds"
+      if len(differences) == 1:
+        here = f"{points} points, one seed"
       verdict = statistics.verdict(differences)
     lines.append(f"| {claim.text} | {claim.paper} | {here} | {verdict} |")
   return "\n".join([*lines, ""])

@@ -10,6 +10,8 @@ from scipy import stats
 
 LEVEL = 0.05
 REPRODUCED, NOT_SEEN, CONTRADICTED = "reproduced", "not seen at this scale", "contradicted"
+TOO_FEW = "too few seeds yet"
+FEWEST = 3  # seeds that a verdict needs
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -33,7 +35,10 @@ def paired_p(differences: Sequence[float]) -> float:
 
 
 def verdict(differences: Sequence[float]) -> str:
-  """Whether paired differences, positive where a claim says so, bear it out at `LEVEL`."""
+  """Whether paired differences, positive where a claim says so, bear it out at `LEVEL`; no verdict
+  on fewer than `FEWEST`."""
+  if len(differences) < FEWEST:
+    return TOO_FEW
   if paired_p(differences) >= LEVEL:
     return NOT_SEEN
   return REPRODUCED if float(np.mean(differences)) > 0 else CONTRADICTED

@@ -166,7 +166,7 @@ def test_intervals_and_tests_are_students():
     ([0.2, 0.21, 0.19], statistics.REPRODUCED),
     ([-0.2, -0.21, -0.19], statistics.CONTRADICTED),
     ([0.2, -0.21, 0.1], statistics.NOT_SEEN),
-    ([0.4], statistics.NOT_SEEN),
+    ([0.4, 0.41], statistics.TOO_FEW),
   ],
 )
 def test_verdicts(differences, expected):
