@@ -27,8 +27,8 @@ line a run, and draws what is there. Every run starts from the same bytes and as
 in the same order; hyper-parameters are the published ones. Figures are means over seeds with 95 %
 intervals (Student's t); p is of the paired t-test over seeds. A claim is *reproduced* or
 *contradicted* if p < 0.05, and otherwise *not seen at this scale*; with fewer than three seeds
-there is no verdict. Nothing is selected: how a run ended, its last evaluations, its last rewards and
-its best evaluation all stand in the tables.
+there is no verdict. Nothing is selected: how a run ended, its last evaluations, its last rewards
+and its best evaluation all stand in the tables.
 
 `python -m experiments.kernels` draws figure 2, `python -m experiments.estimators` holds every
 estimator against an exact gradient.
