@@ -2,7 +2,8 @@
 
 Proposition 3.1 bounds the second moment of the coefficients. This runs nothing: it reads the runs
 of all other experiments for what their minibatches said about their weights. Each statistic is a
-detector, which alarms where its running mean first passes a threshold. The threshold is the one
+detector, which alarms where its running mean first passes a threshold (of the reward: where it is
+so far below its best). The threshold is the one
 that leaves 90 % of the runs that did not fall in peace, so that detectors are compared at equal
 cost; what counts is how many falling runs are caught before the reward has fallen, and how long
 before. The reward itself is one of them.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -29,14 +30,21 @@ from vespo_jax.report.drawing import STYLE
 FALL, STAYS = 0.8, 0.9  # it falls where it is below 0.8 of its best, and is below 0.9 from then on
 FALSE_ALARMS = 0.1
 WINDOW = 4  # points of a curve that a running mean is over
-DETECTORS: Mapping[str, float] = {  # statistic: 1 if large is alarming, -1 if small is
-  "objective/ess_fraction": -1.0,  # 1 / (E[phi^2] / E[phi]^2), whose numerator is bounded
-  "weight/ess_fraction": -1.0,
-  "weight/log_w_std": 1.0,
-  "kl/behaviour_policy": 1.0,
-  "grad/norm": 1.0,
-  "entropy/mean": -1.0,
-  "reward/mean": -1.0,
+
+
+def drawdown(values: np.ndarray) -> np.ndarray:
+  """How far each value is below the largest so far."""
+  return np.maximum.accumulate(values) - values
+
+
+DETECTORS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {  # statistic: large is alarming
+  "objective/ess_fraction": np.negative,  # 1 / (E[phi^2] / E[phi]^2), whose numerator is bounded
+  "weight/ess_fraction": np.negative,
+  "weight/log_w_std": np.positive,
+  "kl/behaviour_policy": np.positive,
+  "grad/norm": np.positive,
+  "entropy/mean": np.negative,
+  "reward/mean": drawdown,
 }
 
 
@@ -67,11 +75,13 @@ def fall(reward: Sequence[float]) -> int | None:
   return None
 
 
-def detect(name: str, sign: float, runs: Sequence[Result]) -> Detection:
-  """Holds one statistic against runs, falling and not."""
+def detect(
+  name: str, alarm: Callable[[np.ndarray], np.ndarray], runs: Sequence[Result]
+) -> Detection:
+  """Holds one statistic against runs, falling and not; `alarm` is what grows with the danger."""
   falling, standing = [], []
   for run in runs:
-    score = sign * _running_mean(np.asarray(run["curves"][name], float))
+    score = alarm(_running_mean(np.asarray(run["curves"][name], float)))
     at = fall(run["curves"]["reward/mean"])
     if at is None:
       standing.append(score.max())
@@ -127,7 +137,7 @@ def draw(detections: Sequence[Detection], path: Path) -> None:
 def main() -> int:
   """Writes the table and the figure; exit code 1 where no run has fallen."""
   runs = read_all()
-  detections = [detect(name, sign, runs) for name, sign in DETECTORS.items()]
+  detections = [detect(name, alarm, runs) for name, alarm in DETECTORS.items()]
   if not detections[0].falls:
     print("no run has fallen: there is nothing to warn of", file=sys.stderr)
     return 1

@@ -1,7 +1,7 @@
 """The search for a learning rate at which staleness hurts. `python -m experiments.regime`.
 
-The same budget for every method: one run at each of four learning rates, at N = 32. The testbed's
-learning rate is chosen by it, for all methods alike; `experiments.tuned` gives each its own best.
+The same budget for every method: one run at each of four learning rates, at N = 32. All methods
+share the testbed's, which is one of them; `experiments.tuned` gives each its own best.
 """
 
 from __future__ import annotations

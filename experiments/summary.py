@@ -51,6 +51,9 @@ def main() -> int:
     commits = len({result["commit"] for result in results})
     note = f"{len(results)} runs, {minutes:.0f} core-minutes, {commits} commits."
     parts.append(f"{text}\n{note}\n\n![{name}]({name}.png)\n")
+  warning = FIGURES / "early_warning.md"  # `python -m experiments.early_warning` reads all of them
+  if warning.is_file():
+    parts.append(f"{warning.read_text()}\n![early_warning](early_warning.png)\n")
   FIGURES.mkdir(parents=True, exist_ok=True)
   Path(FIGURES / "README.md").write_text("\n".join(parts))
   for verdict in VERDICTS:

@@ -41,11 +41,11 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     experiment.paper if paper else None,
   )
   if options.only:
-    wanted = set(options.only.split(","))
+    wanted = set(options.only)
     unknown = wanted - {run.method for run in runs}
     if unknown:
       known = sorted({run.method for run in runs})
-      parser.error(f"--only: no method {sorted(unknown)[0]!r}; there are {', '.join(known)}")
+      parser.error(f"--only: no method {sorted(unknown)[0]!r}; there are {known}")
     runs = [run for run in runs if run.method in wanted]
   results_at, figures_at = results_lib.RESULTS, FIGURES
   if paper:
@@ -94,7 +94,7 @@ def _parser(experiment: Experiment) -> argparse.ArgumentParser:
     "--commands", action="store_true", help="print what is missing, to be run elsewhere"
   )
   parser.add_argument("--quick", action="store_true", help="tiny runs, kept apart, to see it work")
-  parser.add_argument("--only", help="methods, separated by commas")
+  parser.add_argument("--only", nargs="+", metavar="METHOD", help="as the table calls them")
   parser.add_argument("--figures", action="store_true", help="run nothing: figure and table only")
   parser.add_argument("--scratch", type=Path, default=Path("runs/experiments"))
   return parser

@@ -29,11 +29,19 @@ def test_a_statistic_that_moves_first_is_worth_its_lead():
   early, late = np.zeros(32), np.zeros(32)
   early[10:], late[25:] = 5.0, 5.0
   standing = [run(STAND, np.full(32, 0.1 * i)) for i in range(10)]
-  found = early_warning.detect("signal", 1.0, [run(FALL, early), *standing])
+  found = early_warning.detect("signal", np.positive, [run(FALL, early), *standing])
   assert (found.caught, found.falls) == (1, 1)
   assert found.lead == pytest.approx(100, abs=30)
-  assert early_warning.detect("signal", 1.0, [run(FALL, late), *standing]).caught == 0
+  assert early_warning.detect("signal", np.positive, [run(FALL, late), *standing]).caught == 0
   mirrored = [run(r["curves"]["reward/mean"], -np.array(r["curves"]["signal"])) for r in standing]
-  assert early_warning.detect("signal", -1.0, [run(FALL, -early), *mirrored]).lead == found.lead
+  assert (
+    early_warning.detect("signal", np.negative, [run(FALL, -early), *mirrored]).lead == found.lead
+  )
   text = early_warning.markdown([found], 11)
   assert "1 of 11 runs fell" in text and "| 1 of 1 |" in text
+
+
+def test_a_reward_warns_by_how_far_it_is_below_its_best():
+  assert early_warning.drawdown(np.array([0.2, 0.5, 0.4, 0.6])).tolist() == pytest.approx(
+    [0.0, 0.0, 0.1, 0.0]
+  )

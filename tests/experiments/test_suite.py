@@ -249,7 +249,7 @@ def test_the_papers_scale_has_configs(experiment, capsys, tmp_path, monkeypatch)
 def test_bad_options_are_refused(capsys):
   for option, words in (
     ("--seeds=0", "positive"),
-    ("--only=nobody", "no method 'nobody'"),
+    ("--only nobody", "no method 'nobody'"),
     ("--preset=paper --quick", "no quick one"),
   ):
     with pytest.raises(SystemExit) as exit_:
@@ -277,3 +277,20 @@ sys.exit(cli.main(staleness.EXPERIMENT, ["--seeds=1", "--jobs=2", "--scratch={tm
   process.terminate()
   _, errors = process.communicate(timeout=60)
   assert process.returncode == 1 and "stopped; the same command goes on" in errors
+
+
+@pytest.mark.parametrize("experiment", [frontier.EXPERIMENT, per_nat.EXPERIMENT])
+def test_figures_of_their_own_show_every_cell(experiment, tmp_path, monkeypatch):
+  """Each cell with results is one point; those without are left out."""
+  drawn = []
+  monkeypatch.setattr("matplotlib.axes.Axes.errorbar", lambda _, x, *a, **k: drawn.extend(x))
+  monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda _, x, *a, **k: drawn.extend(x))
+  curves = {"kl/behaviour_policy": [0.01, 0.02], "wall_time_s": [10.0, 20.0]}
+  found = [
+    {"method": method, "staleness": n, "seed": seed, "after": 0.5, "curves": curves}
+    for method, n, *_ in experiment.cells[1:]
+    for seed in range(2)
+  ]
+  experiment.draw(experiment, found, tmp_path / "figure.png")
+  assert len(drawn) == len(experiment.cells) - 1
+  assert (tmp_path / "figure.png").stat().st_size > 5000

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import SingleDeviceSharding
 
-from vespo_jax.weights import wire
+from vespo_jax.weights import pieces, wire
 from vespo_jax.weights.wire import Wire
 
 HERE = Path(__file__).parent
@@ -67,3 +67,13 @@ def test_the_cost_of_one_device_is_the_model():
 def test_no_such_wire(wrong):
   with pytest.raises(ValueError, match="no such wire"):
     Wire(**wrong)
+
+
+def test_a_piece_beyond_its_array_is_refused(tmp_path):
+  pieces.write(tmp_path, 1, {"w": jax.numpy.ones((4, 4))}, Wire())
+  path = tmp_path / "0.json"
+  about = json.loads(path.read_text())
+  about["pieces"]["w"][0][0] = [[0, 1 << 40], [0, 4]]
+  path.write_text(json.dumps(about))
+  with pytest.raises(ValueError, match="no publication of weights: a piece of w"):
+    pieces.open_publication(tmp_path)

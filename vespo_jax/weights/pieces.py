@@ -163,6 +163,9 @@ def open_publication(directory: Path) -> Publication:
       for name, entries in index["pieces"].items():
         for box, offset, size, checksum in entries:
           box = tuple((start, stop) for start, stop in box)
+          sides = zip(box, heads[0]["shapes"][name], strict=True)
+          if not all(0 <= start < stop <= side for (start, stop), side in sides):
+            raise ValueError(f"a piece of {name} is at {box}")
           pieces[name].append(Piece(box, path.with_suffix(".bin"), offset, size, checksum))
     return Publication(
       heads[0]["version"],
