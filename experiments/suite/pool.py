@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from pathlib import Path
 
 from rich.console import Console
@@ -71,20 +72,17 @@ class Pool:
         self._console.print(f"{run.experiment}: {run.method} N={run.staleness} seed {run.seed}")
 
       cores = sorted(os.sched_getaffinity(0)) if self._bound else []
-      threads = [
-        threading.Thread(target=self._worker, args=(todo, done, cores[i : i + 1]), daemon=True)
-        for i in range(self._jobs)
-      ]
-      for thread in threads:
-        thread.start()
-      try:
-        for thread in threads:
-          while thread.is_alive():
-            thread.join(1.0)
-      finally:  # Ctrl-C or SIGTERM: the children save themselves
-        self._stopping.set()
-        for thread in threads:
-          thread.join(STOP_S)
+      # Futures, not `Thread.join`: until Python 3.13 a join that Ctrl-C interrupts takes the thread
+      # for ended.
+      with futures.ThreadPoolExecutor(self._jobs) as executor:
+        workers = [
+          executor.submit(self._worker, todo, done, cores[i : i + 1]) for i in range(self._jobs)
+        ]
+        try:
+          for worker in workers:
+            worker.result()
+        finally:  # Ctrl-C or SIGTERM: the children save themselves, and the executor waits for them
+          self._stopping.set()
     return self._failures
 
   def missing(self, runs: Sequence[Run]) -> list[Run]:
@@ -123,6 +121,9 @@ class Pool:
       while process.poll() is None:
         if self._stopping.wait(0.2):
           process.terminate()
+          with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+          process.kill()
           process.wait(STOP_S)
     if process.returncode == PREEMPTED:
       return 0.0

@@ -264,19 +264,28 @@ import pathlib, sys
 from experiments import staleness
 from experiments.suite import cli, results
 from experiments.suite.runs import Run
-code = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75));" \\
-  "open(sys.argv[1], 'w').close(); time.sleep(60)"
-Run.command = lambda self, workdir: [sys.executable, "-c", code, str(workdir) + ".started"]
+code = '''
+import pathlib, signal, sys, time
+def stop(*_):
+  time.sleep(1)  # a run takes a while to save itself
+  pathlib.Path(sys.argv[1] + ".saved").touch()
+  sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1] + ".started").touch()
+time.sleep(60)
+'''
+Run.command = lambda self, workdir: [sys.executable, "-c", code, str(workdir)]
 results.RESULTS = pathlib.Path({str(tmp_path)!r})
-sys.exit(cli.main(staleness.EXPERIMENT, ["--seeds=1", "--jobs=2", "--scratch={tmp_path}/runs"]))
+sys.exit(cli.main(staleness.EXPERIMENT, ["--seeds=1", "--jobs=1", "--scratch={tmp_path}/runs"]))
 """
   process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
   deadline = time.monotonic() + 60
-  while len(list((tmp_path / "runs").glob("*.started"))) < 2 and time.monotonic() < deadline:
+  while len(list((tmp_path / "runs").glob("*.started"))) < 1 and time.monotonic() < deadline:
     time.sleep(0.1)
   process.terminate()
   _, errors = process.communicate(timeout=60)
   assert process.returncode == 1 and "stopped; the same command goes on" in errors
+  assert len(list((tmp_path / "runs").glob("*.saved"))) == 1
 
 
 @pytest.mark.parametrize("experiment", [frontier.EXPERIMENT, per_nat.EXPERIMENT])
