@@ -267,7 +267,7 @@ from experiments.suite.runs import Run
 code = '''
 import pathlib, signal, sys, time
 def stop(*_):
-  time.sleep(1)  # a run takes a while to save itself
+  time.sleep(4)  # a run takes a while to save itself
   pathlib.Path(sys.argv[1] + ".saved").touch()
   sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
