@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vespo_jax import models
+from vespo_jax.models import moe
 from vespo_jax.models.moe import mixture
 
 SPEC = models.ModelSpec(
@@ -106,3 +108,26 @@ def test_bfloat16_flips_choices_that_replay_holds():
   flipped = np.sort(sampler.expert_ids_LMA) != np.sort(trainer.expert_ids_LMA)
   assert 0 < flipped.mean() < 0.2
   np.testing.assert_array_equal(replayed.expert_ids_LMA, sampler.expert_ids_LMA)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40, 500])
+@pytest.mark.parametrize("spread", ["even", "one", "elsewhere"])
+def test_blocks_are_ragged_products(tokens, spread):
+  """Values and gradients of both forms are equal, with experts that get all, none, or of which some
+  are on other devices."""
+  E, A, D, F = 5, 2, 16, 24
+  highest = {"even": E, "one": 1, "elsewhere": E + 1}[spread]
+  with jax.enable_x64(True):
+    keys = jax.random.split(jax.random.key(tokens), 5)
+    x_MD = jax.random.normal(keys[0], (tokens, D))
+    gate, up = (jax.random.normal(key, (E, D, F)) / 4 for key in keys[1:3])
+    down = jax.random.normal(keys[3], (E, F, D)) / 4
+    flat_I = jax.random.randint(keys[4], (tokens * A,), 0, highest)
+    here = (flat_I < E)[:, None]
+
+    def value_and_grad(form):
+      loss = lambda *arrays: jnp.sum(jnp.sin(jnp.where(here, form(*arrays, flat_I), 0.0)))
+      return jax.value_and_grad(loss, range(4))(x_MD, gate, up, down)
+
+    blocks, products = map(value_and_grad, (moe._by_blocks, moe._by_ragged_products))
+  chex.assert_trees_all_close(blocks, products, rtol=1e-10, atol=1e-10)

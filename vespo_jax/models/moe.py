@@ -1,4 +1,4 @@
-"""Mixture of experts: a float32 router, and dropless experts by ragged matrix products.
+"""Mixture of experts: a float32 router, and dropless experts by grouped matrix products.
 
 Sampler and trainer route by this one function. Whatever their numerics, a router near a tie may
 choose differently in the two; `expert_ids` replays choices that were made before. In transit they
@@ -102,19 +102,55 @@ def _experts(x_MD: Array, layer: Params, expert_ids_MA: Array, weights_MA: Array
   )
   flat_I = (expert_ids_MA - partition.index("expert") * E).reshape(-1)  # I = M * A assignments
   mine_I = (flat_I >= 0) & (flat_I < E)
-  flat_I = jnp.where(mine_I, flat_I, E)  # those of other devices come last, and are in no group
+  flat_I = jnp.where(mine_I, flat_I, E)  # those of other devices are in no group
+  y_ID = jax.lax.platform_dependent(
+    x_MD, gate_EDF, up_EDF, down_EFD, flat_I, cpu=_by_blocks, default=_by_ragged_products
+  )
+  y_MAD = y_ID.reshape(-1, A, x_MD.shape[-1])
+  y_MAD = jnp.where(mine_I.reshape(-1, A, 1), y_MAD.astype(jnp.float32), 0.0)
+  y_MD = jnp.einsum("mad,ma->md", y_MAD, weights_MA)
+  return partition.add_and_scatter(y_MD, "expert", 0)
+
+
+def _by_ragged_products(
+  x_MD: Array, gate_EDF: Array, up_EDF: Array, down_EFD: Array, flat_I: Array
+) -> Array:
+  """What the expert of each assignment makes of its token, [I, D]: assignments sorted by expert."""
+  E, A = len(gate_EDF), len(flat_I) // len(x_MD)
   order_I = jnp.argsort(flat_I, stable=True)
   sizes_E = jnp.bincount(flat_I, length=E).astype(jnp.int32)
   x_ID = x_MD[order_I // A]
   gate_IF = jax.lax.ragged_dot(x_ID, gate_EDF, sizes_E)
   up_IF = jax.lax.ragged_dot(x_ID, up_EDF, sizes_E)
-  mixed_IF = jax.nn.silu(gate_IF) * up_IF
-  y_ID = jax.lax.ragged_dot(mixed_IF, down_EFD, sizes_E)
-  back_I = jnp.zeros_like(order_I).at[order_I].set(jnp.arange(order_I.size))
-  y_MAD = y_ID[back_I].reshape(-1, A, x_MD.shape[-1])
-  y_MAD = jnp.where(mine_I.reshape(-1, A, 1), y_MAD.astype(jnp.float32), 0.0)
-  y_MD = jnp.einsum("mad,ma->md", y_MAD, weights_MA)
-  return partition.add_and_scatter(y_MD, "expert", 0)
+  y_ID = jax.lax.ragged_dot(jax.nn.silu(gate_IF) * up_IF, down_EFD, sizes_E)
+  return y_ID[jnp.zeros_like(order_I).at[order_I].set(jnp.arange(order_I.size))]
+
+
+def _by_blocks(
+  x_MD: Array, gate_EDF: Array, up_EDF: Array, down_EFD: Array, flat_I: Array
+) -> Array:
+  """The same for a CPU, where a ragged product computes every token for every expert.
+
+  The assignments of each expert fill blocks of B rows (the last one in part), so all experts are
+  one batched product of blocks with copies of their weights. B keeps both the rows that stay empty
+  and the copies to a few times what there is of each.
+  """
+  E, (I,), A = len(gate_EDF), flat_I.shape, len(flat_I) // len(x_MD)
+  B = max(8, 1 << (I // (4 * E)).bit_length())  # between I / 4E and I / 2E
+  N = min(I, (I + E * (B - 1)) // B)  # blocks, at most
+  member_IE = jax.nn.one_hot(flat_I, E, dtype=jnp.int32)
+  rank_IE = jnp.cumsum(member_IE, axis=0) - 1
+  last_E = jnp.cumsum(-(-(rank_IE[-1] + 1) // B))  # the block after the last of each expert
+  first_E = jnp.pad(last_E, (1, 0))[:-1]
+  slot_IE = first_E * B + rank_IE
+  slot_I = jnp.where(flat_I < E, jnp.sum(slot_IE * member_IE, axis=1), N * B)
+  token_S = jnp.zeros(N * B, int).at[slot_I].set(jnp.arange(I) // A, mode="drop")
+  expert_N = jnp.searchsorted(last_E, jnp.arange(N), side="right", method="compare_all")
+  expert_N = jnp.minimum(expert_N, E - 1)
+  x_NBD = x_MD[token_S].reshape(N, B, -1)
+  mixed_NBF = jax.nn.silu(x_NBD @ gate_EDF[expert_N]) * (x_NBD @ up_EDF[expert_N])
+  y_NBD = mixed_NBF @ down_EFD[expert_N]
+  return y_NBD.reshape(N * B, -1).at[slot_I].get(mode="fill", fill_value=0)
 
 
 def pack_expert_ids(expert_ids_LMA: Array, experts: int) -> Array:
