@@ -4,6 +4,8 @@ Hardware is named KIND:DEVICES, as `python -m experiments.scale --hardware` take
 four nodes of eight, v5p:64 a slice of 64 chips (Google's accelerator type v5p-128). A config file
 has the first layout of its model; that command prints another one as flags for `vespo_jax.train`,
 and how much of each device's memory it takes. docs/scale.md has what it says of all of them.
+
+Their fused attention (`ATTENTION`) sees whole sequences, so none of them divides sequences.
 """
 
 Layout = dict[str, int]  # by config key
@@ -16,22 +18,24 @@ def _layout(micro_batches: int, **axes: int) -> Layout:
   }
 
 
+ATTENTION = {"h100": "cudnn", "h200": "cudnn", "v5p": "splash", "v6e": "splash"}  # by hardware
+
 LAYOUTS: dict[str, dict[str, Layout]] = {
   "Llama-3.2-3B-Instruct": {
-    "h200:32": _layout(16, fsdp=16, sequence=2),
-    "h100:32": _layout(16, fsdp=16, tensor=2),
-    "v5p:64": _layout(16, fsdp=16, sequence=4),
-    "v6e:64": _layout(32, fsdp=8, tensor=4, sequence=2),
+    "h200:32": _layout(4, fsdp=32),
+    "h100:32": _layout(4, fsdp=32),
+    "v5p:64": _layout(2, fsdp=64),
+    "v6e:64": _layout(8, fsdp=32, tensor=2),
   },
   "Qwen3-8B-Base": {
-    "h200:32": _layout(16, fsdp=16, tensor=2),
-    "h100:64": _layout(16, fsdp=16, tensor=2, sequence=2),
-    "v5p:64": _layout(16, fsdp=16, tensor=2, sequence=2),
-    "v6e:128": _layout(16, fsdp=16, tensor=8),
+    "h200:32": _layout(4, fsdp=32),
+    "h100:32": _layout(8, fsdp=32),
+    "v5p:64": _layout(4, fsdp=64),
+    "v6e:64": _layout(16, fsdp=16, tensor=4),
   },
   "Qwen3-30B-A3B-Base": {
-    "h200:32": _layout(32, fsdp=8, tensor=4),
-    "h100:128": _layout(16, fsdp=16, tensor=4, sequence=2),
-    "v5p:64": _layout(32, fsdp=8, tensor=4, sequence=2),
+    "h200:32": _layout(8, fsdp=32),
+    "h100:64": _layout(8, fsdp=32, tensor=2),
+    "v5p:64": _layout(4, fsdp=64),
   },
 }

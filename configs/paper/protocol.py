@@ -19,6 +19,8 @@ def get_config(model: str, hardware: str) -> ConfigDict:
   config.updates = 1500
   config.policy.path = f"models/{model}"
   config.policy.remat = "full"
+  config.policy.dtype = "bfloat16"  # of the computation; parameters and optimizer stay float32
+  config.policy.attention = layouts.ATTENTION[hardware.split(":")[0]]
   config.task.name = "dataset/dapo_math"
   config.task.train_size = 0  # all of it, less what is held out
   config.task.test_size = 0

@@ -11,8 +11,8 @@ flags of that layout.
 Reproduces the row of Qwen3-30B-A3B-Base of table 1, and table 2: N = 4, 8, 16, 32, 64.
 Hardware: the learner on 32 H200 (four nodes of eight), samplers beside it; other layouts in
 configs/paper/layouts.py. On 32 GB chips (v6e) it does not fit: docs/scale.md. The paper: 32 H20.
-Wall time, predicted and not measured (docs/scale.md): at least 185 s for an update and 26 s for
-scoring its minibatch, so 3.7 days for 1,500 updates if sampling never waits.
+Wall time, predicted and not measured (docs/scale.md): at least 55 s for an update and 13 s for
+scoring its minibatch, so 1.2 days for 1,500 updates if sampling never waits.
 Expected, from the paper: average of AIME24, AIME25, AMC23 and MATH-500 of 70.0 at N = 8 (GRPO 57.0,
 GSPO 59.1, SAPO 51.7), of 70.0, 67.3, 64.5 and 61.8 at N = 4, 16, 32 and 64; of the best checkpoint
 by that average, one seed. Nothing of it has been reproduced here.

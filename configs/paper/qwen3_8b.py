@@ -11,8 +11,8 @@ of that layout.
 Reproduces the row of Qwen3-8B-Base of table 1.
 Hardware: the learner on 32 H200 (four nodes of eight), samplers beside it; other layouts in
 configs/paper/layouts.py. The paper: 32 H20.
-Wall time, predicted and not measured (docs/scale.md): at least 223 s for an update and 41 s for
-scoring its minibatch, so 4.6 days for 1,500 updates if sampling never waits.
+Wall time, predicted and not measured (docs/scale.md): at least 84 s for an update and 20 s for
+scoring its minibatch, so 1.8 days for 1,500 updates if sampling never waits.
 Expected, from the paper: average of AIME24, AIME25, AMC23 and MATH-500 of 60.9 (GRPO 54.6, GSPO
 56.4, SAPO 60.9), of the best checkpoint by that average, one seed. Not reproduced here.
 """

@@ -12,7 +12,7 @@ utilisation and how many devices must sample for each that learns.
 `--hardware=KIND:DEVICES` are the learner's devices; without it the first of the model's layouts in
 configs/paper/layouts.py. The layout is that of the flags, else the file's for that hardware, else
 the one that is predicted fastest of those that fit. `--compiler=cpu` compiles for fake devices of
-the CPU, whose temporaries and expert products are not an accelerator's: the model then says whether
+the CPU, whose temporaries and dense attention are not an accelerator's: the model then says whether
 it fits. `--compiler=tpu` asks the TPU's own compiler, which needs no TPU but the package `libtpu`
 (`pip install libtpu`, in the version that `jax[tpu]` names); then that says so. `--compiler=none`
 compiles nothing.

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from configs.paper.layouts import LAYOUTS
+from configs.paper.layouts import ATTENTION, LAYOUTS
 from experiments.scale import hlo, programs, search, table
 from experiments.scale.costs import Sampling, UpdateTime, best_sampling, update_time
 from experiments.scale.hardware import Hardware
@@ -91,6 +91,10 @@ def read(
     given = True
   if not given:  # whatever the file says is of another machine
     values |= dict.fromkeys(keys, 1) | {"mesh.fsdp": -1, "batch.micro_batches": 1}
+  if values["policy.attention"] != "dense" and not any(
+    flag.startswith("--config.policy.attention") for flag in overrides
+  ):
+    values["policy.attention"] = ATTENTION[hardware.kind]
   with described(str(values["policy.path"])) as there:
     config = config_lib.validate({**values, "policy.path": there})  # type: ignore[arg-type]
     spec = config_lib.make_spec(config)
@@ -165,6 +169,8 @@ def _programs(
     mesh_of = lambda sizes: programs.tpu_mesh(sizes, str(hardware.topology))
   values = subject.config.to_dict()
   values["mesh"] |= layout.sizes
+  if compiler == "cpu":  # which has no other
+    values["policy"]["attention"] = "dense"
   values["batch"]["micro_batches"] = layout.micro_batches
   config = FrozenConfigDict(values)
   spec, width = subject.spec, subject.work.prompt_width

@@ -31,15 +31,21 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--docs", type=Path, default=Path("docs"))
   docs = parser.parse_args(argv).docs
   lines = (docs / "scale.jsonl").read_text().splitlines()
-  rows = {(row["config"], row["hardware"]): row for row in map(json.loads, lines)}
+  latest = {
+    (row["config"], row["hardware"], row["dtype"], row["compiler"]): row
+    for row in map(json.loads, lines)
+  }
+  rows = [row for row in latest.values() if row["compiler"] == "none"]
+  compiled = [row for row in latest.values() if row["compiler"] != "none"]
   growth = json.loads((docs / "scale_growth.json").read_text())
   draw(growth, docs / "scale.png")
   notes = (Path(__file__).parent / "page.md").read_text()
   made = {
-    "CONFIGS": "\n".join(_configs(rows.values())),
-    "MEMORY": "\n".join(_memory(rows.values())),
-    "COLLECTIVES": "\n".join(_collectives(rows.values())),
-    "SAMPLERS": "\n".join(_samplers(rows.values())),
+    "CONFIGS": "\n".join(_configs(rows)),
+    "MEMORY": "\n".join(_memory(rows)),
+    "CHECKS": "\n".join(_checks(compiled)),
+    "COLLECTIVES": "\n".join(_collectives([*rows, *compiled])),
+    "SAMPLERS": "\n".join(_samplers(rows)),
     "MACHINES": "\n".join(_machines()),
     "DEVICES": "\n".join(_devices(growth)),
     "PARAMETERS": "\n".join(_parameters(growth)),
@@ -69,7 +75,7 @@ def _layout(row: Row) -> str:
 def _configs(rows: Iterable[Row]) -> Iterable[str]:
   head = (
     *("config", "machine", "layout", "micro-batches", "GiB", "of usable", "update s"),
-    *("scoring s", "MFU at most", "compiled"),
+    *("scoring s", "MFU at most"),
   )
   return _table(
     head,
@@ -78,22 +84,16 @@ def _configs(rows: Iterable[Row]) -> Iterable[str]:
         *(row["config"], row["hardware"], _layout(row), row["layout"]["micro_batches"]),
         *(_gib(row["memory"]["total"]), _gib(row["usable"])),
         *(f"{row['update_s'][0]:.0f} - {row['update_s'][1]:.0f}", f"{row['scoring_s']:.0f}"),
-        *(f"{row['mfu']:.0%}", _compiled(row)),
+        f"{row['mfu']:.0%}",
       )
       for row in rows
     ),
   )
 
 
-def _compiled(row: Row) -> str:
-  if row["refused"]:
-    return f"refused ({row['compiler']})"
-  return f"{row['compile_s']:.0f} s ({row['compiler']})" if "compile_s" in row else "no"
-
-
 def _memory(rows: Iterable[Row]) -> Iterable[str]:
   parts = ("params", "optimizer", "grads", "anchors", "kept", "block", "attention", "head")
-  head = ("config, machine", *parts, "temporaries: model", "compiler", "arguments: compiler")
+  head = ("config, machine", *parts, "temporaries")
   return _table(
     head,
     (
@@ -101,16 +101,37 @@ def _memory(rows: Iterable[Row]) -> Iterable[str]:
         f"{row['config']}, {row['hardware']}",
         *(_gib(row["memory"][part]) for part in parts),
         _gib(row["memory"]["temporary"]),
-        _gib(row.get("temporaries")) or "not compiled",
-        _gib(row.get("arguments")),
       )
       for row in rows
     ),
   )
 
 
+def _checks(rows: Iterable[Row]) -> Iterable[str]:
+  head = (
+    *("config, machine, type", "layout", "micro-batches", "arguments: model", "compiler"),
+    *("temporaries: model", "compiler", "products: model", "compiler", "compiled in"),
+  )
+  return _table(
+    head,
+    (
+      (
+        *(_name(row), _layout(row), row["layout"]["micro_batches"]),
+        *(_gib(row["memory"]["params"] + row["memory"]["optimizer"]), _gib(row["arguments"])),
+        *(_gib(row["memory"]["temporary"]), _gib(row["temporaries"])),
+        *(f"{row['flops_made']:.1e}", f"{row['flops_compiled']:.1e}", f"{row['compile_s']:.0f} s"),
+      )
+      for row in rows
+    ),
+  )
+
+
+def _name(row: Row) -> str:
+  return f"{row['config']}, {row['hardware']}, {row['dtype']}"
+
+
 def _collectives(rows: Iterable[Row]) -> Iterable[str]:
-  head = ("config, machine", "collective", "model GB", "compiled GB")
+  head = ("config, machine, type", "collective", "model GB", "compiled GB")
   body = []
   for row in rows:
     compiled, expected = row.get("collectives", {}), row["expected"]
@@ -118,7 +139,7 @@ def _collectives(rows: Iterable[Row]) -> Iterable[str]:
       pair = expected.get(name, 0.0), compiled.get(name, 0.0)
       if max(pair) >= 1e9:
         gigabytes = [f"{size / 1e9:,.0f}" for size in pair[: 2 if compiled else 1]]
-        row_of = (f"{row['config']}, {row['hardware']}", name, *gigabytes)
+        row_of = (_name(row), name, *gigabytes)
         body.append(row_of if compiled else (*row_of, "not compiled"))
   return _table(head, body)
 
@@ -126,7 +147,7 @@ def _collectives(rows: Iterable[Row]) -> Iterable[str]:
 def _samplers(rows: Iterable[Row]) -> Iterable[str]:
   head = (
     *("config, machine", "devices", "rows", "weights GiB", "cache GiB", "tokens/s of a device"),
-    "devices that sample for each that learns",
+    *("devices that sample for each that learns", "published GB", "s"),
   )
   return _table(
     head,
@@ -135,7 +156,8 @@ def _samplers(rows: Iterable[Row]) -> Iterable[str]:
         f"{row['config']}, {row['hardware']}",
         *(row["sampler"]["tensor"], row["sampler"]["rows"], _gib(row["sampler"]["weights"])),
         *(_gib(row["sampler"]["cache"]), f"{row['sampler']['tokens_per_s']:,.0f}"),
-        f"{row['sampler']['ratio']:.2f}",
+        *(f"{row['sampler']['ratio']:.2f}", f"{row['publication']['bytes'] / 1e9:.1f}"),
+        f"{row['publication']['seconds']:.2f}",
       )
       for row in rows
       if "sampler" in row

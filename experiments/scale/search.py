@@ -48,6 +48,8 @@ def examine(work: Workload, sizes: Sizes, hardware: Hardware) -> Layout:
     )
   if sizes["expert"] > 1 and not work.spec.experts:
     raise BadLayout("a dense model has no experts to spread over mesh axis 'expert'")
+  if sizes["sequence"] > 1 and work.attention != "dense":
+    raise BadLayout(f"{work.attention!r} attention sees whole sequences: mesh axis 'sequence' is 1")
   try:
     memory = update_memory(work, sizes)
   except ValueError as error:

@@ -104,7 +104,7 @@ def _memory(layout: Layout, made: Programs, hardware: Any) -> Iterator[str]:
   if made.refused:
     yield f"  the compiler refuses: {made.refused}"
   if made.compiler == "cpu":
-    yield "  (a CPU's temporaries: scores and products of experts are not fused there)"
+    yield "  (a CPU's temporaries: its attention is dense, and its products have copies in float32)"
   if update:
     yield f"  (lowered in {update.lower_s:.0f} s, compiled in {update.compile_s:.0f} s)"
 
@@ -180,6 +180,8 @@ def numbers(
   update, counts, memory = made.update, made.update_counts, layout.memory
   row: dict[str, Any] = {
     "compiler": made.compiler,
+    "dtype": subject.config.policy.dtype,
+    "attention": subject.config.policy.attention,
     "memory": {part: getattr(memory, part) for part in (*PARTS, "temporary", "total")},
     "usable": USABLE * subject.hardware.chip.memory_bytes,
     "flops_needed": model_flops(subject.work) / subject.hardware.devices,
@@ -200,6 +202,8 @@ def numbers(
       "flops_compiled": counts.flops,
       "collectives": by_axes(_sizeable(counts.transfers), layout.sizes),
     }
+  size, seconds = publication(subject.work, subject.hardware)
+  row["publication"] = {"bytes": size, "seconds": seconds}
   if sampler is not None:
     row["sampler"] = {
       "tensor": sampler.tensor,

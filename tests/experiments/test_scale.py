@@ -192,6 +192,17 @@ def test_what_does_not_divide_is_refused_by_name():
   ):
     with pytest.raises(search.BadLayout, match=words):
       search.examine(WORK, sizes(**axes), machine)
+  fused = dataclasses.replace(WORK, attention="cudnn", prompts=16)
+  with pytest.raises(search.BadLayout, match="'cudnn' attention sees whole sequences"):
+    search.examine(fused, sizes(fsdp=4, sequence=2), machine)
+
+
+@pytest.mark.parametrize("machine,kernel", [("h200:32", "cudnn"), ("v5p:64", "splash")])
+def test_attention_is_that_of_the_hardware_unless_asked_for(machine, kernel):
+  path = str(REPOSITORY / "configs/paper/qwen3_8b.py")
+  read = lambda *flags: examination.read(path, Hardware.parse(machine), flags, 1024)
+  assert read().config.policy.attention == kernel
+  assert read("--config.policy.attention=dense").config.policy.attention == "dense"
 
 
 @pytest.fixture
@@ -298,5 +309,5 @@ def test_the_largest_paper_config_compiles_in_three_minutes(tmp_path):
   row = json.loads(rows.read_text())
   assert row["compile_cpu_s"] < 180  # of all threads: other tests may run beside it
   assert row["fits"] and row["memory"]["total"] < 141e9 < 8 * 30.5e9
-  assert FrozenConfigDict(row["layout"]).fsdp == 8
+  assert FrozenConfigDict(row["layout"]).fsdp == 32
   assert row["arguments"] / GIB < 11
