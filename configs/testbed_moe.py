@@ -8,8 +8,8 @@ half of its multiplications there. Its start is made as the dense policy's, from
 demonstrations in as many steps (`python -m experiments.warm_start moe`, 20 minutes of a core), and
 spells 52.1 % [48.5, 55.7] of the held-out words.
 
-Reproduces the protocol of configs/testbed.py. Hardware: one CPU core. Wall time: 2 s an update beside other
-work (measured, AVX2), so six minutes.
+Reproduces the protocol of configs/testbed.py. Hardware: one CPU core.
+Wall time: 2 s an update beside other work (measured, AVX2), so six minutes.
 Expected: above the 52 % it starts from, by method and N.
 """
 
