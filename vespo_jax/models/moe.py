@@ -13,7 +13,6 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import megablox
 
 from vespo_jax.models import partition
 from vespo_jax.models.quantize import dequantize
@@ -149,6 +148,8 @@ def _grouped(x_ID: Array, weights_EDF: Array, sizes_E: Array, *, interpret: bool
 
   Source: Gale et al. (arXiv 2211.15841); `jax.experimental.pallas.ops.tpu.megablox`.
   """
+  from jax.experimental.pallas.ops.tpu import megablox  # what it imports takes a while
+
   I, dtype = len(x_ID), x_ID.dtype
   x_ID = jnp.pad(x_ID, ((0, -I % _tiles(I)[0]), (0, 0)))
   y_IF = megablox.gmm(x_ID, weights_EDF, sizes_E, dtype, _tiles, None, None, False, interpret)
