@@ -28,6 +28,15 @@ def test_an_update_is_lowered(spec, platform):
   assert all((kernel in text) == bool(spec.experts) for kernel in kernels)
 
 
+@pytest.mark.parametrize("dtype", models.DTYPES)
+def test_gradients_of_bfloat16_are_summed_where_the_tpu_s_compiler_leaves_them(dtype):
+  """A barrier stands before the sum over micro-batches, without which it fails at the type cast."""
+  state = jax.eval_shape(functools.partial(fresh_state, SPEC))
+  update = plain_update("vespo", compute=models.Compute(dtype=dtype), micro_batches=2)
+  text = lowered(update, state, example_batch(), platform="tpu")
+  assert ("optimization_barrier" in text) == (dtype == "bfloat16")
+
+
 @pytest.mark.parametrize(
   "platform,kernel,target,programs",
   [

@@ -201,6 +201,9 @@ def make_gradient(
     def accumulate(total: Params, piece: tuple):
       value_and_grad = jax.value_and_grad(micro_loss, has_aux=True)
       (loss, outputs), grads = value_and_grad(params, piece, whole, policy)
+      if settings.compute.dtype != "float32":
+        # XLA for TPU would move the reduction out of this loop, and fails at the type cast after it
+        grads = jax.lax.optimization_barrier(grads)
       return jax.tree.map(jnp.add, total, grads), (loss, outputs)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
