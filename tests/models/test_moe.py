@@ -112,7 +112,7 @@ def test_bfloat16_flips_choices_that_replay_holds():
   np.testing.assert_array_equal(replayed.expert_ids_LMA, sampler.expert_ids_LMA)
 
 
-@pytest.mark.parametrize("tokens", [1, 3, 40, 500])
+@pytest.mark.parametrize("tokens", [1, 40, 500])
 @pytest.mark.parametrize("spread", ["even", "one", "elsewhere"])
 @pytest.mark.parametrize("form", ["blocks", "grouped"])
 def test_every_platform_s_products_are_ragged_products(tokens, spread, form):
