@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in map(json.loads, lines)
   }
   rows = [row for row in latest.values() if row["compiler"] == "none"]
-  compiled = [row for row in latest.values() if row["compiler"] != "none"]
+  compiled = [row for row in latest.values() if "arguments" in row]
   growth = json.loads((docs / "scale_growth.json").read_text())
   draw(growth, docs / "scale.png")
   notes = (Path(__file__).parent / "page.md").read_text()
