@@ -93,6 +93,17 @@ def get_config() -> ConfigDict:
   # ones, with the old keys and values (keep_cache) or with new ones (recompute_cache)
   config.runtime.partial_rollouts = "off"
   config.runtime.transport = "local"  # local: processes; threads: in this process (tests); ray
+  # how published weights travel: whole, through the memory of the learner's hosts; or in pieces,
+  # through a directory that all share, where each process writes what its devices hold and samplers
+  # read what theirs are to hold, so that no host holds the model (vespo_jax/weights/pieces.py)
+  config.runtime.weights = "whole"
+  config.runtime.pieces = ConfigDict()  # with weights=pieces
+  config.runtime.pieces.directory = (
+    ""  # "": weights/ in the run directory; emptied when a run starts
+  )
+  config.runtime.pieces.dtype = "float32"  # or bfloat16, half of it, with sampler.dtype=bfloat16
+  config.runtime.pieces.compress = False  # by zstd, which is exact
+  config.runtime.pieces.chunk_mb = 64.0  # MiB of a piece: what a host holds is a few of them
   config.runtime.timeout_s = 600.0  # seconds the learner waits for one minibatch of rollouts
   config.runtime.hang_timeout_s = 300.0  # seconds of silence after which a sampler is restarted
   config.runtime.max_failures = 10  # of samplers, in a whole run, before it stops
@@ -129,6 +140,7 @@ def get_config() -> ConfigDict:
   # what attends to the cache: dense, plain products on any device; flash, flash-decoding on GPU;
   # paged, paged attention on TPU, with dtype=bfloat16 (vespo_jax/models/cached_attention.py)
   config.sampler.attention = "dense"
+  config.sampler.tensor = 1  # devices that each sampler spreads the model over, as mesh.tensor does
   config.sampler.weight_noise = 0.0  # normal noise on each tensor, in units of its rms; 0: none
 
   config.task = ConfigDict()

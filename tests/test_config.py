@@ -147,6 +147,25 @@ def test_overrides_reach_the_config_whatever_their_order():
       + ["--config.policy.head_width=20"],
       ["heads of a multiple of 8", "20"],
     ),
+    (["--config.sampler.tensor=3"], ["sampler.tensor=3 must be one of 1, 2, 4, 8, 16"]),
+    (["--config.sampler.tensor=2"], ["sampler.tensor=2", "'vocab' axis of 259 does not divide"]),
+    (
+      ["--config.sampler.tensor=4", "--config.sampler.slots=6"],
+      ["sampler.slots=6 do not divide over sampler.tensor=4"],
+    ),
+    (
+      ["--config.runtime.weights=pieces", "--config.runtime.pieces.dtype=bfloat16"],
+      ["runtime.pieces.dtype='bfloat16' needs sampler.dtype='bfloat16', and it is 'float32'"],
+    ),
+    (
+      [
+        "--config.runtime.weights=pieces",
+        "--config.runtime.pieces.dtype=bfloat16",
+        "--config.sampler.dtype=bfloat16",
+        "--config.correction.denominator=proximal",
+      ],
+      ["needs correction.denominator='behaviour', and it is 'proximal'"],
+    ),
     (["--config.sampler.attention=paged"], ["needs sampler.dtype='bfloat16', not 'float32'"]),
     (["--config.mesh.fsdp=-1"], ["mesh.data and mesh.fsdp are -1"]),
     (["--config.mesh.data=3"], ["batch.prompts=4 in batch.micro_batches=2", "mesh.data=3"]),

@@ -146,8 +146,10 @@ def same_run(one, other):
 
 
 def test_two_processes_are_the_run_of_one(data_dir, tmp_path):
-  settings = {"sampler.processes": 2, "updates": 2}
-  children = many_hosts.start(tmp_path / "two", data_dir, 2, **settings)
+  """Also if its parameters are nowhere whole, and samplers read their own parts of them."""
+  settings = {"sampler.processes": 2, "updates": 2, "mesh.data": 1, "mesh.fsdp": 2}
+  apart = {"runtime.weights": "pieces", **settings}
+  children = many_hosts.start(tmp_path / "two", data_dir, 2, **apart)
   codes, said = many_hosts.finish(children)
   assert codes == [0, 0], said
   assert "held-out accuracy after" in said[0] and "held-out" not in said[1]
@@ -172,10 +174,12 @@ FOUR = {
 
 
 @pytest.mark.slow
-def test_four_processes_are_stopped_killed_and_go_on_as_two(data_dir, tmp_path):
+@pytest.mark.parametrize("weights", ["whole", "pieces"])
+def test_four_processes_are_stopped_killed_and_go_on_as_two(weights, data_dir, tmp_path):
   """With sampler processes, dynamic sampling, a curriculum, a reference and an evaluation between;
   stopped by a signal to one process in the middle of a rollout batch, killed later."""
-  workdir, settings = tmp_path / "four", {**FOUR, "runtime.transport": "local"}
+  settings = {**FOUR, "runtime.transport": "local", "runtime.weights": weights}
+  workdir = tmp_path / "four"
   children = many_hosts.start(workdir, data_dir, 4, **settings)
   many_hosts.interrupt(children, workdir, 1, victim=2)
   codes, said = many_hosts.finish(children)

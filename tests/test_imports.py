@@ -21,6 +21,7 @@ ROOMS = [
     "config_file",
     "config_tasks",
     "config",
+    "config_supervised",
     "parts",
     "training",
     "launch",

@@ -45,6 +45,7 @@ SCHEDULES = {
     "updates": 6,
   },
 }
+SCHEDULES["logical in pieces"] = SCHEDULES["logical"] | {"runtime.weights": "pieces"}
 SCHEDULES["chosen ahead"] = SCHEDULES["chosen"] | SCHEDULES["logical"]
 # with a proximal and a reference policy, evaluations on the way, and every rollout kept
 CHANGES = {
@@ -118,14 +119,15 @@ def lines(workdir):
 @pytest.mark.parametrize(
   "name,stops",
   [
-    ("logical", 1),
+    ("logical in pieces", 1),
     pytest.param("logical", 9, marks=pytest.mark.slow),
     pytest.param("sync", 9, marks=pytest.mark.slow),
     pytest.param("chosen", 9, marks=pytest.mark.slow),
   ],
 )
 def test_a_run_that_was_stopped_ends_the_same(name, stops, whole, data_dir, tmp_path):
-  """In the middle of a rollout batch too, and with rollouts waiting to be trained on."""
+  """In the middle of a rollout batch too, and with rollouts waiting to be trained on; and however
+  weights are published."""
   config, workdir, stopped_at = make_config(data_dir, name), tmp_path / "run", []
   while True:
     enough = lines(workdir) + 1 if len(stopped_at) < stops else math.inf
@@ -135,7 +137,7 @@ def test_a_run_that_was_stopped_ends_the_same(name, stops, whole, data_dir, tmp_
     stopped_at.append(result["updates"])
     assert lines(workdir) == result["updates"]
   assert len(stopped_at) >= min(stops, 2) and sorted(set(stopped_at)) == stopped_at
-  assert_same(outcome(workdir), whole(name))
+  assert_same(outcome(workdir), whole(name.removesuffix(" in pieces")))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 
 from configs import debug
 from vespo_jax import config as config_lib
-from vespo_jax import convert, fine_tuning, launch, metrics, models, sft
+from vespo_jax import config_supervised, convert, fine_tuning, launch, metrics, models, sft
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {
@@ -265,7 +265,7 @@ def test_sizes_of_0_are_all_of_a_dataset(tmp_path):
       "task.data_dir": str(tmp_path / "prepared"),
     },
   )
-  config_lib.check_sft(config)
-  config_lib.check_rewrite(config)
+  config_supervised.check_sft(config)
+  config_supervised.check_rewrite(config)
   result = fine_tuning.train(config, tmp_path / "run")
   assert (result["data"]["train"], result["data"]["held_out"]) == (15, 5)

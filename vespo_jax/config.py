@@ -23,6 +23,7 @@ from vespo_jax.config_tasks import check_prompts, check_tasks, with_digests
 from vespo_jax.models import ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
+from vespo_jax.sampler import placement
 from vespo_jax.tasks import custom
 from vespo_jax.tokenizers import byte_tokenizer
 
@@ -173,38 +174,6 @@ def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
   )
 
 
-def check_sft(config: FrozenConfigDict) -> None:
-  """Raises ConfigError if no supervised fine-tuning can be made of a config."""
-  _check_one_process(config)
-  for key in ("data", "held_out_data"):
-    path = config.sft[key]
-    if path and not os.path.isfile(path):
-      raise ConfigError(f"sft.{key}={shown(path)}: no such file")
-  if not config.sft.data and 0 < config.task.test_size < config.sft.held_out:  # 0: all there are
-    raise ConfigError(
-      f"sft.held_out={config.sft.held_out} must be at most task.test_size={config.task.test_size}"
-    )
-  for key, value, off in (
-    ("optimizer.ess_scaling", config.optimizer.ess_scaling, "none"),
-    ("guards.max_log_w", config.guards.max_log_w, 0.0),
-  ):
-    if value != off:
-      raise ConfigError(
-        f"{key}={value!r} needs importance weights, which demonstrations have not; set it to "
-        f"{off!r}"
-      )
-
-
-def check_rewrite(config: FrozenConfigDict) -> None:
-  """Raises ConfigError if no rewriting can be made of a config."""
-  _check_one_process(config)
-  if 0 < config.task.train_size < config.rewrite.problems:  # 0: all there are
-    raise ConfigError(
-      f"rewrite.problems={config.rewrite.problems} must be at most "
-      f"task.train_size={config.task.train_size}"
-    )
-
-
 def _nest(values: Values) -> dict[str, Any]:
   tree: dict[str, Any] = {}
   for key, value in values.items():
@@ -297,6 +266,28 @@ def _check_runtime(config: FrozenConfigDict) -> None:
     )
 
 
+def _check_weights(config: FrozenConfigDict, spec: ModelSpec) -> None:
+  """How weights are published, and what holds them."""
+  sampler, dtype = config.sampler, config.runtime.pieces.dtype
+  if config.runtime.weights == "pieces" and dtype != "float32":
+    denominator = config.correction.denominator
+    for key, value, needed in (
+      ("sampler.dtype", sampler.dtype, dtype),
+      ("correction.denominator", denominator, "behaviour"),  # others go on from what was published
+    ):
+      if value != needed:
+        raise ConfigError(
+          f"runtime.pieces.dtype={dtype!r} needs {key}={needed!r}, and it is {value!r}"
+        )
+  slots = sampler.slots
+  if slots % sampler.tensor:
+    raise ConfigError(f"sampler.slots={slots} do not divide over sampler.tensor={sampler.tensor}")
+  try:
+    placement.check(sampler.tensor, spec)
+  except ValueError as error:
+    raise ConfigError(f"sampler.tensor={sampler.tensor}: {error}") from error
+
+
 def _check_sampler(config: FrozenConfigDict) -> None:
   sampler = config.sampler
   run = replayed(sampler.source)
@@ -373,6 +364,7 @@ def _check_policy(config: FrozenConfigDict) -> None:
   spec = make_spec(config)
   check_moe(config, spec.experts)
   _check_attention(config, spec)
+  _check_weights(config, spec)
   make_lora(config, spec)
 
 
@@ -393,8 +385,3 @@ def _check_attention(config: FrozenConfigDict, spec: ModelSpec) -> None:
       f"policy.attention='cudnn' needs heads of a multiple of 8 up to 256, and the policy's have "
       f"{spec.head_width}"
     )
-
-
-def _check_one_process(config: FrozenConfigDict) -> None:
-  if config.distributed.enabled:
-    raise ConfigError("distributed.enabled=True is of vespo_jax.train; this command is one process")

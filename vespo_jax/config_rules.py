@@ -20,7 +20,9 @@ from vespo_jax.models import quantize
 from vespo_jax.objectives import corrections
 from vespo_jax.runtime import TRANSPORTS
 from vespo_jax.sampler import PARTIAL_ROLLOUTS
+from vespo_jax.sampler.placement import TENSOR
 from vespo_jax.sharding import MESH_AXES
+from vespo_jax.weights import wire
 
 REPLAY = "replay:"  # what a value starts with that names a run to replay
 ROOMS: dict[str, Any] = {  # of methods, each with a section of its own options
@@ -224,6 +226,11 @@ RULES: dict[str, Rule] = {
   "runtime.ray.num_gpus": _at_least(0.0),
   "runtime.ray.resources": Rule(dict, "names with amounts, each at least 0", _are_resources),
   "runtime.profile_updates": _at_least(0),
+  "runtime.weights": _one_of("whole", "pieces"),
+  "runtime.pieces.directory": TEXT,
+  "runtime.pieces.dtype": _one_of(*wire.DTYPES),
+  "runtime.pieces.compress": FLAG,
+  "runtime.pieces.chunk_mb": _between(0.01, 1024.0),
   "runtime.timeout_s": _seconds(),
   "runtime.hang_timeout_s": _seconds(),
   "runtime.max_failures": _at_least(0),
@@ -243,6 +250,9 @@ RULES: dict[str, Rule] = {
   # logits over a smaller one overflow
   "sampler.temperature": Rule(float, "a finite float32, above 0 (by 1e-6)", lambda v: v >= 1e-6),
   "sampler.dtype": _one_of(*quantize.DTYPES),
+  "sampler.tensor": Rule(
+    int, f"one of {', '.join(map(str, TENSOR))}", lambda value: value in TENSOR
+  ),
   "sampler.attention": _one_of(*models.DECODE_ATTENTION),
   "task.name": TEXT,
   "task.options": Rule(dict, "options by name, of values that JSON has"),

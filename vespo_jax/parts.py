@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
@@ -29,6 +32,8 @@ from vespo_jax.models import ModelSpec
 from vespo_jax.runtime import (
   FailureSettings,
   Fleet,
+  Place,
+  PublishedPieces,
   RaySettings,
   Sampler,
   Schedule,
@@ -39,6 +44,7 @@ from vespo_jax.runtime import (
 from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 from vespo_jax.types import Params
+from vespo_jax.weights.wire import Wire
 
 GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
 SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
@@ -214,15 +220,40 @@ def make_evaluator(config: FrozenConfigDict, held_out: ProblemSet) -> Evaluator:
   )
 
 
+def open_pieces(
+  config: FrozenConfigDict, mesh: Mesh, spec: ModelSpec, workdir: Path, hosts: Hosts
+) -> PublishedPieces | None:
+  """Where weights are published in pieces, emptied; None where they are published whole.
+
+  Raises ConfigError if the policy does not divide over the mesh.
+  """
+  if config.runtime.weights == "whole":
+    return None
+  how = config.runtime.pieces
+  wire = Wire(how.dtype, how.compress, int(how.chunk_mb * 2**20))
+  place = Place(os.path.abspath(how.directory or workdir / "weights"), wire)
+  try:
+    shardings = sharding.param_shardings(mesh, spec)
+  except ValueError as error:
+    raise ConfigError(f"mesh: {error}") from error
+  slots = config_lib.make_schedule(config).versions_kept
+  pieces = PublishedPieces(place, spec, shardings, slots)
+  hosts.tell(pieces.clear)  # no one goes on before the first process has
+  return pieces
+
+
 def open_sampler(
   config: FrozenConfigDict,
   spec: ModelSpec,
   tokenizer: Tokenizer,
   stack: contextlib.ExitStack,
   hosts: Hosts,
+  pieces: PublishedPieces | None = None,
 ) -> Sampler:
   """The samplers, of which this host has its share; `stack` ends them, and nobody waits for them
-  once a host is stopping. Raises ConfigError if there is not one for each host."""
+  once a host is stopping. With `pieces`, weights go that way.
+
+  Raises ConfigError if there is not one for each host."""
   workers = config.sampler.processes
   if workers < hosts.count:
     raise ConfigError(
@@ -244,6 +275,7 @@ def open_sampler(
       weight_noise=config.sampler.weight_noise,
       timeout_s=config.runtime.timeout_s,
       attention=config.sampler.attention,
+      tensor=config.sampler.tensor,
     ),
     workers=mine,
     weight_slots=config_lib.make_schedule(config).versions_kept,
@@ -251,6 +283,7 @@ def open_sampler(
       max_failures=config.runtime.max_failures, hang_timeout_s=config.runtime.hang_timeout_s
     ),
     tokenizer=tokenizer.backend.to_str() if config.sampler.stop_strings else "",
+    pieces=pieces,
     env=env,
     ray=RaySettings(**config.runtime.ray.to_dict()),
     stop=hosts.stopping,

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import sys
 
-from vespo_jax import config as config_lib
+from vespo_jax import config_supervised
 from vespo_jax.command import command
 
 
 def main(argv: list[str]) -> int:
   """Runs one command line; returns the exit code."""
-  return command(argv, "vespo_jax.rewriting", config_lib.check_rewrite)
+  return command(argv, "vespo_jax.rewriting", config_supervised.check_rewrite)
 
 
 if __name__ == "__main__":

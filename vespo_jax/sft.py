@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 
-from vespo_jax import config as config_lib
+from vespo_jax import config_supervised
 from vespo_jax.command import command
 
 
 def main(argv: list[str]) -> int:
   """Runs one command line; returns the exit code."""
-  return command(argv, "vespo_jax.fine_tuning", config_lib.check_sft)
+  return command(argv, "vespo_jax.fine_tuning", config_supervised.check_sft)
 
 
 if __name__ == "__main__":

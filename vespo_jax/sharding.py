@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vespo_jax.models import ModelSpec, describe
@@ -42,7 +42,7 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
   return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def param_shardings(mesh: Mesh, spec: ModelSpec) -> Params:
+def param_shardings(mesh: Mesh | AbstractMesh, spec: ModelSpec) -> Params:
   """The tree of `NamedSharding` of the parameters of `spec`.
 
   Raises ValueError naming the parameter, if two of its axes fall on one mesh axis or a sharded axis
@@ -93,10 +93,13 @@ def like_params(mesh: Mesh, spec: ModelSpec, tree: object) -> Any:
 def place(tree: Any, shardings: Any) -> Any:
   """Arrays that every process has alike, laid out: each process gives its own devices their parts.
 
-  `shardings` is a tree like that of the arrays, or one for all of them.
+  `shardings` is a tree like that of the arrays, or one for all of them. What is laid out so already
+  stays as it is.
   """
 
   def one(leaf: HostArray, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+      return leaf
     if sharding.is_fully_addressable:
       return jax.device_put(leaf, sharding)
     whole = np.asarray(leaf)

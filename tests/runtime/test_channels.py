@@ -1,4 +1,4 @@
-"""Weights through shared memory: whole, exact, and nothing left behind."""
+"""Weights through shared memory or a directory: whole, exact, and nothing left behind."""
 
 import os
 import signal
@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from tests.runtime.example import SPEC, params
-from vespo_jax.runtime import SharedWeights
+from vespo_jax.runtime import Place, PublishedPieces, SharedWeights
 from vespo_jax.runtime.threads import KeptWeights
+from vespo_jax.sampler import placement
+from vespo_jax.weights.wire import Wire
 
 
 def same_params(left, right):
@@ -34,9 +36,21 @@ def test_weights_arrive_whole_and_bit_exact():
     reader.read(5, 0.05, exact=False)
 
 
-@pytest.mark.parametrize("channel", ["shared", "threads"])
-def test_the_last_versions_are_kept_and_an_exact_one_is_never_another(channel):
-  weights = SharedWeights(SPEC, 3) if channel == "shared" else KeptWeights(3)
+def pieces(directory, slots=2):
+  place = Place(str(directory), Wire(compress=True, chunk_bytes=512))
+  return PublishedPieces(place, SPEC, placement.param_shardings(None, SPEC), slots)
+
+
+CHANNELS = {
+  "shared": lambda slots, directory: SharedWeights(SPEC, slots),
+  "threads": lambda slots, directory: KeptWeights(slots),
+  "pieces": lambda slots, directory: pieces(directory, slots),
+}
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_the_last_versions_are_kept_and_an_exact_one_is_never_another(channel, tmp_path):
+  weights = CHANNELS[channel](3, tmp_path / "weights")
   for version in (0, 2, 4, 6):
     weights.publish(version, params(version))
   assert weights.read(2, 1.0, exact=False)[0] == 6
@@ -50,9 +64,9 @@ def test_the_last_versions_are_kept_and_an_exact_one_is_never_another(channel):
     weights.read(8, 0.05, exact=True)
 
 
-@pytest.mark.parametrize("channel", ["shared", "threads"])
-def test_a_read_waits_for_its_version(channel):
-  weights = SharedWeights(SPEC) if channel == "shared" else KeptWeights(2)
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_read_waits_for_its_version(channel, tmp_path):
+  weights = CHANNELS[channel](2, tmp_path / "weights")
   weights.publish(0, params(0))
   timer = threading.Timer(0.2, weights.publish, (1, params(1)))
   timer.start()
@@ -60,6 +74,36 @@ def test_a_read_waits_for_its_version(channel):
   timer.join()
   assert version == 1
   same_params(got, params(1))
+
+
+def test_pieces_count_once_they_are_whole_and_are_read_while_others_are_removed(tmp_path):
+  writer, reader = pieces(tmp_path / "weights"), pieces(tmp_path / "weights")
+  assert reader.newest() == -1
+  for version in (0, 4):
+    writer.publish(version, params(version))
+  half = tmp_path / "weights" / "8"  # as if process 1 of 2 had not written yet
+  half.mkdir()
+  whole = next((tmp_path / "weights" / "4").glob("*.json")).read_text()
+  (half / "00000-of-00002.json").write_text(whole)
+  assert reader.newest() == 4 and reader.read(0, 1.0, exact=False)[0] == 4
+  with pytest.raises(TimeoutError, match="version 8 or newer within 0.05 s; there are .0, 4, 8."):
+    reader.read(8, 0.05, exact=True)
+  with pytest.raises(LookupError, match="version 2 of the weights is gone; there are .0, 4, 8."):
+    reader.read(2, 60.0, exact=True)
+  with pytest.raises(LookupError, match="version 2"):
+    writer.weights(2)
+  writer.clear()  # another attempt at the run
+  assert reader.newest() == -1
+  writer.publish(2, params(2))
+  same_params(writer.weights(2), params(2))
+  data = next((tmp_path / "weights" / "2").glob("*.bin"))
+  data.write_bytes(data.read_bytes()[:-1])
+  with pytest.raises(ValueError, match="is damaged"):
+    reader.read(2, 1.0, exact=True)
+  writer.close()
+  assert not (tmp_path / "weights").exists()
+  with pytest.raises(ValueError, match="slots=1"):
+    pieces(tmp_path, slots=1)
 
 
 def test_bfloat16_weights_travel_as_float32():

@@ -10,12 +10,15 @@ import threading
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from tests.runtime.example import SPEC, order, params, same_rollouts
 from vespo_jax import processes
 from vespo_jax.runtime import (
   FailureSettings,
+  Place,
+  PublishedPieces,
   SamplerPool,
   SamplersFailed,
   WorkerSettings,
@@ -24,7 +27,8 @@ from vespo_jax.runtime import (
 )
 from vespo_jax.runtime.local import LocalTransport
 from vespo_jax.runtime.serving import Blueprint
-from vespo_jax.sampler import Settings
+from vespo_jax.sampler import Settings, placement
+from vespo_jax.weights.wire import Wire
 
 
 class Clock:
@@ -78,6 +82,20 @@ def test_a_process_equals_a_thread(local, expected):
     same_rollouts(process.rollouts, thread.rollouts)
     assert process.sample_s > 0
   assert not pool.failures()
+
+
+@pytest.mark.parametrize("transport", ["local", "threads"])
+def test_weights_in_pieces_sample_the_same(transport, expected, tmp_path):
+  place = Place(str(tmp_path / "weights"), Wire())
+  pieces = PublishedPieces(place, SPEC, placement.param_shardings(None, SPEC))
+  sampler = start_sampler(transport, SPEC, pieces=pieces)
+  sampler.publish(0, params())
+  for number, result in enumerate(expected):
+    sampler.put(order(number))
+    same_rollouts(sampler.get(120).rollouts, result.rollouts)
+  jax.tree.map(np.testing.assert_array_equal, sampler.snapshot(True).weights[0], params())
+  sampler.close()
+  assert not (tmp_path / "weights").exists()
 
 
 def test_a_killed_process_is_noticed_restarted_and_given_the_same_order(local, expected):

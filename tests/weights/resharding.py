@@ -19,6 +19,7 @@ SPEC = models.ModelSpec(
   vocab_size=512, width=64, layers=4, heads=8, kv_heads=4, head_width=16, mlp_width=256
 )
 CHUNK = 1 << 13
+NAME = "00000-of-00001"
 place, measured = Path(sys.argv[1]), {}
 
 
@@ -96,25 +97,27 @@ for dtype in ("float32", "bfloat16"):
 
 # damage, and what is not whole
 directory = place / "fsdp 4 x tensor 2, float32, True"
-data = bytearray((directory / "0.bin").read_bytes())
+data = bytearray((directory / f"{NAME}.bin").read_bytes())
 data[len(data) // 2] ^= 1
-(directory / "0.bin").write_bytes(data)
-with pytest.raises(ValueError, match=r"a piece of .* is damaged: .*0.bin, from byte \d+"):
+(directory / f"{NAME}.bin").write_bytes(data)
+with pytest.raises(
+  ValueError, match=r"a piece of .* is damaged: .*00000-of-00001.bin, from byte \d+"
+):
   pieces.read(pieces.open_publication(directory), like(SAMPLER))
-(directory / "0.bin").write_bytes(data[:-1])
+(directory / f"{NAME}.bin").write_bytes(data[:-1])
 with pytest.raises(ValueError, match="is damaged"):
   pieces.read(pieces.open_publication(directory), like(SAMPLER))
 directory = place / "fsdp 4 x tensor 2, float32, False"
-index = json.loads((directory / "0.json").read_text())
+index = json.loads((directory / f"{NAME}.json").read_text())
 index["pieces"]["layers/gate"].pop()
-(directory / "0.json").write_text(json.dumps(index))
+(directory / f"{NAME}.json").write_text(json.dumps(index))
 with pytest.raises(ValueError, match="layers/gate lacks pieces"):
   pieces.read(pieces.open_publication(directory), like(SAMPLER))
-index["processes"] = 2
-(directory / "0.json").write_text(json.dumps(index))
-with pytest.raises(FileNotFoundError, match="the pieces of 1 processes, not of all"):
+(directory / f"{NAME}.json").rename(directory / "00000-of-00002.json")
+with pytest.raises(FileNotFoundError, match="has not the pieces of all processes"):
   pieces.open_publication(directory)
-(directory / "0.json").write_text("{}")
+(directory / "00000-of-00002.json").unlink()
+(directory / f"{NAME}.json").write_text("{}")
 with pytest.raises(ValueError, match="is no publication of weights"):
   pieces.open_publication(directory)
 print(json.dumps(measured))

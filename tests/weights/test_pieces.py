@@ -71,7 +71,7 @@ def test_no_such_wire(wrong):
 
 def test_a_piece_beyond_its_array_is_refused(tmp_path):
   pieces.write(tmp_path, 1, {"w": jax.numpy.ones((4, 4))}, Wire())
-  path = tmp_path / "0.json"
+  path = tmp_path / "00000-of-00001.json"
   about = json.loads(path.read_text())
   about["pieces"]["w"][0][0] = [[0, 1 << 40], [0, 4]]
   path.write_text(json.dumps(about))

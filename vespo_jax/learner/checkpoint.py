@@ -28,7 +28,7 @@ from vespo_jax.hosts import Hosts
 from vespo_jax.learner import manifest
 from vespo_jax.models import ModelSpec, abstract
 from vespo_jax.runtime import Snapshot, messages
-from vespo_jax.types import TrainState
+from vespo_jax.types import Params, TrainState
 
 FORMAT = 2
 _TIMES = "_CHECKPOINT_METADATA"  # orbax notes there when it was done; restoring does not need it
@@ -87,6 +87,8 @@ class Checkpoints:
     spec: of the published weights.
     retention: which are kept.
     hosts: all of which save and restore together, in a directory that they share.
+    published: shapes, types and shardings that published weights are restored to; None: host
+      arrays.
     read_only: change nothing there: the run may be under way in another process.
   """
 
@@ -97,9 +99,13 @@ class Checkpoints:
     retention: Retention = KEEP_ALL,
     hosts: Hosts | None = None,
     *,
+    published: Params | None = None,
     read_only: bool = False,
   ):
-    self._directory, self._spec, self._metric = directory.resolve(), spec, retention.best_metric
+    self._directory, self._metric = directory.resolve(), retention.best_metric
+    self._published = published or jax.tree.map(
+      lambda leaf: np.empty(leaf.shape, np.float32), abstract(spec)
+    )
     self._hosts, self._read_only = hosts or Hosts(), read_only
     reading = ocp.CheckpointManagerOptions(create=False)  # and nothing is cleaned up
     writing = ocp.CheckpointManagerOptions(
@@ -216,10 +222,9 @@ class Checkpoints:
       )
     like = dataclasses.replace(like, frozen=None)
     _check_forms(about["state"], _forms(like), place)
-    host = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), abstract(self._spec))
     items = {"state": ocp.args.StandardRestore(like)}
     if about["weights"]:
-      weights = {str(version): host for version in about["weights"]}
+      weights = {str(version): self._published for version in about["weights"]}
       items["weights"] = ocp.args.StandardRestore(weights)
     if about["results"]:
       sizes = {name: np.empty(of["bytes"], np.uint8) for name, of in about["results"].items()}

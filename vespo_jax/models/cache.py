@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vespo_jax.models import partition
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.types import Array
 
@@ -43,8 +44,9 @@ def init_cache(
   dtype: jnp.dtype = jnp.float32,
   attention: str = "dense",
 ) -> KVCache:
-  """An empty cache of `slots` tokens for each of `batch` rows, for one of `DECODE_ATTENTION`."""
-  K, H, layers = spec.kv_heads, spec.head_width, range(spec.layers)
+  """An empty cache of `slots` tokens for each of `batch` rows, for one of `DECODE_ATTENTION`; in a
+  function that is spread over devices, of this one's key/value heads."""
+  K, H, layers = spec.kv_heads // partition.size("tensor"), spec.head_width, range(spec.layers)
   return KVCache(
     keys=tuple(
       jnp.zeros((batch, K, H, slots) if attention == "dense" else (batch, K, slots, H), dtype)

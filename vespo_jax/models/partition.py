@@ -72,7 +72,7 @@ def param_specs(spec: ModelSpec, params: Params | None = None) -> Any:
 
 
 def spread(
-  local: Callable[..., Any], mesh: AbstractMesh, in_specs: Sequence[Any], out_specs: Any
+  local: Callable[..., Any], mesh: AbstractMesh | Mesh, in_specs: Sequence[Any], out_specs: Any
 ) -> Callable[..., Any]:
   """`local`, which sees its device's parts, as a function of whole arrays.
 

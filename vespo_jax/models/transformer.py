@@ -70,7 +70,8 @@ def forward_routed(
 
   Returns:
     hidden_BTD in the parameters' type (padding positions hold nothing of use); the extended
-    `KVCache`, or None where none was given; and the `Routing`, or None of a dense model.
+    `KVCache`, or None where none was given; and the `Routing`, or None of a dense model. Spread
+    over `tensor`, the cache is that of this device's key/value heads, and B * T divides.
   """
   chex.assert_rank(tokens_BT, 2)
   B, T = tokens_BT.shape
@@ -94,7 +95,7 @@ def forward_routed(
       params, spec, hidden_MD, angles, segments, cache, expert_ids_LMA
     )
   hidden_MD = rms_norm(hidden_MD, params["final_norm"], spec.norm_epsilon)
-  return rows(hidden_MD, B), cache, routing
+  return rows(partition.gather(hidden_MD, "tensor", 0), B), cache, routing
 
 
 def forward_groups(

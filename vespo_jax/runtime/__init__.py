@@ -16,6 +16,7 @@ from vespo_jax.runtime.links import (
 )
 from vespo_jax.runtime.local import LocalTransport
 from vespo_jax.runtime.pool import SamplerPool
+from vespo_jax.runtime.published import Place, PublishedPieces
 from vespo_jax.runtime.ray_cluster import RaySettings, RayTransport
 from vespo_jax.runtime.schedule import Schedule
 from vespo_jax.runtime.serving import Blueprint
@@ -35,6 +36,7 @@ def start_sampler(
   weight_slots: int = 2,
   failures: FailureSettings | None = None,
   tokenizer: str = "",
+  pieces: PublishedPieces | None = None,
   env: Mapping[str, str] | None = None,
   ray: RaySettings | None = None,
   stop: Callable[[], bool] = lambda: False,
@@ -49,19 +51,21 @@ def start_sampler(
     weight_slots: versions of the weights kept, at least 2; more where orders have a plan.
     failures: when a worker has failed, and how many failures end the run.
     tokenizer: JSON of the `tokenizers` library, where the sampler's settings have stop strings.
+    pieces: to publish weights through a directory, piece by piece; None: whole, by the transport.
     env: environment variables of the workers' processes ("local" and "ray").
     ray: which cluster, and what each worker takes of it ("ray").
     stop: asked while a result is waited for; True ends the waiting.
 
   Raises ValueError for another transport; ImportError for "ray" where it is not installed.
   """
-  blueprint = Blueprint(spec, settings or WorkerSettings(), tokenizer)
+  place = None if pieces is None else pieces.place
+  blueprint = Blueprint(spec, settings or WorkerSettings(), tokenizer, place)
   if transport == "local":
-    chosen = LocalTransport(blueprint, weight_slots, env)
+    chosen = LocalTransport(blueprint, weight_slots, pieces, env)
   elif transport == "threads":
-    chosen = ThreadTransport(blueprint, weight_slots)
+    chosen = ThreadTransport(blueprint, weight_slots, pieces)
   elif transport == "ray":
-    chosen = RayTransport(blueprint, weight_slots, ray or RaySettings(), env)
+    chosen = RayTransport(blueprint, weight_slots, ray or RaySettings(), env, pieces)
   else:
     raise ValueError(f"unknown transport {transport!r}; known: {', '.join(TRANSPORTS)}")
   pool = SamplerPool(chosen, workers, spec.vocab_size, failures or FailureSettings(), stop=stop)
@@ -73,7 +77,9 @@ __all__ = [
   "TRANSPORTS",
   "FailureSettings",
   "Fleet",
+  "Place",
   "Preempted",
+  "PublishedPieces",
   "RaySettings",
   "Sampler",
   "SamplerPool",

@@ -18,6 +18,7 @@ from typing import IO
 import jax
 import numpy as np
 
+from vespo_jax import sharding
 from vespo_jax.models import ModelSpec, abstract
 from vespo_jax.types import Params
 
@@ -42,10 +43,11 @@ class WeightLayout:
     self.nbytes: int = self._offsets[-1]
 
   def write(self, params: Params, block: np.ndarray) -> None:
-    """Copies parameters of any float type into `block`, uint8 [nbytes]."""
+    """Copies parameters of any float type into `block`, uint8 [nbytes]; what is spread over several
+    hosts is gathered, all of them making the call."""
     leaves = self._tree.flatten_up_to(params)
     for leaf, target in zip(leaves, self._views(block), strict=True):
-      np.copyto(target, np.asarray(leaf))
+      np.copyto(target, sharding.fetch(leaf))  # one array at a time is whole
 
   def read(self, block: np.ndarray) -> Params:
     """The parameters in `block`, as views of it."""
@@ -125,6 +127,10 @@ class SharedWeights:
           f"no weights of version {version} or newer within {timeout_s:g} s; {self._kept()}"
         )
       time.sleep(_RETRY_S)  # not there yet, or overwritten while it was copied
+
+  def weights(self, version: int) -> Params:
+    """A copy of a kept set. Raises LookupError if it is not kept."""
+    return self.read(version, 0.0, exact=True)[1]
 
   def close(self) -> None:
     """Lets go of the memory; it is freed when every process has."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from flax import serialization
 
-from vespo_jax import sharding
 from vespo_jax.hosts import Hosts
 from vespo_jax.runtime import messages
 from vespo_jax.runtime.links import Preempted, Sampler, Snapshot
@@ -45,8 +44,8 @@ class Fleet:
     self._told = 0  # of this host's failures
 
   def publish(self, version: int, params: Params) -> None:
-    """Gathers the weights, array by array, for the samplers of every host."""
-    self._mine.publish(version, sharding.fetch(params))
+    """See `Sampler.publish`; every host makes the call."""
+    self._mine.publish(version, params)
 
   def put(self, order: Order) -> None:
     """See `Sampler.put`."""

@@ -89,7 +89,8 @@ class Snapshot:
   Attributes:
     results: of training orders, finished and not delivered.
     weights: by version, those that unfinished training orders are sampled with, and those that
-      were wanted; host arrays.
+      were wanted; host arrays, or spread over the learner's devices where they are published in
+      pieces.
   """
 
   results: Sequence[Result] = ()
@@ -141,7 +142,7 @@ class Transport(Protocol):
     ...
 
   def weights(self, version: int) -> Params:
-    """A kept set as host arrays of the caller's own. Raises LookupError if it is not kept."""
+    """A kept set of the caller's own, see `Snapshot`. Raises LookupError if it is not kept."""
     ...
 
   def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The default transport: spawned sampler processes, weights through shared memory."""
+"""The default transport: spawned sampler processes, weights through shared memory or in pieces."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from vespo_jax.processes import Child, ChildDied, ChildStalled
 from vespo_jax.runtime import messages
 from vespo_jax.runtime.channels import SharedWeights
 from vespo_jax.runtime.links import Fault, Heartbeat
+from vespo_jax.runtime.published import PublishedPieces
 from vespo_jax.runtime.serving import Blueprint
 from vespo_jax.sampler import Order, Result
 from vespo_jax.types import Params
@@ -19,12 +20,20 @@ class LocalTransport:
   Args:
     blueprint: of a worker.
     slots: versions of the weights kept.
+    pieces: where weights are published, if the blueprint says in pieces.
     env: environment variables of the processes, for instance their share of the GPU's memory.
   """
 
-  def __init__(self, blueprint: Blueprint, slots: int, env: Mapping[str, str] | None = None):
-    self._weights = SharedWeights(blueprint.spec, slots)
-    self._args = [blueprint.to_json(), str(self._weights.fd), str(slots)]
+  def __init__(
+    self,
+    blueprint: Blueprint,
+    slots: int,
+    pieces: PublishedPieces | None = None,
+    env: Mapping[str, str] | None = None,
+  ):
+    self._weights = pieces or SharedWeights(blueprint.spec, slots)
+    self._fds = [self._weights.fd] if isinstance(self._weights, SharedWeights) else []
+    self._args = [blueprint.to_json(), str((*self._fds, -1)[0]), str(slots)]
     self._env = env
 
   def start(self, worker: int) -> LocalLink:
@@ -34,7 +43,7 @@ class LocalTransport:
         "vespo_jax.runtime.sampler_process",
         name="sampler",
         env=self._env,
-        pass_fds=[self._weights.fd],
+        pass_fds=self._fds,
         args=self._args,
       )
     except OSError as error:
@@ -42,15 +51,15 @@ class LocalTransport:
     return LocalLink(child)
 
   def publish(self, version: int, params: Params) -> None:
-    """Copies the weights into shared memory."""
+    """Copies the weights to where workers find them."""
     self._weights.publish(version, params)
 
   def weights(self, version: int) -> Params:
     """A copy of a kept set. Raises LookupError."""
-    return self._weights.read(version, 0.0, exact=True)[1]
+    return self._weights.weights(version)
 
   def close(self) -> None:
-    """Frees the memory. Idempotent."""
+    """Frees what holds the weights. Idempotent."""
     self._weights.close()
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from vespo_jax.runtime import messages
 from vespo_jax.runtime.channels import WeightLayout
 from vespo_jax.runtime.links import Fault, Heartbeat
+from vespo_jax.runtime.published import PublishedPieces
 from vespo_jax.runtime.serving import HEARTBEAT_S, Blueprint, serve
 from vespo_jax.runtime.threads import KeptWeights
 from vespo_jax.sampler import Order, Result
@@ -95,6 +96,8 @@ class RayTransport:
     slots: versions of the weights kept.
     settings: where they run.
     env: environment variables of the actors.
+    pieces: where weights are published, if the blueprint says in pieces, and not through the object
+      store; on a file system that all nodes share.
 
   Raises:
     ImportError: if ray is not installed (requirements-ray.txt).
@@ -102,12 +105,17 @@ class RayTransport:
   """
 
   def __init__(
-    self, blueprint: Blueprint, slots: int, settings: RaySettings, env: Mapping[str, str] | None
+    self,
+    blueprint: Blueprint,
+    slots: int,
+    settings: RaySettings,
+    env: Mapping[str, str] | None,
+    pieces: PublishedPieces | None = None,
   ):
     import ray  # pyrefly: ignore[missing-import]
 
     remote: Any = ray.remote  # which takes more than its annotations say
-    self._ray, self._slots = ray, slots
+    self._ray, self._slots, self._pieces = ray, slots, pieces
     self._blueprint, self._layout = blueprint.to_json(), WeightLayout(blueprint.spec)
     self._owns_ray = not ray.is_initialized()
     if self._owns_ray:
@@ -132,7 +140,10 @@ class RayTransport:
     return link
 
   def publish(self, version: int, params: Params) -> None:
-    """Puts the weights into the object store, once, and tells every actor."""
+    """Puts the weights into the object store, once, and tells every actor; or writes pieces."""
+    if self._pieces is not None:
+      self._pieces.publish(version, params)
+      return
     block = np.zeros(self._layout.nbytes, np.uint8)
     self._layout.write(params, block)
     checksum, reference = zlib.crc32(block.data), self._ray.put(block)
@@ -143,13 +154,17 @@ class RayTransport:
       link.publish(version, checksum, reference)
 
   def weights(self, version: int) -> Params:
-    """A kept set, read from the object store. Raises LookupError if it is not kept."""
+    """A kept set, read where it was published. Raises LookupError if it is not kept."""
+    if self._pieces is not None:
+      return self._pieces.weights(version)
     _, reference = self._kept[version]
     return self._layout.read(self._ray.get(reference, timeout=FETCH_TIMEOUT_S))
 
   def close(self) -> None:
     """Leaves the cluster, if this transport entered it. Idempotent."""
     self._kept.clear()
+    if self._pieces is not None:
+      self._pieces.close()
     if self._owns_ray:
       self._ray.shutdown()
       self._owns_ray = False

@@ -30,8 +30,10 @@ def main(argv: list[str]) -> int:
       orders.put(None)
 
   threading.Thread(target=read, name="orders", daemon=True).start()
-  weights = SharedWeights(blueprint.spec, slots, weights_fd)
-  return 0 if serve(blueprint, weights, orders, connection.send_bytes) else 1
+  channel = None
+  if blueprint.published is None:
+    channel = SharedWeights(blueprint.spec, slots, weights_fd)
+  return 0 if serve(blueprint, channel, orders, connection.send_bytes) else 1
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import tokenizers
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime import messages
 from vespo_jax.runtime.links import Heartbeat
-from vespo_jax.sampler import WeightChannel, Worker, WorkerSettings
+from vespo_jax.runtime.published import Place, PublishedPieces
+from vespo_jax.sampler import WeightChannel, Worker, WorkerSettings, placement
+from vespo_jax.weights.wire import Wire
 
 HEARTBEAT_S = 1.0
 
@@ -29,11 +31,13 @@ class Blueprint:
     spec: of the policy.
     settings: how to compute.
     tokenizer: JSON of the `tokenizers` library, for stop strings; "" where there are none.
+    published: where weights are published in pieces; None: they come by the transport's channel.
   """
 
   spec: ModelSpec
   settings: WorkerSettings
   tokenizer: str = ""
+  published: Place | None = None
 
   def to_json(self) -> str:
     """For another process; `from_json` is the inverse."""
@@ -43,12 +47,22 @@ class Blueprint:
   def from_json(cls, text: str) -> Blueprint:
     """The inverse of `to_json`."""
     fields: dict[str, Any] = json.loads(text)
+    place = fields["published"]
     return cls(
-      ModelSpec(**fields["spec"]), WorkerSettings(**fields["settings"]), fields["tokenizer"]
+      ModelSpec(**fields["spec"]),
+      WorkerSettings(**fields["settings"]),
+      fields["tokenizer"],
+      None if place is None else Place(place["directory"], Wire(**place["wire"])),
     )
 
-  def build(self, weights: WeightChannel) -> Worker:
-    """A worker that takes its weights from `weights`."""
+  def build(self, channel: WeightChannel | None) -> Worker:
+    """A worker that takes its weights in pieces, or from `channel` where there are none."""
+    weights = channel
+    if self.published is not None:
+      mesh = placement.make_mesh(self.settings.tensor)
+      shardings = placement.param_shardings(mesh, self.spec)
+      weights = PublishedPieces(self.published, self.spec, shardings)
+    assert weights is not None, "there is no channel for weights"
     if not self.tokenizer:
       return Worker(self.spec, self.settings, weights)
     backend = tokenizers.Tokenizer.from_str(self.tokenizer)
@@ -57,13 +71,13 @@ class Blueprint:
 
 def serve(
   blueprint: Blueprint,
-  weights: WeightChannel,
+  channel: WeightChannel | None,
   orders: queue.Queue[bytes | None],
   say: Callable[[bytes], None],
 ) -> bool:
   """A worker's whole life; returns whether it ended well. If not, it has said what failed."""
   try:
-    work(blueprint.build(weights), orders, say)
+    work(blueprint.build(channel), orders, say)
   except Exception:  # whatever it is, the learner must hear of it
     say(messages.encode_error(traceback.format_exc()))
     return False

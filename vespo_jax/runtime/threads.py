@@ -9,8 +9,10 @@ import threading
 import jax
 import numpy as np
 
+from vespo_jax import sharding
 from vespo_jax.runtime import messages
 from vespo_jax.runtime.links import Heartbeat
+from vespo_jax.runtime.published import PublishedPieces
 from vespo_jax.runtime.serving import Blueprint, serve
 from vespo_jax.sampler import Order, Result
 from vespo_jax.types import Params
@@ -53,6 +55,10 @@ class KeptWeights:
         raise LookupError(f"version {version} of the weights is gone; there are {kept}")
       return found, self._sets[found]
 
+  def weights(self, version: int) -> Params:
+    """A kept set, which nobody changes. Raises LookupError if it is not kept."""
+    return self.read(version, 0.0, exact=True)[1]
+
 
 class ThreadTransport:
   """Workers on threads; the same rollouts as in processes.
@@ -60,37 +66,44 @@ class ThreadTransport:
   Args:
     blueprint: of a worker.
     slots: versions of the weights kept.
+    pieces: where weights are published, if the blueprint says in pieces.
   """
 
-  def __init__(self, blueprint: Blueprint, slots: int):
-    self._blueprint, self._weights = blueprint, KeptWeights(slots)
+  def __init__(self, blueprint: Blueprint, slots: int, pieces: PublishedPieces | None = None):
+    self._blueprint, self._kept, self._pieces = blueprint, KeptWeights(slots), pieces
 
   def start(self, worker: int) -> ThreadLink:
     """A new thread."""
-    return ThreadLink(self._blueprint, self._weights)
+    return ThreadLink(self._blueprint, self._kept)
 
   def publish(self, version: int, params: Params) -> None:
-    """Copies the weights to the host, once for all workers."""
-    self._weights.publish(version, jax.tree.map(np.array, params))
+    """Copies the weights to where workers find them, once for all."""
+    if self._pieces is not None:
+      self._pieces.publish(version, params)
+    else:
+      copy = lambda leaf: np.array(sharding.fetch(leaf))
+      self._kept.publish(version, jax.tree.map(copy, params))
 
   def weights(self, version: int) -> Params:
     """A kept set, which nobody changes. Raises LookupError."""
-    return self._weights.read(version, 0.0, exact=True)[1]
+    return (self._pieces or self._kept).weights(version)
 
   def close(self) -> None:
-    """Nothing is left when the threads have ended."""
+    """Frees what holds the weights. Idempotent."""
+    if self._pieces is not None:
+      self._pieces.close()
 
 
 class ThreadLink:
   """A worker on a daemon thread. A thread cannot be killed: it ends after its current tick, and
   nothing it says by then is heard."""
 
-  def __init__(self, blueprint: Blueprint, weights: KeptWeights):
+  def __init__(self, blueprint: Blueprint, kept: KeptWeights):
     self._orders: queue.Queue[bytes | None] = queue.Queue()
     self._said: queue.Queue[bytes] = queue.Queue()
     self._thread = threading.Thread(
       target=serve,
-      args=(blueprint, weights, self._orders, self._said.put),
+      args=(blueprint, kept, self._orders, self._said.put),
       name="sampler",
       daemon=True,
     )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from vespo_jax import models
-from vespo_jax.models import KVCache, ModelSpec
+from vespo_jax.models import KVCache, ModelSpec, partition
+from vespo_jax.sampler import placement
 from vespo_jax.sampler.sampling import Draw, next_token
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Array, HostArray, Params
@@ -63,7 +67,7 @@ class Chunk:
   expert_ids_CBLA: Array | None
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "expert_ids", "attention"))
+@functools.partial(jax.jit, static_argnames=("spec", "expert_ids", "attention", "mesh"))
 def prefill(
   params: Params,
   spec: ModelSpec,
@@ -71,17 +75,31 @@ def prefill(
   lengths_P: HostArray,
   expert_ids: bool,
   attention: str = "dense",
+  mesh: Mesh | None = None,
 ) -> tuple[KVCache, Array | None]:
   """The cache of P right-padded sequences, for what will attend to it, and if asked their expert
-  ids [P, S, L, A]."""
-  P, S = tokens_PS.shape
-  real_PS = jnp.arange(S) < lengths_P[:, None]
-  cache = models.init_cache(spec, P, S, models.head_table(params).dtype, attention)
-  _, cache, routing = models.forward_routed(params, spec, tokens_PS, segments=real_PS, cache=cache)
-  return cache, _reported(routing, spec, P) if expert_ids else None
+  ids [P, S, L, A]; over the devices of `mesh`, if one is given, as `decode` is."""
+
+  def local(params: Params, tokens_PS: Array, lengths_P: Array) -> tuple[KVCache, Array | None]:
+    P, S = tokens_PS.shape
+    real_PS = jnp.arange(S) < lengths_P[:, None]
+    cache = models.init_cache(spec, P, S, models.head_table(params).dtype, attention)
+    _, cache, routing = models.forward_routed(
+      params, spec, tokens_PS, segments=real_PS, cache=cache
+    )
+    return cache, _reported(routing, spec, P) if expert_ids else None
+
+  run: Callable[..., Any] = local
+  if mesh is not None:
+    in_specs = (placement.specs_of(params, spec), placement.ROWS, placement.ROWS)
+    out_specs = (placement.cache_specs(spec, attention), placement.ROWS)
+    run = partition.spread(local, mesh, in_specs, out_specs)
+  return run(params, tokens_PS, lengths_P)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "settings"), donate_argnames=("cache",))
+@functools.partial(
+  jax.jit, static_argnames=("spec", "settings", "mesh"), donate_argnames=("cache",)
+)
 def decode(
   params: Params,
   spec: ModelSpec,
@@ -89,6 +107,7 @@ def decode(
   cache: KVCache,
   rows: Rows,
   enough: HostArray,
+  mesh: Mesh | None = None,
 ) -> tuple[KVCache, Chunk]:
   """Samples up to C tokens for every live row, one a step; the cache is updated in place.
 
@@ -99,7 +118,24 @@ def decode(
   Args:
     settings: `Settings.compiled`.
     enough: int32 scalar; return early once so many rows have stopped or reached their limit.
+    mesh: over whose `tensor` parameters and cache are spread, as `placement` says; it divides the
+      number of rows. All of its devices draw every token, alike.
   """
+  run: Callable[..., Any] = functools.partial(_decode, spec, settings)
+  if mesh is not None:
+    specs = Rows(*(placement.ROWS,) * 7, forced_CB=placement.COLUMNS)
+    cache_specs = placement.cache_specs(spec, cache.attention)
+    once: Any = P()
+    chunk = Chunk(once, placement.ROWS, placement.ROWS, placement.COLUMNS, placement.COLUMNS)
+    in_specs = (placement.specs_of(params, spec), cache_specs, specs, once)
+    run = partition.spread(run, mesh, in_specs, (cache_specs, chunk))
+  return run(params, cache, rows, enough)
+
+
+def _decode(
+  spec: ModelSpec, settings: Settings, params: Params, cache: KVCache, rows: Rows, enough: Array
+) -> tuple[KVCache, Chunk]:
+  """`decode` on one device, or what one of several sees of it."""
   (steps, B), expert_ids = rows.forced_CB.shape, settings.expert_ids
   table_VD = models.head_table(params)
   cache = dataclasses.replace(cache, lengths_B=rows.lengths_B)
@@ -108,7 +144,8 @@ def decode(
   def feed(tokens_B: Array, cache: KVCache) -> tuple[Array, KVCache, Any]:
     hidden_B1D, cache, routing = models.forward_routed(params, spec, tokens_B[:, None], cache=cache)
     ids_BLA = _reported(routing, spec, B)[:, 0] if expert_ids else None
-    return hidden_B1D[:, 0] @ table_VD.T, cache, ids_BLA
+    logits_BV = partition.gather(hidden_B1D[:, 0] @ table_VD.T, "tensor", 1)
+    return logits_BV, cache, ids_BLA
 
   def write(out: Array, at: Array, value: Array) -> Array:
     return jax.lax.dynamic_update_index_in_dim(out, value, at, 0)
@@ -136,7 +173,7 @@ def decode(
 
   shapes = jax.eval_shape(
     functools.partial(next_token, settings=settings),
-    jax.ShapeDtypeStruct((B, table_VD.shape[0]), jnp.float32),
+    jax.ShapeDtypeStruct((B, spec.vocab_size), jnp.float32),
     keys_B,
     rows.tokens_B,
   )

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vespo_jax import models
 from vespo_jax.models import KVCache, ModelSpec
 from vespo_jax.models.cached_attention import PAGE
 from vespo_jax.sampler import decode as device
+from vespo_jax.sampler import placement
 from vespo_jax.sampler.sequence import Decode, Sampled, Sampling, stop_cut
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Array, Params, Rollout, TokenIds
@@ -51,10 +53,11 @@ class Engine:
     steps: most decode steps of one `advance`.
     decode: token ids -> text; only stop strings need it.
     attention: one of `models.DECODE_ATTENTION`.
+    mesh: from `placement.make_mesh`, to spread model and cache over; None: one device.
 
   Raises:
-    ValueError: if there are stop strings and no `decode`, expert ids are asked of a dense model, or
-      this platform lacks the kernel.
+    ValueError: if there are stop strings and no `decode`, expert ids are asked of a dense model,
+      this platform lacks the kernel, or the mesh does not divide the slots.
   """
 
   def __init__(
@@ -67,13 +70,17 @@ class Engine:
     steps: int,
     decode: Decode | None = None,
     attention: str = "dense",
+    mesh: Mesh | None = None,
   ):
     models.check_platform(models.DECODE_ATTENTION, attention, jax.default_backend())
     if settings.expert_ids and not spec.experts:
       raise ValueError("expert ids were asked of a model without experts")
+    if mesh is not None and slots % mesh.size:
+      raise ValueError(f"{slots} slots do not divide over {mesh.size} devices")
     self.settings, self.slots, self.longest_prompt = settings, slots, longest_prompt
     self.steps_done = 0  # decode steps since the start
     self._spec, self._steps, self._attention = spec, steps, attention
+    self._mesh = mesh
     self._cut = stop_cut(decode, settings.stop_strings)
     self._waiting: collections.deque[_Waiting] = collections.deque()
     self._rows: list[Sampling | None] = [None] * slots
@@ -112,7 +119,9 @@ class Engine:
       longest = self.longest_prompt + self.settings.max_new_tokens - 1
       slots = -(-longest // multiple) * multiple
       dtype = models.head_table(params).dtype
-      self._cache = models.init_cache(self._spec, self.slots, slots, dtype, self._attention)
+      self._cache = placement.init_cache(
+        self._mesh, self._spec, self.slots, slots, dtype, self._attention
+      )
     for group in self._waiting:
       group.source = None  # computed by the old weights
     if recompute:
@@ -187,6 +196,7 @@ class Engine:
       self._cache,
       self._device_rows(limit),
       np.int32(enough),
+      self._mesh,
     )
     return self._harvest(jax.device_get(chunk))
 
@@ -228,7 +238,7 @@ class Engine:
       tokens_PS[row, : lengths_P[row]] = group.tokens[:-1]
     ask = self.settings.expert_ids
     cache, ids_PSLA = device.prefill(
-      self._params, self._spec, tokens_PS, lengths_P, ask, self._attention
+      self._params, self._spec, tokens_PS, lengths_P, ask, self._attention, self._mesh
     )
     ids_PSLA = np.asarray(ids_PSLA) if ask else None
     for row, group in enumerate(groups):

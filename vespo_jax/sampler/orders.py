@@ -8,6 +8,7 @@ from typing import Protocol
 
 from vespo_jax import models
 from vespo_jax.models import quantize
+from vespo_jax.sampler import placement
 from vespo_jax.sampler.settings import Settings
 from vespo_jax.types import Params, Plan, Rollout, TokenIds
 
@@ -82,6 +83,7 @@ class WorkerSettings:
     chunk: most decode steps of one tick.
     timeout_s: seconds an order waits for its weights.
     attention: one of `models.DECODE_ATTENTION`, what attends to the cache.
+    tensor: devices of its process that it spreads the model over, see `placement`.
 
   Raises:
     ValueError: naming the field that is out of range.
@@ -94,6 +96,7 @@ class WorkerSettings:
   chunk: int = 32
   timeout_s: float = 600.0
   attention: str = "dense"
+  tensor: int = 1
 
   def __post_init__(self):
     for field, good in (
@@ -104,6 +107,7 @@ class WorkerSettings:
       ("chunk", self.chunk >= 1),
       ("timeout_s", self.timeout_s > 0),
       ("attention", self.attention in models.DECODE_ATTENTION),
+      ("tensor", self.tensor in placement.TENSOR),
     ):
       if not good:
         raise ValueError(f"worker setting {field}={getattr(self, field)!r} is out of range")

@@ -8,7 +8,9 @@ import time
 
 import jax
 
+from vespo_jax import sharding
 from vespo_jax.models import ModelSpec
+from vespo_jax.sampler import placement
 from vespo_jax.sampler.engine import PROMPT_BUCKET, Engine, check_prompts
 from vespo_jax.sampler.orders import Order, Result, WeightChannel, WorkerSettings
 from vespo_jax.sampler.sequence import Decode, Sampling
@@ -41,6 +43,8 @@ class Worker:
     settings: how to compute.
     weights: where to find weights.
     decode: token ids -> text; only stop strings need it.
+
+  Raises ValueError if there are fewer devices than `settings` say, or the model does not divide.
   """
 
   def __init__(
@@ -51,6 +55,8 @@ class Worker:
     decode: Decode | None = None,
   ):
     self._spec, self._settings, self._weights, self._decode = spec, settings, weights, decode
+    self._mesh = placement.make_mesh(settings.tensor)
+    self._shardings = placement.param_shardings(self._mesh, spec)
     self._queue: collections.deque[Order] = collections.deque()
     self._flights: list[_Flight] = []
     self._engine: Engine | None = None
@@ -116,6 +122,7 @@ class Worker:
     self._slots = self._slots or sequences
     # rows wait for each other where a plan changes the weights, so all of them need a slot
     slots = max(self._slots, sequences) if len(order.plan) > 1 else self._slots
+    slots = -(-slots // self._settings.tensor) * self._settings.tensor
     engine = self._engine
     if engine is None or engine.settings != order.settings or not self._fits(order, slots):
       self._engine = engine = Engine(
@@ -126,6 +133,7 @@ class Worker:
         steps=self._settings.chunk,
         decode=self._decode,
         attention=self._settings.attention,
+        mesh=self._mesh,
       )
     engine.adopt(self._version, self._params)
     self._begin(self._queue.popleft())
@@ -195,6 +203,8 @@ class Worker:
         flight.weights_s += spent
     self._asked_since = None
     how = self._settings
+    if self._mesh is not None:
+      params = sharding.place(params, self._shardings)
     self._params: Params = prepare(params, self._version, how.dtype, how.weight_noise)
     return True
 

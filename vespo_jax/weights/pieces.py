@@ -114,10 +114,10 @@ def write(
   Raises OSError if there is no room; the publication is then never whole.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  process, traffic = jax.process_index(), Traffic()
+  mine, traffic = _index_name(jax.process_index(), jax.process_count()), Traffic()
   olds = {} if base is None else named(base[1])
   index: dict[str, list[Any]] = {}
-  with (directory / f"{process}.bin").open("wb") as file:
+  with (directory / mine).with_suffix(".bin").open("wb") as file:
     for name, array in named(params).items():
       index[name] = []
       for shard, part in _mine(array, wire, (parts or {}).get(name)):
@@ -135,12 +135,21 @@ def write(
     "version": version,
     "base": None if base is None else base[0],
     "wire": dataclasses.asdict(wire),
-    "processes": jax.process_count(),
     "shapes": {name: array.shape for name, array in named(params).items()},
     "pieces": index,
   }
-  files.write(directory / f"{process}.json", json.dumps(about))  # last, and whole
+  files.write(directory / mine, json.dumps(about))  # last, and whole
   return traffic
+
+
+def is_whole(directory: Path) -> bool:
+  """Whether a publication has the pieces of all processes, by the names of its files alone."""
+  found = sorted(path.name for path in directory.glob("*.json"))
+  return bool(found) and found == [_index_name(i, len(found)) for i in range(len(found))]
+
+
+def _index_name(process: int, count: int) -> str:
+  return f"{process:05d}-of-{count:05d}.json"
 
 
 def open_publication(directory: Path) -> Publication:
@@ -150,12 +159,12 @@ def open_publication(directory: Path) -> Publication:
     FileNotFoundError: if it is not whole yet.
     ValueError: if its indices cannot be read, or disagree.
   """
+  if not is_whole(directory):
+    raise FileNotFoundError(f"{directory} has not the pieces of all processes")
   found = sorted(directory.glob("*.json"))
   try:
     indices = {path: json.loads(path.read_bytes()) for path in found}
     heads = [{k: v for k, v in i.items() if k != "pieces"} for i in indices.values()]
-    if not heads or len(heads) < heads[0]["processes"]:
-      raise FileNotFoundError(f"{directory} has the pieces of {len(heads)} processes, not of all")
     if any(head != heads[0] for head in heads) or heads[0]["format"] != FORMAT:
       raise ValueError("its indices are not of one publication")
     pieces: dict[str, list[Piece]] = {name: [] for name in heads[0]["shapes"]}

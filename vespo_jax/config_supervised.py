@@ -1,0 +1,46 @@
+"""What supervised fine-tuning and rewriting ask of a config, beside what every run does."""
+
+from __future__ import annotations
+
+import os
+
+from ml_collections import FrozenConfigDict
+
+from vespo_jax.config_rules import ConfigError, shown
+
+
+def check_sft(config: FrozenConfigDict) -> None:
+  """Raises ConfigError if no supervised fine-tuning can be made of a config."""
+  _check_one_process(config)
+  for key in ("data", "held_out_data"):
+    path = config.sft[key]
+    if path and not os.path.isfile(path):
+      raise ConfigError(f"sft.{key}={shown(path)}: no such file")
+  if not config.sft.data and 0 < config.task.test_size < config.sft.held_out:  # 0: all there are
+    raise ConfigError(
+      f"sft.held_out={config.sft.held_out} must be at most task.test_size={config.task.test_size}"
+    )
+  for key, value, off in (
+    ("optimizer.ess_scaling", config.optimizer.ess_scaling, "none"),
+    ("guards.max_log_w", config.guards.max_log_w, 0.0),
+  ):
+    if value != off:
+      raise ConfigError(
+        f"{key}={value!r} needs importance weights, which demonstrations have not; set it to "
+        f"{off!r}"
+      )
+
+
+def check_rewrite(config: FrozenConfigDict) -> None:
+  """Raises ConfigError if no rewriting can be made of a config."""
+  _check_one_process(config)
+  if 0 < config.task.train_size < config.rewrite.problems:  # 0: all there are
+    raise ConfigError(
+      f"rewrite.problems={config.rewrite.problems} must be at most "
+      f"task.train_size={config.task.train_size}"
+    )
+
+
+def _check_one_process(config: FrozenConfigDict) -> None:
+  if config.distributed.enabled:
+    raise ConfigError("distributed.enabled=True is of vespo_jax.train; this command is one process")
