@@ -98,9 +98,7 @@ def get_config() -> ConfigDict:
   # read what theirs are to hold, so that no host holds the model (vespo_jax/weights/pieces.py)
   config.runtime.weights = "whole"
   config.runtime.pieces = ConfigDict()  # with weights=pieces
-  config.runtime.pieces.directory = (
-    ""  # "": weights/ in the run directory; emptied when a run starts
-  )
+  config.runtime.pieces.directory = ""  # "": weights/ in the run directory; emptied at the start
   config.runtime.pieces.dtype = "float32"  # or bfloat16, half of it, with sampler.dtype=bfloat16
   config.runtime.pieces.compress = False  # by zstd, which is exact
   config.runtime.pieces.chunk_mb = 64.0  # MiB of a piece: what a host holds is a few of them
@@ -140,6 +138,9 @@ def get_config() -> ConfigDict:
   # what attends to the cache: dense, plain products on any device; flash, flash-decoding on GPU;
   # paged, paged attention on TPU, with dtype=bfloat16 (vespo_jax/models/cached_attention.py)
   config.sampler.attention = "dense"
+  # ids of the GPUs that sampler processes see, sampler.tensor for each on this host, like 4,5,6,7;
+  # the learner gets others by its own CUDA_VISIBLE_DEVICES. "": all share the learner's
+  config.sampler.devices = ""
   config.sampler.tensor = 1  # devices that each sampler spreads the model over, as mesh.tensor does
   config.sampler.weight_noise = 0.0  # normal noise on each tensor, in units of its rms; 0: none
 

@@ -147,6 +147,11 @@ def test_overrides_reach_the_config_whatever_their_order():
       + ["--config.policy.head_width=20"],
       ["heads of a multiple of 8", "20"],
     ),
+    (
+      ["--config.sampler.devices=4,5", "--config.runtime.transport=threads"],
+      ["sampler.devices='4,5' needs runtime.transport='local'"],
+    ),
+    (["--config.sampler.devices=4;5"], ["sampler.devices='4;5' must be ids like 4,5,6,7"]),
     (["--config.sampler.tensor=3"], ["sampler.tensor=3 must be one of 1, 2, 4, 8, 16"]),
     (["--config.sampler.tensor=2"], ["sampler.tensor=2", "'vocab' axis of 259 does not divide"]),
     (

@@ -279,6 +279,11 @@ def _check_weights(config: FrozenConfigDict, spec: ModelSpec) -> None:
         raise ConfigError(
           f"runtime.pieces.dtype={dtype!r} needs {key}={needed!r}, and it is {value!r}"
         )
+  if sampler.devices and config.runtime.transport != "local":
+    raise ConfigError(
+      f"sampler.devices={sampler.devices!r} needs runtime.transport='local', whose samplers are "
+      f"processes of their own here; it is {config.runtime.transport!r}"
+    )
   slots = sampler.slots
   if slots % sampler.tensor:
     raise ConfigError(f"sampler.slots={slots} do not divide over sampler.tensor={sampler.tensor}")

@@ -30,6 +30,7 @@ ROOMS: dict[str, Any] = {  # of methods, each with a section of its own options
   "advantage": advantages,
   "correction": corrections,
 }
+_DEVICES = r"(\w[\w-]*(,\w[\w-]*)*)?"  # GPU-UUID is one too
 _LARGEST_INT = 2**31 - 1  # sizes and counts are int32 on the device
 _SMALLEST, _LARGEST = (float(x) for x in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
@@ -250,6 +251,9 @@ RULES: dict[str, Rule] = {
   # logits over a smaller one overflow
   "sampler.temperature": Rule(float, "a finite float32, above 0 (by 1e-6)", lambda v: v >= 1e-6),
   "sampler.dtype": _one_of(*quantize.DTYPES),
+  "sampler.devices": Rule(
+    str, "ids like 4,5,6,7, or empty", lambda value: bool(re.fullmatch(_DEVICES, value))
+  ),
   "sampler.tensor": Rule(
     int, f"one of {', '.join(map(str, TENSOR))}", lambda value: value in TENSOR
   ),

@@ -260,7 +260,14 @@ def open_sampler(
       f"sampler.processes={workers} must be at least {hosts.count}, one for each process of the run"
     )
   mine = len(tasks.share(workers, hosts.index, hosts.count))
-  each = config.runtime.gpu_memory_fraction / mine  # they share one part
+  devices = [name for name in config.sampler.devices.split(",") if name]
+  if devices and len(devices) != mine * config.sampler.tensor:
+    raise ConfigError(
+      f"sampler.devices={config.sampler.devices!r} are {len(devices)} devices, for {mine} samplers "
+      f"on this host of sampler.tensor={config.sampler.tensor} each"
+    )
+  # each has devices of its own, or all share one part of the learner's
+  each = config.runtime.gpu_memory_fraction / (1 if devices else mine)
   env = {GPU_MEMORY_VARIABLE: str(each)}
   share = -(-config.batch.prompts // workers)  # of a minibatch's prompts
   sampling = config_lib.replayed(config.sampler.source) is None
@@ -285,6 +292,7 @@ def open_sampler(
     tokenizer=tokenizer.backend.to_str() if config.sampler.stop_strings else "",
     pieces=pieces,
     env=env,
+    devices=devices,
     ray=RaySettings(**config.runtime.ray.to_dict()),
     stop=hosts.stopping,
   )

@@ -36,4 +36,5 @@ def get_config() -> ConfigDict:
   config.runtime.max_staleness = 7
   config.runtime.partial_rollouts = "recompute_cache"
   config.correction.denominator = "behaviour"
+  config.runtime.pieces.dtype = "bfloat16"  # as samplers hold them; nobody else needs them
   return config

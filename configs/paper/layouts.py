@@ -20,6 +20,13 @@ def _layout(micro_batches: int, **axes: int) -> Layout:
 
 ATTENTION = {"h100": "cudnn", "h200": "cudnn", "v5p": "splash", "v6e": "splash"}  # by hardware
 
+# Devices of each sampler: those that give most tokens per second and device, by that command.
+SAMPLERS: dict[str, dict[str, int]] = {
+  "Llama-3.2-3B-Instruct": {"h200:32": 4, "h100:32": 4, "v5p:64": 4, "v6e:64": 8},
+  "Qwen3-8B-Base": {"h200:32": 4, "h100:32": 8, "v5p:64": 4, "v6e:64": 8},
+  "Qwen3-30B-A3B-Base": {"h200:32": 4, "h100:64": 4, "v5p:64": 4},
+}
+
 LAYOUTS: dict[str, dict[str, Layout]] = {
   "Llama-3.2-3B-Instruct": {
     "h200:32": _layout(4, fsdp=32),

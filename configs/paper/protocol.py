@@ -37,6 +37,8 @@ def get_config(model: str, hardware: str) -> ConfigDict:
   config.sampler.dtype = "bfloat16"
   config.sampler.processes = 8
   config.sampler.chunk = 128
+  config.sampler.tensor = layouts.SAMPLERS[model][hardware]
+  config.runtime.weights = "pieces"  # through --workdir, which all hosts share
   config.optimizer.learning_rate = 1e-6  # constant
   config.optimizer.warmup_updates = 0
   config.evaluation.every = 50

@@ -149,8 +149,7 @@ def sampling(work: Workload, hardware: Hardware, tensor: int, most_rows: int) ->
   parameters do not divide.
 
   Every step reads the weights (of the experts that some row goes to) and the whole cache, used or
-  not, as `sampler.decode` does. Where the experts' width is spread, XLA gathers their weights for
-  every token. Latency of collectives and kernels is left out.
+  not, as `sampler.decode` does. Latency of collectives and kernels is left out.
   """
   chip, spec = hardware.chip, work.spec
   weights, row = sampler_memory(work, tensor)
@@ -163,10 +162,8 @@ def sampling(work: Workload, hardware: Hardware, tensor: int, most_rows: int) ->
   read = weights - touched * expert + rows * row
   flops = 2 * rows * (blocks + head) / tensor
   sizes = {axis: 1 for axis in MESH_AXES} | {"tensor": tensor}
-  own = work.sampler_bytes * (2 * 2 * spec.layers * rows * spec.width)  # sums after both halves
-  own += 4 * rows * spec.vocab_size  # logits
-  if spec.experts:
-    own += expert * tensor * spec.experts
+  # tokens are gathered before both halves of a layer and summed after them, and so are logits
+  own = work.sampler_bytes * rows * (2 * (2 * spec.layers + 1) * spec.width + spec.vocab_size)
   moved = (tensor - 1) / tensor * own
   step = max(read / chip.memory_bandwidth, flops / chip.flops)
   step += moved / hardware.bandwidth(axis_group(sizes, "tensor"))
@@ -197,5 +194,5 @@ def balance(
 def publication(work: Workload, hardware: Hardware) -> tuple[float, float]:
   """Bytes of a published set of weights, and seconds to send it once if every learner sends its
   share over the network between nodes or slices."""
-  size = work.sampler_bytes * count(work.spec)
+  size = work.wire_bytes * count(work.spec)
   return float(size), size / hardware.devices / hardware.chip.slow

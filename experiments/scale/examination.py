@@ -170,7 +170,7 @@ def _programs(
   values = subject.config.to_dict()
   values["mesh"] |= layout.sizes
   if compiler == "cpu":  # which has no other
-    values["policy"]["attention"] = "dense"
+    values["policy"]["attention"] = values["sampler"]["attention"] = "dense"
   values["batch"]["micro_batches"] = layout.micro_batches
   config = FrozenConfigDict(values)
   spec, width = subject.spec, subject.work.prompt_width

@@ -21,14 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import models, sharding, training
 from vespo_jax.learner.update import first_skips, init_state, jit_update
 from vespo_jax.models import ModelSpec
-from vespo_jax.models.partition import BATCH_AXES, RULES
-from vespo_jax.sampler import Settings
+from vespo_jax.models.cached_attention import PAGE
+from vespo_jax.sampler import Settings, placement
 from vespo_jax.sampler import decode as device
 from vespo_jax.types import TrainBatch, TrainState
 
@@ -148,7 +147,7 @@ def compile_update(
 def compile_decode(
   config: FrozenConfigDict, spec: ModelSpec, mesh: Mesh, rows: int, slots: int
 ) -> Compiled:
-  """The sampler's own decode loop on a mesh, as `jit_decode` spreads it. Raises DoesNotFit.
+  """The sampler's own decode loop on a mesh. Raises DoesNotFit.
 
   Args:
     rows: sequences, which the mesh's batch axes divide.
@@ -158,8 +157,10 @@ def compile_decode(
   settings = Settings(
     max_new_tokens=config.sampler.max_new_tokens, temperature=config.sampler.temperature
   )
+  attention = config.sampler.attention
+  slots = -(-slots // PAGE) * PAGE
   params = jax.eval_shape(models.unstack, models.abstract(spec, dtype))
-  cache = jax.eval_shape(functools.partial(models.init_cache, spec, rows, slots, dtype))
+  cache = jax.eval_shape(functools.partial(models.init_cache, spec, rows, slots, dtype, attention))
   of = jax.ShapeDtypeStruct
   vector = of((rows,), jnp.int32)
   waiting = device.Rows(
@@ -172,46 +173,18 @@ def compile_decode(
     limits_B=vector,
     forced_CB=of((config.sampler.chunk, rows), jnp.int32),
   )
-  decode = jit_decode(spec, settings, mesh)
-  return _compile(lambda: decode.lower(params, cache, waiting, of((), jnp.int32)))
 
+  def placed(tree: Any, specs: Any) -> Any:
+    one = lambda axes, leaf: of(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, axes))
+    return jax.tree.map(one, specs, tree)
 
-def jit_decode(spec: ModelSpec, settings: Settings, mesh: Mesh) -> jax.stages.Wrapped:
-  """`jit` of `decode(params, cache, rows, enough)`, the sampler's, on a mesh; the cache is donated.
-
-  Rows are spread over the mesh's batch axes, key/value heads of the cache over `tensor`, and
-  parameters, whose layers are apart, by the rule table; XLA spreads what is made of them.
-  """
-  placed = lambda spec_: NamedSharding(mesh, spec_)
-  of_rows = placed(P(BATCH_AXES))
-  of_layers = (placed(P(BATCH_AXES, "tensor")),) * spec.layers
-  cache: Any = models.KVCache(of_layers, of_layers, of_rows)  # shardings in the place of arrays
-  rows: Any = device.Rows(
-    *(of_rows for _ in dataclasses.fields(device.Rows)[:-1]),
-    forced_CB=placed(P(None, BATCH_AXES)),
+  params = placed(params, placement.unstacked_specs(spec))
+  cache = placed(cache, placement.cache_specs(spec, attention))
+  return _compile(
+    lambda: device.decode.lower(
+      params, spec, settings.compiled(), cache, waiting, of((), jnp.int32), mesh
+    )
   )
-  return jax.jit(
-    lambda params, cache, rows, enough: device.decode(
-      params, spec, settings.compiled(), cache, rows, enough
-    ),
-    in_shardings=(
-      jax.tree.map(placed, decode_param_specs(spec)),
-      cache,
-      rows,
-      placed(P()),
-    ),
-    out_shardings=(cache, None),
-    donate_argnums=1,
-  )
-
-
-def decode_param_specs(spec: ModelSpec) -> Any:
-  """The rule table for parameters whose layers are apart (`models.unstack`)."""
-  infos = models.describe(spec)
-  one = lambda info, axes: P(*map(RULES.get, axes))
-  layer = {name: one(info, info.axes[1:]) for name, info in infos["layers"].items()}
-  rest = {name: one(info, info.axes) for name, info in infos.items() if name != "layers"}
-  return {**rest, "layers": (layer,) * spec.layers}
 
 
 def _compile(lower: Any) -> Compiled:

@@ -36,6 +36,7 @@ class Workload:
     compute_bytes: of one number of activations and gathered weights.
     attention: `dense`, whose scores are kept for a piece of queries, or the name of a fused kernel.
     sampler_bytes: of one number of the sampler's weights and cache.
+    wire_bytes: of one number as it is published.
   """
 
   spec: ModelSpec
@@ -51,6 +52,7 @@ class Workload:
   compute_bytes: int
   attention: str
   sampler_bytes: int
+  wire_bytes: int
 
   @classmethod
   def of(cls, config: FrozenConfigDict, spec: ModelSpec, prompt_width: int) -> Workload:
@@ -58,6 +60,7 @@ class Workload:
     state, loss = abstract_state(config, spec), training.loss_settings(config)
     count = models.count(spec)
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    pieces = config.runtime.weights == "pieces"
     return cls(
       spec,
       config.batch.prompts,
@@ -72,6 +75,7 @@ class Workload:
       jnp.dtype(config.policy.dtype).itemsize,
       config.policy.attention,
       jnp.dtype(config.sampler.dtype).itemsize,
+      jnp.dtype(config.runtime.pieces.dtype).itemsize if pieces else 4,
     )
 
   @property

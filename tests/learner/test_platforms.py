@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from example import EXPERTS, SPEC, example_batch, fresh_state, plain_update
 from jax._src.cudnn import fused_attention_stablehlo
+from jax.sharding import AbstractMesh
 
 from vespo_jax import models, sampler
+from vespo_jax.models.partition import MESH_AXES
 from vespo_jax.sampler import decode as device
 
 
@@ -68,21 +70,36 @@ def test_an_update_is_lowered_with_its_kernel(platform, kernel, target, programs
   ],
 )
 def test_a_decode_step_is_lowered(platform, attention, target):
+  text = lowered_decode(SPEC, platform, attention)
+  assert "stablehlo.while" in text and target in text and "all_gather" not in text
+
+
+@pytest.mark.parametrize(
+  "platform,attention,kernels",
+  [("tpu", "paged", ("paged", "gmm")), ("cuda", "flash", ("triton", "ragged_dot"))],
+)
+def test_a_decode_step_over_two_devices_is_lowered_with_its_kernels(platform, attention, kernels):
+  mesh = AbstractMesh((1, 1, 2, 1, 1), MESH_AXES)
+  text = lowered_decode(EXPERTS, platform, attention, mesh)
+  assert all(kernel in text for kernel in kernels)
+  assert "all_gather" in text and "reduce_scatter" in text
+
+
+def lowered_decode(spec, platform, attention, mesh=None):
   settings = sampler.Settings(max_new_tokens=4)
-  spec = dataclasses.replace(SPEC, heads=4, kv_heads=2, head_width=128)
-  params = models.unstack(models.init(spec, jax.random.key(0), "bfloat16"))
-  zeros = lambda dtype, *shape: np.zeros(shape, dtype)
+  spec = dataclasses.replace(spec, heads=4, kv_heads=2, head_width=128)
+  params = jax.eval_shape(models.unstack, models.abstract(spec, "bfloat16"))
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
   rows = device.Rows(
-    *(zeros(np.int32, 2) for _ in range(3)),
-    keys_BX=zeros(np.uint32, 2, 2),
-    seeds_B=zeros(np.uint32, 2),
-    live_B=np.ones(2, bool),
-    limits_B=np.full(2, 4, np.int32),
-    forced_CB=np.full((4, 2), -1, np.int32),
+    *(of(np.int32, 2) for _ in range(3)),
+    keys_BX=of(np.uint32, 2, 2),
+    seeds_B=of(np.uint32, 2),
+    live_B=of(bool, 2),
+    limits_B=of(np.int32, 2),
+    forced_CB=of(np.int32, 4, 2),
   )
-  cache = models.init_cache(spec, 2, 256, "bfloat16", attention)
+  cache = jax.eval_shape(lambda: models.init_cache(spec, 2, 256, "bfloat16", attention))
   step = lambda params, cache, rows: device.decode(
-    params, spec, settings.compiled(), cache, rows, np.int32(3)
+    params, spec, settings.compiled(), cache, rows, np.int32(3), mesh
   )
-  text = lowered(step, params, cache, rows, platform=platform)
-  assert "stablehlo.while" in text and target in text
+  return lowered(step, params, cache, rows, platform=platform)

@@ -25,6 +25,7 @@ from vespo_jax.runtime import (
   messages,
   start_sampler,
 )
+from vespo_jax.runtime import local as local_transport
 from vespo_jax.runtime.local import LocalTransport
 from vespo_jax.runtime.serving import Blueprint
 from vespo_jax.sampler import Settings, placement
@@ -96,6 +97,18 @@ def test_weights_in_pieces_sample_the_same(transport, expected, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, sampler.snapshot(True).weights[0], params())
   sampler.close()
   assert not (tmp_path / "weights").exists()
+
+
+def test_each_process_sees_its_own_devices(monkeypatch):
+  environments = []
+  monkeypatch.setattr(local_transport, "Child", lambda *_, env, **__: environments.append(env))
+  blueprint = Blueprint(SPEC, WorkerSettings(tensor=2))
+  transport = LocalTransport(blueprint, 2, env={"A": "1"}, devices=["4", "5", "6", "GPU-7"])
+  for worker in (0, 1, 1):
+    transport.start(worker)
+  transport.close()
+  seen = [env["CUDA_VISIBLE_DEVICES"] for env in environments]
+  assert seen == ["4,5", "6,GPU-7", "6,GPU-7"] and environments[0]["A"] == "1"
 
 
 def test_a_killed_process_is_noticed_restarted_and_given_the_same_order(local, expected):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from vespo_jax.models import ModelSpec
 from vespo_jax.runtime.channels import SharedWeights
@@ -38,6 +38,7 @@ def start_sampler(
   tokenizer: str = "",
   pieces: PublishedPieces | None = None,
   env: Mapping[str, str] | None = None,
+  devices: Sequence[str] = (),
   ray: RaySettings | None = None,
   stop: Callable[[], bool] = lambda: False,
 ) -> SamplerPool:
@@ -53,6 +54,7 @@ def start_sampler(
     tokenizer: JSON of the `tokenizers` library, where the sampler's settings have stop strings.
     pieces: to publish weights through a directory, piece by piece; None: whole, by the transport.
     env: environment variables of the workers' processes ("local" and "ray").
+    devices: ids of the GPUs that workers see, shared out in turn ("local"); none: all there are.
     ray: which cluster, and what each worker takes of it ("ray").
     stop: asked while a result is waited for; True ends the waiting.
 
@@ -61,7 +63,7 @@ def start_sampler(
   place = None if pieces is None else pieces.place
   blueprint = Blueprint(spec, settings or WorkerSettings(), tokenizer, place)
   if transport == "local":
-    chosen = LocalTransport(blueprint, weight_slots, pieces, env)
+    chosen = LocalTransport(blueprint, weight_slots, pieces, env, devices)
   elif transport == "threads":
     chosen = ThreadTransport(blueprint, weight_slots, pieces)
   elif transport == "ray":

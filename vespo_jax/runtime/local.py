@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vespo_jax.processes import Child, ChildDied, ChildStalled
 from vespo_jax.runtime import messages
@@ -13,6 +13,8 @@ from vespo_jax.runtime.serving import Blueprint
 from vespo_jax.sampler import Order, Result
 from vespo_jax.types import Params
 
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"  # read when JAX starts its backend
+
 
 class LocalTransport:
   """Workers in processes of their own on this machine.
@@ -22,6 +24,8 @@ class LocalTransport:
     slots: versions of the weights kept.
     pieces: where weights are published, if the blueprint says in pieces.
     env: environment variables of the processes, for instance their share of the GPU's memory.
+    devices: ids of the GPUs that they see, `tensor` of the blueprint's settings for each in turn;
+      none: all there are.
   """
 
   def __init__(
@@ -30,19 +34,22 @@ class LocalTransport:
     slots: int,
     pieces: PublishedPieces | None = None,
     env: Mapping[str, str] | None = None,
+    devices: Sequence[str] = (),
   ):
     self._weights = pieces or SharedWeights(blueprint.spec, slots)
     self._fds = [self._weights.fd] if isinstance(self._weights, SharedWeights) else []
     self._args = [blueprint.to_json(), str((*self._fds, -1)[0]), str(slots)]
-    self._env = env
+    self._env, self._devices, self._tensor = env or {}, devices, blueprint.settings.tensor
 
   def start(self, worker: int) -> LocalLink:
     """A new process. It finds all kept weights where its predecessor did."""
+    mine = self._devices[worker * self._tensor :][: self._tensor]
+    visible = {VISIBLE_DEVICES: ",".join(mine)} if mine else {}
     try:
       child = Child(
         "vespo_jax.runtime.sampler_process",
         name="sampler",
-        env=self._env,
+        env={**self._env, **visible},
         pass_fds=self._fds,
         args=self._args,
       )
