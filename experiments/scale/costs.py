@@ -29,8 +29,9 @@ class UpdateTime:
   """Seconds of an update, and of scoring its minibatch by other policies first.
 
   Attributes:
-    compute_s, memory_s, network_s: if there were nothing but the products, the memory traffic, the
-      collectives.
+    compute_s, memory_s, network_s, host_s: if there were nothing but the products, the memory
+      traffic, the collectives, the optimizer's state from the host's memory and back there (0 where
+      no bandwidth is published).
     scoring_s: of the forward passes of policies that score, like `low_s`.
     mfu: model FLOPs over what the devices could do in `low_s`, scoring left out.
   """
@@ -38,18 +39,19 @@ class UpdateTime:
   compute_s: float
   memory_s: float
   network_s: float
+  host_s: float
   scoring_s: float
   mfu: float
 
   @property
   def low_s(self) -> float:
-    """The update, if the three overlap entirely."""
-    return max(self.compute_s, self.memory_s, self.network_s)
+    """The update, if all overlap entirely."""
+    return max(self.compute_s, self.memory_s, self.network_s, self.host_s)
 
   @property
   def high_s(self) -> float:
-    """The update, if the collectives overlap with nothing."""
-    return max(self.compute_s, self.memory_s) + self.network_s
+    """The update, if collectives and the host's bus overlap with nothing."""
+    return max(self.compute_s, self.memory_s) + self.network_s + self.host_s
 
 
 def axis_group(sizes: Sizes, *axes: str) -> tuple[int, ...]:
@@ -122,8 +124,10 @@ def update_time(
   compute, memory = flops / peak, traffic / chip.memory_bandwidth
   forward = sum(forward_flops(work)) / n / peak
   scoring = work.scored * max(forward, moved / 3)
-  low = max(compute, memory, moved)
-  return UpdateTime(compute, memory, moved, scoring, model_flops(work) / n / chip.flops / low)
+  state = work.state_width * own["all"] if work.offload else 0.0
+  host = 2 * state / chip.host if chip.host else 0.0
+  low = max(compute, memory, moved, host)
+  return UpdateTime(compute, memory, moved, host, scoring, model_flops(work) / n / chip.flops / low)
 
 
 @dataclasses.dataclass(frozen=True)

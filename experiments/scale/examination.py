@@ -169,8 +169,9 @@ def _programs(
     mesh_of = lambda sizes: programs.tpu_mesh(sizes, str(hardware.topology))
   values = subject.config.to_dict()
   values["mesh"] |= layout.sizes
-  if compiler == "cpu":  # which has no other
+  if compiler == "cpu":  # which has no other, and no memory but the host's
     values["policy"]["attention"] = values["sampler"]["attention"] = "dense"
+    values["optimizer"]["offload"] = False
   values["batch"]["micro_batches"] = layout.micro_batches
   config = FrozenConfigDict(values)
   spec, width = subject.spec, subject.work.prompt_width

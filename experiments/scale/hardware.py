@@ -26,6 +26,7 @@ class Chip:
     node: devices that are joined by the fast links of one node; 0: all of a slice are.
     fast: bytes per second that a device sends in a collective over one mesh axis, by those links.
     slow: bytes per second that a device sends to another node, or out of a slice.
+    host: bytes per second between a device and its host's memory, either way; None: not published.
     source: where these numbers stand.
   """
 
@@ -36,6 +37,7 @@ class Chip:
   node: int
   fast: float
   slow: float
+  host: float | None
   source: str
 
 
@@ -44,25 +46,25 @@ CHIPS: Mapping[str, Chip] = {
   # links to a ring; DCN of 50 Gbit/s a chip. float32 products take one bfloat16 pass by default
   # (https://docs.jax.dev/en/latest/_autosummary/jax.lax.Precision.html).
   "v5p": Chip(
-    *(459e12, 1.0, 95 * GIB, 2765e9, 0, 200e9, 6.25e9),
+    *(459e12, 1.0, 95 * GIB, 2765e9, 0, 200e9, 6.25e9, None),
     "https://docs.cloud.google.com/tpu/docs/v5p",
   ),
   # ICI of 800 GB/s in both directions over the 4 links of a 2D torus; 4 NICs of 200 Gbit/s to 8
   # chips.
   "v6e": Chip(
-    *(918e12, 1.0, 32e9, 1638e9, 0, 200e9, 12.5e9),
+    *(918e12, 1.0, 32e9, 1638e9, 0, 200e9, 12.5e9, None),
     "https://docs.cloud.google.com/tpu/docs/v6e",
   ),
   # SXM; dense bfloat16 is half the printed number, which is with sparsity, and TF32, which float32
   # products take by default, half of that. NVLink of 900 GB/s in both directions; in a DGX H100 one
-  # ConnectX-7 of 400 Gbit/s to each GPU.
+  # ConnectX-7 of 400 Gbit/s to each GPU. PCIe of 128 GB/s in both directions.
   "h100": Chip(
-    *(989e12, 0.5, 80e9, 3350e9, 8, 450e9, 50e9),
+    *(989e12, 0.5, 80e9, 3350e9, 8, 450e9, 50e9, 64e9),
     "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet, "
     "https://docs.nvidia.com/dgx/dgxh100-user-guide",
   ),
   "h200": Chip(
-    *(989e12, 0.5, 141e9, 4800e9, 8, 450e9, 50e9),
+    *(989e12, 0.5, 141e9, 4800e9, 8, 450e9, 50e9, 64e9),
     "https://www.nvidia.com/en-us/data-center/h200",
   ),
 }

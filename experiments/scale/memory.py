@@ -19,7 +19,8 @@ class UpdateMemory:
   """Bytes of one device during an update.
 
   Attributes:
-    params, optimizer: the state.
+    params, optimizer: the state; `offload`: of which the optimizer's comes from the host when the
+      backward pass is done.
     grads: the sum over micro-batches, and those of the present one.
     anchors: the weights of policies that only score.
     kept: what the backward pass keeps of all blocks.
@@ -36,6 +37,7 @@ class UpdateMemory:
   block: float
   attention: float
   head: float
+  offload: bool
 
   @property
   def temporary(self) -> float:
@@ -45,6 +47,8 @@ class UpdateMemory:
   @property
   def total(self) -> float:
     """All of it at its peak."""
+    if self.offload:
+      return self.params + self.anchors + max(self.temporary, self.grads + self.optimizer)
     return self.params + self.optimizer + self.anchors + self.temporary
 
 
@@ -90,6 +94,7 @@ def update_memory(work: Workload, sizes: Sizes) -> UpdateMemory:
     block=block,
     attention=attention,
     head=head,
+    offload=work.offload,
   )
 
 

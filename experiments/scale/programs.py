@@ -137,7 +137,7 @@ def compile_update(
 ) -> Compiled:
   """The learner's own update on a mesh. Raises DoesNotFit as a TPU's compiler does."""
   step, state = training.make_step(config, spec), abstract_state(config, spec)
-  update = jit_update(step.update, mesh, spec, state, step.limits)
+  update = jit_update(step.update, mesh, spec, state, step.limits, config.optimizer.offload)
   skips = jax.ShapeDtypeStruct((), first_skips(step.limits).dtype)
   trained = dataclasses.replace(state, frozen=None)
   batch = abstract_batch(config, spec, prompt_width)

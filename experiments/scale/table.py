@@ -72,7 +72,7 @@ def lines(
     "",
     f"predicted update: {time.low_s:.0f} s (all overlaps) to {time.high_s:.0f} s (collectives do "
     f"not); products {time.compute_s:.0f} s, HBM {time.memory_s:.0f} s, collectives "
-    f"{time.network_s:.0f} s",
+    f"{time.network_s:.0f} s" + (f", the host's bus {time.host_s:.0f} s" if time.host_s else ""),
     f"model-FLOPs utilisation at most {time.mfu:.0%}; scoring by other policies takes "
     f"{time.scoring_s:.0f} s more",
     *_sampler(subject, made, time, sampler, mean_tokens),
@@ -90,7 +90,7 @@ def _memory(layout: Layout, made: Programs, hardware: Any) -> Iterator[str]:
   update = made.update
   rows = {
     "arguments: parameters, optimizer, batch": (
-      memory.params + memory.optimizer,
+      memory.params + (0.0 if memory.offload else memory.optimizer),
       update and update.argument_bytes,
     ),
     "temporaries": (memory.temporary, update and update.temporary_bytes),
@@ -103,6 +103,11 @@ def _memory(layout: Layout, made: Programs, hardware: Any) -> Iterator[str]:
   yield f"  {'usable':39} {usable:8.2f}"
   if made.refused:
     yield f"  the compiler refuses: {made.refused}"
+  if memory.offload:
+    bus = (
+      "the time of its bus is not published" if hardware.chip.host is None else "read and written"
+    )
+    yield f"  (the optimizer's state is in the host's memory between updates: {bus})"
   if made.compiler == "cpu":
     yield "  (a CPU's temporaries: its attention is dense, and its products have copies in float32)"
   if update:

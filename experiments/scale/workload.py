@@ -32,6 +32,7 @@ class Workload:
     remat: as `policy.remat`.
     scored: policies beside the trained one that score each minibatch, each a copy of the weights.
     state_width: bytes of a parameter in the optimizer's state, all moments together.
+    offload: whether that state is in the host's memory between updates.
     width_bytes: of one number of the parameters and their gradients.
     compute_bytes: of one number of activations and gathered weights.
     attention: `dense`, whose scores are kept for a piece of queries, or the name of a fused kernel.
@@ -48,6 +49,7 @@ class Workload:
   remat: str
   scored: int
   state_width: float
+  offload: bool
   width_bytes: int
   compute_bytes: int
   attention: str
@@ -71,6 +73,7 @@ class Workload:
       config.policy.remat,
       int(loss.needs_proximal) + int(loss.needs_reference),
       size(state.opt_state) / count,
+      config.optimizer.offload,
       size(state.params) // count,
       jnp.dtype(config.policy.dtype).itemsize,
       config.policy.attention,

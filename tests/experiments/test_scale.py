@@ -44,6 +44,7 @@ WORK = workload.Workload(
   remat="full",
   scored=0,
   state_width=8.0,
+  offload=False,
   width_bytes=4,
   compute_bytes=4,
   attention="dense",
@@ -182,6 +183,22 @@ def test_the_memory_of_a_layout_is_what_its_shards_hold():
   weights, row = memory.sampler_memory(WORK, 2)
   assert row == 2 * 2 * 2 * 1 * 8 * 20  # bytes x (keys, values) x layers x heads x H x slots
   assert 2 * count / 2 < weights < 2 * (count / 2 + norms)
+
+
+def test_an_optimizer_in_host_memory_takes_room_after_the_backward_pass_and_time_of_the_bus():
+  machine = Hardware("h100", 8)
+  here = search.examine(WORK, sizes(fsdp=4, tensor=2), machine)
+  there = search.examine(dataclasses.replace(WORK, offload=True), sizes(fsdp=4, tensor=2), machine)
+  memory_ = there.memory
+  at_the_end = memory_.grads + memory_.optimizer
+  assert memory_.temporary > at_the_end > 0
+  assert there.memory.total == here.memory.total - memory_.optimizer
+  small = dataclasses.replace(memory_, kept=0.0, block=0.0, attention=0.0, head=0.0)
+  assert small.total == memory_.params + memory_.anchors + at_the_end
+  assert here.time.host_s == 0 and there.time.host_s == 2 * memory_.optimizer / 64e9
+  assert there.time.high_s == here.time.high_s + there.time.host_s
+  unknown = dataclasses.replace(WORK, offload=True)
+  assert search.examine(unknown, sizes(fsdp=4, tensor=2), Hardware("v5p", 8)).time.host_s == 0
 
 
 def test_what_does_not_divide_is_refused_by_name():
