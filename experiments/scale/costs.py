@@ -21,6 +21,7 @@ from experiments.scale.workload import (
   sharded_params,
 )
 from vespo_jax.models import count
+from vespo_jax.models.moe import SLACK
 from vespo_jax.sharding import MESH_AXES
 
 
@@ -94,7 +95,10 @@ def expected_transfers(work: Workload, sizes: Sizes) -> list[Transfer]:
   add("all-gather", "sequence", (passes - 1) * m * L, share("sequence") * keys)
   add("reduce-scatter", "sequence", m * L, share("sequence") * keys)
   add("all-reduce", "sequence", m, 2 * share("sequence") * work.width_bytes * own)
-  if spec.experts:
+  if spec.experts and sizes["expert"] > spec.active_experts:  # there, and back
+    sent = share("expert") * SLACK * c * M * spec.active_experts * D
+    add("all-to-all", "expert", 2 * passes * m * L, sent)
+  elif spec.experts:
     add("all-gather", "expert", passes * m * L, (sizes["expert"] - 1) * c * M * D)
     add("reduce-scatter", "expert", passes * m * L, (sizes["expert"] - 1) * 4 * M * D)
   return transfers

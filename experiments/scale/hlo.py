@@ -57,7 +57,8 @@ class Counts:
   Attributes:
     flops: of matrix products, multiplications and additions each counted.
     transfers: the collectives.
-    unknown_loops: loops of which the text does not say how often they run; they count once.
+    unknown_loops: loops of which the text does not say how often they run; they count once. All
+      branches of a condition count, those too that are for the worst case (`models.moe`).
   """
 
   flops: float

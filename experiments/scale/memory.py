@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from experiments.scale.workload import Sizes, Workload, sharded_params
+from vespo_jax.models.moe import SLACK
 
 QUERY_BLOCK = 1024  # of `models.attention.attend`
 
@@ -76,8 +77,9 @@ def update_memory(work: Workload, sizes: Sizes) -> UpdateMemory:
   weights = 2 * c * whole["layers"] / spec.layers  # gathered, and their gradient
   # the factors of tokens are fitted to what the compiler of v5p makes of this code (docs/scale.md)
   block = weights + c * M * (2 * D + 1.5 * projections)
-  if spec.experts:  # every device sees all choices of its group's tokens
-    block += c * M * e * spec.active_experts * 6 * (D + F)
+  if spec.experts:  # every device sees all choices of its group's tokens, or those it is sent
+    sees = SLACK if e > spec.active_experts else e
+    block += c * M * sees * spec.active_experts * 6 * (D + F)
   keys = c * rows * (work.width + work.prompt_width / work.samples) * 2 * K * H
   block += 2 * keys if s > 1 else 0.0
   # scores, their exponentials, the gradients of both

@@ -201,6 +201,26 @@ def test_an_optimizer_in_host_memory_takes_room_after_the_backward_pass_and_time
   assert search.examine(unknown, sizes(fsdp=4, tensor=2), Hardware("v5p", 8)).time.host_s == 0
 
 
+def test_tokens_are_gathered_by_few_devices_of_experts_and_sent_to_many():
+  experts = dataclasses.replace(SPEC, experts=16, active_experts=2)
+  work = dataclasses.replace(WORK, spec=experts, micro_batches=1)
+  rows = {}
+  for e in (2, 8):
+    moved = costs.expected_transfers(work, sizes(expert=e))
+    by_kind = {transfer.kind: transfer.bytes for transfer in moved}
+    tokens = work.local_tokens(sizes(expert=e))
+    again = 3 * 2  # forward, again and backward, in each of two layers
+    if e == 2:  # float32 sums come back
+      assert by_kind == {
+        "all-gather": again * 4 * tokens * 32,
+        "reduce-scatter": again * 4 * tokens * 32,
+      }
+    else:
+      assert by_kind == {"all-to-all": 2 * again * 7 / 8 * 1.25 * 4 * tokens * 2 * 32}
+    rows[e] = memory.update_memory(work, sizes(expert=e)).block / tokens
+  assert rows[8] < rows[2]  # of a token, though four times as many devices see each other's
+
+
 def test_what_does_not_divide_is_refused_by_name():
   machine = Hardware("h100", 8)
   for axes, words in (

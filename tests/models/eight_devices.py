@@ -11,7 +11,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import PartitionSpec
 
 from vespo_jax import models, sharding
-from vespo_jax.models import fused, layouts, lora, partition, ring
+from vespo_jax.models import fused, layouts, lora, moe, partition, ring
 from vespo_jax.types import TrainBatch
 
 assert jax.device_count() == 8, "start me with XLA_FLAGS=--xla_force_host_platform_device_count=8"
@@ -68,6 +68,36 @@ def ring_of_eight():
   ]
   assert not moved(round_, "all_gather") and moved(round_, "collective_permute")
   assert moved(gathered, "all_gather") and not moved(gathered, "collective_permute")
+
+
+def tokens_are_sent_to_their_experts():
+  """Values and gradients, however unevenly experts are chosen, against one device that has all."""
+  M, A, E, D, F = 96, 2, 16, 8, 12
+  mesh = sharding.make_mesh({"expert": 8})
+  by_expert = PartitionSpec("expert")
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  layer = {"expert_gate": draw(E, D, F), "expert_up": draw(E, D, F), "expert_down": draw(E, F, D)}
+  x_MD, weights_MA, cotangent_MD = draw(M, D), draw(M, A), draw(M, D)
+
+  def gradient(experts):
+    total = lambda x_MD, layer, weights_MA, ids_MA: jnp.sum(
+      experts(x_MD, layer, ids_MA, weights_MA) * cotangent_MD
+    )
+    return jax.jit(jax.value_and_grad(total, argnums=range(3)))
+
+  spread = gradient(
+    jax.shard_map(moe._experts, mesh=mesh, in_specs=by_expert, out_specs=by_expert, check_vma=False)
+  )
+  alone = gradient(moe._experts)
+  ids_MA = np.array([rng.permutation(E)[:A] for _ in range(M)], np.int32)
+  half = np.where(np.arange(M)[:, None] < M // 2, ids_MA, E)  # the rest is padding
+  for chosen in (ids_MA, ids_MA % 2, np.where(ids_MA < 6, ids_MA, 5), half, np.full_like(half, E)):
+    expected = jax.device_get(alone(x_MD, layer, weights_MA, chosen))
+    got = jax.device_get(spread(x_MD, layer, weights_MA, chosen))
+    chex.assert_trees_all_close(got, expected, rtol=1e-4, atol=1e-4)
+  assert not np.any(expected[1][0])  # no token has an expert
+  text = spread.lower(x_MD, layer, weights_MA, ids_MA).as_text()
+  assert "all_to_all" in text and "all_gather" not in text
 
 
 def random_batch():
@@ -160,6 +190,7 @@ def packed_rows_by_a_kernel():
 
 WHAT = {
   "ring": ring_of_eight,
+  "experts": tokens_are_sent_to_their_experts,
   "lora": adapters_over_tensor,
   "rows": packed_rows_by_a_kernel,
   "kernels": kernels_in_a_spread_program,

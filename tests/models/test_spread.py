@@ -10,7 +10,11 @@ import pytest
 
 @pytest.mark.parametrize(
   "what",
-  ["ring", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "rows", "kernels"))],
+  [
+    "ring",
+    "experts",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "rows", "kernels")),
+  ],
 )
 def test_eight_devices_compute_what_one_does(what):
   here = Path(__file__).parent

@@ -8,6 +8,7 @@ are compact: see `pack_expert_ids`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.struct
@@ -18,6 +19,8 @@ from vespo_jax.models import partition
 from vespo_jax.models.quantize import dequantize
 from vespo_jax.models.spec import ModelSpec
 from vespo_jax.types import Array, HostArray, Params
+
+SLACK = 1.25  # of what devices send each other in one round, over an even choice of experts
 
 
 @flax.struct.dataclass
@@ -50,7 +53,7 @@ def mixture(
     x_MD: normalised hidden states.
     layer: `router` [D, E], `expert_gate` and `expert_up` [E, D, F], `expert_down` [E, F, D].
     spec: of the model.
-    real_M: bool, the tokens that count in the statistics.
+    real_M: bool, the tokens that there are: the others count in no statistics and become 0.
     expert_ids_MA: int32 choices to replay; None to choose the A most probable experts. The weights
       are the router's own either way, and differentiable.
 
@@ -73,8 +76,9 @@ def mixture(
   if spec.normalize_router:
     weights_MA = weights_MA / jnp.sum(weights_MA, axis=-1, keepdims=True)
 
-  y_MD = _experts(x_MD, layer, expert_ids_MA, weights_MA)
   real_M1 = real_M[:, None]
+  # padding goes to no expert: all of it would go to the same ones
+  y_MD = _experts(x_MD, layer, jnp.where(real_M1, expert_ids_MA, E), weights_MA)
   chosen_ME = jnp.sum(jax.nn.one_hot(expert_ids_MA, E), axis=1)
   agrees_MA = jnp.any(expert_ids_MA[:, :, None] == own_MA[:, None, :], axis=-1)
   total = lambda x: partition.add(x, *partition.BATCH_AXES, "sequence")
@@ -90,32 +94,76 @@ def mixture(
 
 
 def _experts(x_MD: Array, layer: Params, expert_ids_MA: Array, weights_MA: Array) -> Array:
-  """sum_a weight_a expert_a(x), float32 [M, D].
+  """sum_a weight_a expert_a(x), float32 [M, D]; 0 of a token whose experts are none, which is a
+  number beyond the last. No token is dropped, and shapes are fixed."""
+  kernels = [dequantize(layer[f"expert_{name}"]) for name in ("gate", "up", "down")]
 
-  Where experts are spread, every device takes the tokens of all along `expert` and computes what
-  its own experts make of them: with A choices a token, as many bytes as sending each token to its
-  A experts once A is near the number of devices, no token is dropped, and shapes are fixed.
-  """
-  gate_EDF, up_EDF, down_EFD = (
-    dequantize(layer[f"expert_{name}"]) for name in ("gate", "up", "down")
-  )
-  A, E = expert_ids_MA.shape[-1], len(gate_EDF)
+  def product(x_MD: Array, flat_I: Array) -> Array:
+    return jax.lax.platform_dependent(
+      *(x_MD, *kernels, flat_I),
+      cpu=_by_blocks,
+      tpu=functools.partial(_by_sorting, product=_grouped),
+      default=functools.partial(_by_sorting, product=jax.lax.ragged_dot),
+    )
+
+  spread = _by_sending if partition.size("expert") > expert_ids_MA.shape[-1] else _by_gathering
+  return spread(x_MD, expert_ids_MA, weights_MA, len(kernels[0]), product)
+
+
+Product = Callable[[Array, Array], Array]  # (tokens, expert of each assignment) -> rows
+
+
+def _by_gathering(
+  x_MD: Array, expert_ids_MA: Array, weights_MA: Array, E: int, product: Product
+) -> Array:
+  """Every device takes the tokens of all along `expert`, and computes what its own E experts make
+  of them: the fewer bytes where there are no more devices than choices."""
+  A = expert_ids_MA.shape[-1]
   x_MD, weights_MA, expert_ids_MA = (
     partition.gather(x, "expert", 0) for x in (x_MD, weights_MA, expert_ids_MA)
   )
   flat_I = (expert_ids_MA - partition.index("expert") * E).reshape(-1)  # I = M * A assignments
   mine_I = (flat_I >= 0) & (flat_I < E)
-  flat_I = jnp.where(mine_I, flat_I, E)  # those of other devices are in no group
-  y_ID = jax.lax.platform_dependent(
-    *(x_MD, gate_EDF, up_EDF, down_EFD, flat_I),
-    cpu=_by_blocks,
-    tpu=functools.partial(_by_sorting, product=_grouped),
-    default=functools.partial(_by_sorting, product=jax.lax.ragged_dot),
-  )
+  y_ID = product(x_MD, jnp.where(mine_I, flat_I, E))  # those of other devices are in no group
   y_MAD = y_ID.reshape(-1, A, x_MD.shape[-1])
   y_MAD = jnp.where(mine_I.reshape(-1, A, 1), y_MAD.astype(jnp.float32), 0.0)
   y_MD = jnp.einsum("mad,ma->md", y_MAD, weights_MA)
   return partition.add_and_scatter(y_MD, "expert", 0)
+
+
+def _by_sending(
+  x_MD: Array, expert_ids_MA: Array, weights_MA: Array, E: int, product: Product
+) -> Array:
+  """Every token goes to the devices that have its experts, and what they make of it comes back.
+
+  C assignments fit from each device to each in a round, `SLACK` times as many as there are if
+  experts are chosen evenly. What does not fit goes in another round, which nobody makes if nobody
+  needs it; so memory and traffic grow with the devices only as far as choices are uneven.
+  """
+  (M, A), N = expert_ids_MA.shape, partition.size("expert")
+  C = math.ceil(SLACK * M * A / N)
+  flat_I = expert_ids_MA.reshape(-1)  # I = M * A assignments; to device N: to none
+  to_IN = jax.nn.one_hot(flat_I // E, N, dtype=jnp.int32)
+  rank_I = jnp.sum((jnp.cumsum(to_IN, axis=0) - 1) * to_IN, axis=1)
+  needed = partition.largest(1 + jnp.max(rank_I) // C, *partition.MESH_AXES)  # all do as many
+
+  def send(y_MD: Array, round_: Array) -> Array:
+    now_I = (flat_I < N * E) & (rank_I // C == round_)
+    slot_I = jnp.where(now_I, flat_I // E * C + rank_I % C, N * C)  # beyond the last: not now
+    token_S = jnp.zeros(N * C, int).at[slot_I].set(jnp.arange(M * A) // A, mode="drop")
+    expert_S = jnp.full(N * C, E).at[slot_I].set(flat_I % E, mode="drop")  # E: none
+    there_S = partition.exchange(expert_S, "expert")
+    y_SD = product(partition.exchange(x_MD[token_S], "expert"), there_S)
+    y_SD = partition.exchange(jnp.where(there_S[:, None] < E, y_SD, 0), "expert")
+    y_ID = y_SD.at[slot_I].get(mode="fill", fill_value=0)
+    return y_MD + jnp.einsum("mad,ma->md", y_ID.reshape(M, A, -1).astype(jnp.float32), weights_MA)
+
+  def step(y_MD: Array, round_: Array) -> tuple[Array, None]:
+    again = jax.checkpoint(send)  # else there were room for what the backward pass keeps of each
+    return jax.lax.cond(round_ < needed, again, lambda y_MD, _: y_MD, y_MD, round_), None
+
+  y_MD = send(jnp.zeros(x_MD.shape, jnp.float32), jnp.int32(0))
+  return jax.lax.scan(step, y_MD, jnp.arange(1, math.ceil(M * A / C)))[0]
 
 
 def _by_sorting(

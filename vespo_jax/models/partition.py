@@ -11,7 +11,8 @@ that one model serves one core and a pod.
     tensor         heads, feed-forward width and vocabulary are spread over it, and between them
                    the tokens (Megatron with sequence-parallel norms, Korthikanti et al.,
                    arXiv 2205.05198)
-    expert         the experts are spread over it
+    expert         the experts are spread over it; tokens are gathered by all, or, where there are
+                   more devices than choices of a token, sent to their experts (`moe`)
     sequence       the tokens of every prompt and every response; keys and values are gathered, or,
                    above a size, sent round (`ring`)
 """
@@ -119,9 +120,16 @@ def add(x: Array, *axes: str) -> Array:
   return jax.lax.psum(x, axes) if axes else x
 
 
-def largest(x: Array, axis: str) -> Array:
-  """The maximum over all devices along `axis`; not differentiable."""
-  return jax.lax.pmax(x, axis) if size(axis) > 1 else x
+def largest(x: Array, *axes: str) -> Array:
+  """The maximum over all devices along `axes`; not differentiable."""
+  axes = tuple(axis for axis in axes if size(axis) > 1)
+  return jax.lax.pmax(x, axes) if axes else x
+
+
+def exchange(x: Array, axis: str) -> Array:
+  """What the devices along `axis` send each other: the n-th of equal parts of `x` goes to the n-th,
+  and what comes is in their order."""
+  return jax.lax.all_to_all(x, axis, 0, 0, tiled=True) if size(axis) > 1 else x
 
 
 def add_and_scatter(x: Array, axis: str, dimension: int) -> Array:
