@@ -52,6 +52,17 @@ def finish(made, ticks=60):
   return {result.order_id: result for result in results}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_weights_are_held_once(dtype):
+  """Layers apart, as they are sampled with, and not in a stack beside."""
+  made, _ = worker(0, 1, dtype=dtype)
+  for version in (0, 1):
+    made.accept(order(version=version))
+    finish(made)
+    layers = made._params["layers"]
+    assert isinstance(layers, tuple) and made._engine._params["layers"] is layers
+
+
 def versions_of(result):
   (found,) = {tuple(rollout.weight_versions.tolist()) for rollout in result.rollouts}
   return list(found)

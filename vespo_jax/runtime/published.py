@@ -45,14 +45,17 @@ class PublishedPieces:
     spec: of the policy.
     shardings: how this process and those it computes with hold the weights, a tree of them.
     slots: versions kept, at least 2; what is older is removed by the first process that writes.
+    dtype: of what `read` gives, piece by piece: float32 or bfloat16.
   """
 
-  def __init__(self, place: Place, spec: ModelSpec, shardings: Any, slots: int = 2):
+  def __init__(
+    self, place: Place, spec: ModelSpec, shardings: Any, slots: int = 2, dtype: str = "float32"
+  ):
     if slots < 2:
       raise ValueError(f"slots={slots}: readers need one while the other is written")
     self.place = place
     self._directory, self._slots, self._shardings = Path(place.directory), slots, shardings
-    self._spec = spec
+    self._spec, self._dtype = spec, dtype
 
   def clear(self) -> None:
     """Removes what is there, of a run before; one process does, before any publishes."""
@@ -76,7 +79,7 @@ class PublishedPieces:
     return next(whole, -1)
 
   def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
-    """`version`, or the newest once that is not older, laid out and in the type of the wire.
+    """`version`, or the newest once that is not older, laid out.
 
     Raises TimeoutError; LookupError, at once, if `version` itself was wanted and is removed;
     ValueError naming a piece that is damaged.
@@ -87,7 +90,7 @@ class PublishedPieces:
       found = version if exact else newest
       try:
         if found >= version and newest >= 0:
-          return found, self._read(found, self.place.wire.dtype)
+          return found, self._read(found, self._dtype)
       except FileNotFoundError:  # not whole yet, or removed, by now
         if newest > version and exact and version not in self._versions():
           kept = f"there are {self._versions()}"

@@ -61,7 +61,9 @@ class Blueprint:
     if self.published is not None:
       mesh = placement.make_mesh(self.settings.tensor)
       shardings = placement.param_shardings(mesh, self.spec)
-      weights = PublishedPieces(self.published, self.spec, shardings)
+      rounded = self.settings.dtype == "bfloat16" and not self.settings.weight_noise
+      dtype = "bfloat16" if rounded else "float32"  # as it is held, where nothing is done before
+      weights = PublishedPieces(self.published, self.spec, shardings, dtype=dtype)
     assert weights is not None, "there is no channel for weights"
     if not self.tokenizer:
       return Worker(self.spec, self.settings, weights)

@@ -110,6 +110,7 @@ class Engine:
   def adopt(self, version: int, params: Params, *, recompute: bool = False) -> None:
     """Samples with these weights from the next token on.
 
+    With layers apart (`models.unstack`) they are held as they are, else as a copy that has them so.
     Running sequences keep the keys and values of their tokens; with `recompute` those are computed
     again by the new weights, as if prompt and response so far were the prompt.
     """
@@ -128,6 +129,10 @@ class Engine:
       running = [_Waiting([row]) for row in self._rows if row is not None]
       self._waiting.extendleft(reversed(running))
       self._rows = [None] * self.slots
+
+  def release(self) -> None:
+    """Forgets the weights, to make room for those that `adopt` will be given before it works."""
+    self._params = {}
 
   def submit(
     self, key: Array, prompts: Sequence[TokenIds], group_ids: Sequence[int]

@@ -8,7 +8,7 @@ import time
 
 import jax
 
-from vespo_jax import sharding
+from vespo_jax import models, sharding
 from vespo_jax.models import ModelSpec
 from vespo_jax.sampler import placement
 from vespo_jax.sampler.engine import PROMPT_BUCKET, Engine, check_prompts
@@ -202,10 +202,14 @@ class Worker:
       for flight in self._flights:
         flight.weights_s += spent
     self._asked_since = None
+    self._params = {}
+    if self._engine is not None:
+      self._engine.release()  # what is held at once is these weights and the next
     how = self._settings
     if self._mesh is not None:
       params = sharding.place(params, self._shardings)
-    self._params: Params = prepare(params, self._version, how.dtype, how.weight_noise)
+    params = prepare(params, self._version, how.dtype, how.weight_noise)
+    self._params: Params = models.unstack(params)
     return True
 
   def _ended(self) -> list[Result]:

@@ -7,6 +7,7 @@ is a `timeout`, one that raises or takes the process down is an `error`; neither
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import queue
 import signal
@@ -66,19 +67,20 @@ class Grader:
     self._processes[0].start()
 
   def grade(self, examples: Sequence[Example], responses: Sequence[str]) -> list[Score]:
-    """The verdict on each response, in order.
+    """The verdict on each response, in order; the same response to the same example is judged once.
 
     Raises ChildDied if a grader cannot start, with its own message on the terminal.
     """
-    items = [
-      [dataclasses.asdict(example), response]
-      for example, response in zip(examples, responses, strict=True)
-    ]
+    pairs = list(zip(examples, responses, strict=True))
+    different = dict.fromkeys(pairs)
+    items = [[dataclasses.asdict(example), response] for example, response in different]
     several = len(self._processes) > 1
     size = len(items) // (_PIECES_PER_PROCESS * len(self._processes)) if several else len(items)
     size = min(max(size, 1), _ANSWERS_PER_MESSAGE)
     pieces = [items[start : start + size] for start in range(0, len(items), size)]
-    return [score for scores in self._threads.map(self._grade, pieces) for score in scores]
+    scores = itertools.chain.from_iterable(self._threads.map(self._grade, pieces))
+    verdicts = dict(zip(different, scores, strict=True))
+    return [verdicts[pair] for pair in pairs]
 
   def close(self) -> None:
     """Ends the processes. Idempotent."""
