@@ -16,7 +16,7 @@ from experiments.suite.experiment import Experiment
 
 NAMES = (
   *("regime", "staleness", "tuned", "baselines", "asynchronous", "mismatch", "length_norm"),
-  *("asymmetry", "kernel_grid", "dense_vs_moe", "frontier", "combination", "per_nat"),
+  *("asymmetry", "kernel_grid", "dense_vs_moe", "code", "frontier", "combination", "per_nat"),
 )
 HEAD = """\
 # Experiments

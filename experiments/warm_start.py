@@ -1,11 +1,12 @@
-"""Regenerates a warm start: `python -m experiments.warm_start [quickstart|moe]`.
+"""Regenerates a warm start: `python -m experiments.warm_start [quickstart|moe|code]`.
 
 The quickstart's, which the testbed's dense policy starts from too, or that of the testbed's mixture
-of experts.
+of experts, or of its programs.
 
 Supervised fine-tuning of random weights on demonstrations that are not perfect: each letter of an
-answer is wrong with a small probability. Imitation can be no better than its teacher, so the policy
-starts well below 100 %; a verifier can take it past them, which is what the quickstart shows.
+answer (of a program, each digit and operator) is wrong with a small probability. Imitation can be
+no better than its teacher, so the policy starts well below 100 %; a verifier can take it past them,
+which is what the quickstart shows.
 
 It is the learner's own update: REINFORCE with one sample per prompt, the demonstration, at
 advantage 1 is cross entropy.
@@ -26,7 +27,7 @@ import numpy as np
 import tqdm
 from ml_collections import FrozenConfigDict
 
-from configs import quickstart, testbed_moe
+from configs import quickstart, testbed_code, testbed_moe
 from vespo_jax import advantages, models, objectives, parts
 from vespo_jax import config as config_lib
 from vespo_jax.learner.gradient import LossSettings
@@ -38,35 +39,39 @@ from vespo_jax.sampler import pad_prompts
 from vespo_jax.tasks import PromptStream
 from vespo_jax.types import TrainBatch
 
-STARTS = {
-  "quickstart": (quickstart.get_config(), quickstart.WARM_START),
-  "moe": (testbed_moe.get_config(), testbed_moe.START),
+STARTS = {  # config, where its start goes, and what may be wrong in a demonstration
+  "quickstart": (quickstart.get_config(), quickstart.WARM_START, string.ascii_lowercase),
+  "moe": (testbed_moe.get_config(), testbed_moe.START, string.ascii_lowercase),
+  "code": (testbed_code.get_config(), testbed_code.START, string.digits + "+-*%"),
 }
 STEPS = 500
 PROMPTS = 128  # of a step
-WRONG_LETTERS = 0.07  # probability that a letter of a demonstration is a random one
+WRONG = 0.07  # probability that a character of a demonstration is a random one
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 50
 
 
-def demonstration(answer: str, rng: np.random.Generator) -> str:
-  """The answer, with each letter replaced by a random one with probability `WRONG_LETTERS`."""
-  wrong = rng.random(len(answer)) < WRONG_LETTERS
-  letters = rng.choice(list(string.ascii_lowercase), len(answer))
-  return "".join(np.where(wrong, letters, list(answer)))
+def demonstration(answer: str, characters: str, rng: np.random.Generator) -> str:
+  """The answer, with each of `characters` in it a random one of them with probability `WRONG`."""
+  wrong = (rng.random(len(answer)) < WRONG) & np.isin(list(answer), list(characters))
+  drawn = rng.choice(list(characters), len(answer))
+  return "".join(np.where(wrong, drawn, list(answer)))
 
 
 def supervised_batch(
-  problems: Problems, indices: np.ndarray, response_width: int, rng: np.random.Generator
+  problems: Problems,
+  indices: np.ndarray,
+  response_width: int,
+  characters: str,
+  rng: np.random.Generator,
 ) -> TrainBatch:
   """Problems with a demonstration as the one, certain sample of each."""
   prompt_tokens_PS, prompt_mask_PS = pad_prompts(problems.prompts(indices))
   tokens_P1T = np.zeros((len(indices), 1, response_width), np.int32)
   mask_P1T = np.zeros(tokens_P1T.shape, bool)
   for row, index in enumerate(indices):
-    ids = problems.tokenizer.encode_response(
-      demonstration(problems.examples[int(index)].answer, rng)
-    )
+    answer = problems.examples[int(index)].answer
+    ids = problems.tokenizer.encode_response(demonstration(answer, characters, rng))
     tokens_P1T[row, 0, : len(ids)], mask_P1T[row, 0, : len(ids)] = ids, True
   return TrainBatch(
     prompt_tokens_PS=prompt_tokens_PS,
@@ -78,7 +83,9 @@ def supervised_batch(
   )
 
 
-def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack) -> None:
+def train(
+  config: FrozenConfigDict, characters: str, directory: Path, stack: contextlib.ExitStack
+) -> None:
   """Trains, evaluates as the quickstart does, and writes bfloat16 weights to `directory`."""
   spec, params, tokenizer = parts.load_policy(config)
   problems, test_problems = parts.open_problems(config, tokenizer, stack)
@@ -100,7 +107,8 @@ def train(config: FrozenConfigDict, directory: Path, stack: contextlib.ExitStack
   with tqdm.trange(STEPS, desc="warm start", unit="step") as bar:
     for step in bar:
       indices = stream.indices(step * PROMPTS, PROMPTS)
-      batch = supervised_batch(problems, indices, config.sampler.max_new_tokens, rng)
+      width = config.sampler.max_new_tokens
+      batch = supervised_batch(problems, indices, width, characters, rng)
       state, metrics = update(state, batch)
       bar.set_postfix(loss=f"{float(metrics['objective/loss']):.3f}", refresh=False)
   models.save(directory, spec, state.params, tokenizer, dtype=jnp.bfloat16)
@@ -115,10 +123,10 @@ def main() -> int:
   """Trains one start; its files are replaced only when it is done."""
   parser = argparse.ArgumentParser(prog="python -m experiments.warm_start", description=__doc__)
   parser.add_argument("name", nargs="?", choices=STARTS, default="quickstart")
-  config, folder = STARTS[parser.parse_args().name]
+  config, folder, characters = STARTS[parser.parse_args().name]
   config.policy.path = ""
   with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-    train(config_lib.validate(config), Path(scratch), stack)
+    train(config_lib.validate(config), characters, Path(scratch), stack)
     folder.mkdir(parents=True, exist_ok=True)
     for file in Path(scratch).iterdir():
       (folder / file.name).write_bytes(file.read_bytes())

@@ -18,7 +18,9 @@ def _layout(micro_batches: int, **axes: int) -> Layout:
   }
 
 
-ATTENTION = {"h100": "cudnn", "h200": "cudnn", "v5p": "splash", "v6e": "splash"}  # by hardware
+# By hardware: the learner's attention, and the samplers'.
+ATTENTION = {"h100": "cudnn", "h200": "cudnn", "v5p": "splash", "v6e": "splash"}
+DECODE_ATTENTION = {"h100": "flash", "h200": "flash", "v5p": "paged", "v6e": "paged"}
 
 # Devices of each sampler: those that give most tokens per second and device, by that command.
 SAMPLERS: dict[str, dict[str, int]] = {

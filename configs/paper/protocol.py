@@ -37,6 +37,7 @@ def get_config(model: str, hardware: str) -> ConfigDict:
   config.sampler.dtype = "bfloat16"
   config.sampler.processes = 8
   config.sampler.chunk = 128
+  config.sampler.attention = layouts.DECODE_ATTENTION[hardware.split(":")[0]]
   config.sampler.tensor = layouts.SAMPLERS[model][hardware]
   config.runtime.weights = "pieces"  # through --workdir, which all hosts share
   config.optimizer.learning_rate = 1e-6  # constant

@@ -156,13 +156,14 @@ def sampling(work: Workload, hardware: Hardware, tensor: int, most_rows: int) ->
   """The predicted sampler; `rows` is 0 if not even one sequence fits. Raises ValueError if the
   parameters do not divide.
 
-  The next weights arrive beside those that are used, so there is room for two. Every step reads the
-  weights (of the experts that some row goes to) and the whole cache, used or not, as
-  `sampler.decode` does. Latency of collectives and kernels is left out.
+  The next weights arrive beside those that are used, so there is room for two. Rows divide over
+  the devices, which spread dense layers' tokens too. Every step reads the weights (of the experts
+  that some row goes to) and the whole cache, used or not, as `sampler.decode` does. Latency of
+  collectives and kernels is left out.
   """
   chip, spec = hardware.chip, work.spec
   weights, row = sampler_memory(work, tensor)
-  rows = min(rows_that_fit(chip.memory_bytes, 2 * weights, row), most_rows)
+  rows = min(rows_that_fit(chip.memory_bytes, 2 * weights, row), most_rows) // tensor * tensor
   if not rows:
     return Sampling(tensor, 0, weights, 0.0, float("inf"), 0.0)
   blocks, head = matmul_params(spec)

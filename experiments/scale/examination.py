@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from configs.paper.layouts import ATTENTION, LAYOUTS
+from configs.paper.layouts import ATTENTION, DECODE_ATTENTION, LAYOUTS
 from experiments.scale import hlo, programs, search, table
 from experiments.scale.costs import Sampling, UpdateTime, best_sampling, update_time
 from experiments.scale.hardware import Hardware
@@ -56,7 +56,8 @@ class Programs:
   """What a compiler made of a layout; None where nothing was compiled.
 
   Attributes:
-    refused: why the compiler for the device has no room for the update, or "".
+    refused, decode_refused: why the compiler for the device has no room for the update, and for the
+      sampler's loop; "" where it has.
   """
 
   compiler: str
@@ -65,6 +66,7 @@ class Programs:
   update_counts: hlo.Counts | None = None
   decode_counts: hlo.Counts | None = None
   refused: str = ""
+  decode_refused: str = ""
 
 
 def read(
@@ -91,16 +93,16 @@ def read(
     given = True
   if not given:  # whatever the file says is of another machine
     values |= dict.fromkeys(keys, 1) | {"mesh.fsdp": -1, "batch.micro_batches": 1}
-  if values["policy.attention"] != "dense" and not any(
-    flag.startswith("--config.policy.attention") for flag in overrides
-  ):
-    values["policy.attention"] = ATTENTION[hardware.kind]
+  for key, kernels in (("policy", ATTENTION), ("sampler", DECODE_ATTENTION)):
+    asked = any(flag.startswith(f"--config.{key}.attention") for flag in overrides)
+    if values[f"{key}.attention"] != "dense" and not asked:
+      values[f"{key}.attention"] = kernels[hardware.kind]
   with described(str(values["policy.path"])) as there:
     config = config_lib.validate({**values, "policy.path": there})  # type: ignore[arg-type]
     spec = config_lib.make_spec(config)
-  asked = _resolved({axis: config.mesh[axis] for axis in MESH_AXES}, hardware) if given else None
+  layout = _resolved({axis: config.mesh[axis] for axis in MESH_AXES}, hardware) if given else None
   work = Workload.of(config, spec, prompt_width)
-  return Subject(Path(path).stem, config, spec, work, hardware, asked)
+  return Subject(Path(path).stem, config, spec, work, hardware, layout)
 
 
 def examine(subject: Subject, compiler: str, mean_tokens: float) -> Found:
@@ -176,7 +178,7 @@ def _programs(
   config = FrozenConfigDict(values)
   spec, width = subject.spec, subject.work.prompt_width
   update = decode = None
-  refused = ""
+  refused = decode_refused = ""
   try:
     update = programs.compile_update(config, spec, mesh_of(layout.sizes), width)
   except DoesNotFit as error:
@@ -185,7 +187,11 @@ def _programs(
     replicas = hardware.devices // sampler.tensor if compiler == "tpu" else 1
     sizes = dict.fromkeys(MESH_AXES, 1) | {"data": replicas, "tensor": sampler.tensor}
     slots = width + subject.work.width
-    decode = programs.compile_decode(config, spec, mesh_of(sizes), sampler.rows * replicas, slots)
+    rows = sampler.rows * replicas
+    try:
+      decode = programs.compile_decode(config, spec, mesh_of(sizes), rows, slots)
+    except DoesNotFit as error:
+      decode_refused = str(error).splitlines()[0]
   return Programs(
     compiler,
     update,
@@ -193,6 +199,7 @@ def _programs(
     hlo.count(update.text) if update else None,
     hlo.count(decode.text) if decode else None,
     refused,
+    decode_refused,
   )
 
 

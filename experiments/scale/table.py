@@ -152,6 +152,8 @@ def _sampler(
     f"a sampler: {sampler.tensor} devices, {sampler.rows} rows; of a device "
     f"{sampler.weights / GIB:.1f} GiB of weights and {sampler.cache / GIB:.1f} GiB of cache"
   )
+  if made.decode_refused:
+    yield f"  the compiler refuses: {made.decode_refused}"
   if made.decode is not None and made.decode_counts is not None:
     per_step = made.decode_counts.transfers
     yield (
@@ -195,6 +197,7 @@ def numbers(
     "scoring_s": time.scoring_s,
     "mfu": time.mfu,
     "refused": made.refused,
+    "decode_refused": made.decode_refused,
     "expected": by_axes(expected_transfers(subject.work, layout.sizes), layout.sizes),
   }
   if update is not None and counts is not None:

@@ -11,7 +11,9 @@ from experiments.suite.results import Result
 from experiments.suite.runs import Run
 
 DENSE, MOE = "configs/testbed.py", "configs/testbed_moe.py"
+CODE = "configs/testbed_code.py"
 PAPER = {config: "configs/paper/qwen3_30b_a3b.py" for config in (DENSE, MOE)}  # its main model
+PAPER[CODE] = "configs/paper/code.py"
 Cell = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 Draw = Callable[["Experiment", Sequence[Result], Path], None]
 METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, under their names

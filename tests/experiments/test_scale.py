@@ -29,6 +29,7 @@ PAPER = {
   "qwen3_8b": "Qwen3-8B-Base",
   "qwen3_30b_a3b": "Qwen3-30B-A3B-Base",
   "asynchronous": "Qwen3-30B-A3B-Base",
+  "code": "Qwen3-30B-A3B-Base",
 }
 ONE = dict.fromkeys(MESH_AXES, 1)
 SPEC = models.ModelSpec(
@@ -235,11 +236,14 @@ def test_what_does_not_divide_is_refused_by_name():
     search.examine(fused, sizes(fsdp=4, sequence=2), machine)
 
 
-@pytest.mark.parametrize("machine,kernel", [("h200:32", "cudnn"), ("v5p:64", "splash")])
-def test_attention_is_that_of_the_hardware_unless_asked_for(machine, kernel):
+@pytest.mark.parametrize(
+  "machine,kernel,decode", [("h200:32", "cudnn", "flash"), ("v5p:64", "splash", "paged")]
+)
+def test_attention_is_that_of_the_hardware_unless_asked_for(machine, kernel, decode):
   path = str(REPOSITORY / "configs/paper/qwen3_8b.py")
   read = lambda *flags: examination.read(path, Hardware.parse(machine), flags, 1024)
-  assert read().config.policy.attention == kernel
+  config = read().config
+  assert (config.policy.attention, config.sampler.attention) == (kernel, decode)
   assert read("--config.policy.attention=dense").config.policy.attention == "dense"
 
 

@@ -15,6 +15,7 @@ from experiments import (
   asymmetry,
   asynchronous,
   baselines,
+  code,
   combination,
   dense_vs_moe,
   frontier,
@@ -37,7 +38,7 @@ EXPERIMENTS = [
   module.EXPERIMENT
   for module in (
     *(asymmetry, asynchronous, baselines, combination, dense_vs_moe, frontier, kernel_grid),
-    *(length_norm, mismatch, per_nat, regime, staleness),
+    *(code, length_norm, mismatch, per_nat, regime, staleness),
   )
 ]
 

@@ -72,6 +72,10 @@ def test_an_update_is_lowered_with_its_kernel(platform, kernel, target, programs
 def test_a_decode_step_is_lowered(platform, attention, target):
   text = lowered_decode(SPEC, platform, attention)
   assert "stablehlo.while" in text and target in text and "all_gather" not in text
+  # what is written to the cache are vectors, or a TPU keeps it in an order that no kernel reads
+  written = [line for line in text.splitlines() if "stablehlo.scatter" in line]
+  assert len(written) == 2 * SPEC.layers
+  assert all("update_window_dims = [2], inserted_window_dims = [0, " in line for line in written)
 
 
 @pytest.mark.parametrize(

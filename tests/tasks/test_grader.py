@@ -1,5 +1,6 @@
 """Each way a verifier can break costs its own answer and nothing else."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,7 +19,9 @@ EXAMPLE = Example(0, "question", "good", "{}")
 
 
 def grade(grader, responses):
-  return [(s.reward, s.status) for s in grader.grade([EXAMPLE] * len(responses), responses)]
+  """The verdicts on responses to as many examples, which are alike."""
+  examples = [dataclasses.replace(EXAMPLE, id=i) for i in range(len(responses))]
+  return [(s.reward, s.status) for s in grader.grade(examples, responses)]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +80,15 @@ def test_many_answers_go_in_several_messages(monkeypatch):
   with tasks.Grader(tasks.make("hostile/x")) as grader:
     responses = ["good", "bad"] * 4
     assert [reward for reward, _ in grade(grader, responses)] == [1.0, 0.0] * 4
+
+
+def test_the_same_response_to_the_same_example_is_judged_once():
+  other = dataclasses.replace(EXAMPLE, id=1, answer="bad")
+  with tasks.Grader(tasks.make("hostile/x")) as grader:
+    examples = [EXAMPLE, other, EXAMPLE, EXAMPLE, other]
+    verdicts = grader.grade(examples, ["good", "good", "bad", "good", "good"])
+    assert [s.reward for s in verdicts] == [1.0, 0.0, 0.0, 1.0, 0.0]
+    assert grader._processes[0]._graded == 3
 
 
 def test_a_busy_grader_does_not_outlive_its_parent():

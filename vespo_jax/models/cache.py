@@ -58,6 +58,26 @@ def init_cache(
   )
 
 
+def put(cache: Array, new_BTKH: Array, slots_BT: Array, slot_axis: int) -> Array:
+  """A layer's keys or values with new ones in their slots; those beyond its end are lost.
+
+  Head by head, so that what is written is a vector of H, and the order of the other axes is free:
+  by whole tokens, a TPU's compiler keeps the cache in an order of its own for writing, and copies
+  all of it for reading, every step.
+
+  Args:
+    cache: [B, K, S, H], or [B, K, H, S].
+    slot_axis: where S is: 2 or 3.
+  """
+  B, K, *rest = cache.shape
+  heads_I1 = jnp.arange(B * K)[:, None]
+  slots_IT = jnp.repeat(slots_BT, K, axis=0)
+  new_ITH = jnp.swapaxes(new_BTKH, 1, 2).reshape(B * K, slots_BT.shape[1], -1)
+  at = (heads_I1, slots_IT) if slot_axis == 2 else (heads_I1, slice(None), slots_IT)
+  flat = cache.reshape(B * K, *rest).at[at].set(new_ITH, mode="drop", unique_indices=True)
+  return flat.reshape(cache.shape)
+
+
 def copy_rows(
   cache: KVCache, source: KVCache, source_rows_I: Array, rows_I: Array, count: Array
 ) -> KVCache:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vespo_jax.models import attention, cached_attention, layouts, partition
-from vespo_jax.models.cache import KVCache
+from vespo_jax.models.cache import KVCache, put
 from vespo_jax.models.compute import PLAIN, REMAT, Compute
 from vespo_jax.models.layers import linear, rms_norm, rotary_angles, rotate, swiglu
 from vespo_jax.models.layouts import Attend, rows, split
@@ -251,7 +251,6 @@ def _cached_layers(
   """
   B, T = segments_BT.shape
   real_BT = segments_BT != 0
-  rows_B1 = jnp.arange(B)[:, None]
   slots_BT = cache.lengths_B[:, None] + jnp.arange(T)  # padding comes after what may be looked at
   seen_BTS = jnp.arange(cache.slots) <= slots_BT[:, :, None]
   kernel = None if cache.attention == "dense" else cache.attention
@@ -261,10 +260,8 @@ def _cached_layers(
 
     def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array, l: int = l) -> Array:
       queries, keys, values = (rows(x, B) for x in (queries_MNH, keys_MKH, values_MKH))
-      by_slot = (rows_B1, slice(None), slots_BT)
-      of_keys = by_slot if kernel else (rows_B1, slice(None), slice(None), slots_BT)
-      keys = cache.keys[l].at[of_keys].set(keys, mode="drop", unique_indices=True)
-      values = cache.values[l].at[by_slot].set(values, mode="drop", unique_indices=True)
+      keys = put(cache.keys[l], keys, slots_BT, 2 if kernel else 3)
+      values = put(cache.values[l], values, slots_BT, 2)
       extended.append((keys, values))
       if kernel and T == 1:
         lengths_B = slots_BT[:, 0] + 1
