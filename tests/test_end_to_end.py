@@ -323,32 +323,24 @@ def children(pid):
   }
 
 
-def test_a_killed_sampler_is_replaced_and_the_result_says_so(data_dir, tmp_path):
-  process = start(tmp_path / "run", data_dir)
+def test_a_killed_sampler_is_replaced_and_sigterm_saves_the_state(data_dir, tmp_path):
+  """Of one run, which says so in its result; exit code 75, and no process is left."""
+  process = start(tmp_path / "run", data_dir, "--config.checkpoint.every=0")
   family = children(process.pid)
   assert set(family) == {"sampler_process", "grader_process"}
   os.kill(family["sampler_process"], signal.SIGKILL)
   made, deadline = len(rows(tmp_path / "run")), time.monotonic() + 120
   while len(rows(tmp_path / "run")) < made + 4 and time.monotonic() < deadline:
     time.sleep(0.1)
+  family |= children(process.pid)
   process.terminate()
-  _, errors = process.communicate(timeout=60)
+  output, errors = process.communicate(timeout=120)
   assert process.returncode == 75, errors
   result = json.loads((tmp_path / "run" / "result.json").read_text())
   (failure,) = result["sampler_failures"]
   assert failure["kind"] == "died" and "was killed by SIGKILL" in failure["reason"]
   steps = [row["step"] for row in metrics.read(tmp_path / "run" / "metrics.jsonl")]
   assert steps == list(range(1, result["updates"] + 1)) and len(steps) >= made + 4
-  assert not Path(f"/proc/{family['grader_process']}").exists()
-
-
-def test_sigterm_saves_the_state_and_exits_75(data_dir, tmp_path):
-  process = start(tmp_path / "run", data_dir, "--config.checkpoint.every=0")
-  family = children(process.pid)
-  process.terminate()
-  output, errors = process.communicate(timeout=120)
-  assert process.returncode == 75, errors
-  result = json.loads((tmp_path / "run" / "result.json").read_text())
   assert result["stop_reason"] == "preempted"
   assert (tmp_path / "run" / "checkpoints" / str(result["updates"])).is_dir()
   assert f"stopped after update {result['updates']}" in output
@@ -362,12 +354,11 @@ def test_reward_rises(data_dir, tmp_path):
     command(
       tmp_path,
       data_dir,
-      "--config.updates=30",
-      "--config.evaluation.problems=100",
+      *("--config.updates=24", "--config.batch.prompts=16", "--config.batch.micro_batches=2"),
+      *("--config.optimizer.learning_rate=3e-4", "--config.evaluation.problems=60"),
       config="quickstart",
     ),
     cwd=REPOSITORY,
-    env={**os.environ, "XLA_FLAGS": ""},  # here running takes longer than compiling
     capture_output=True,
     text=True,
     timeout=400,
@@ -375,5 +366,5 @@ def test_reward_rises(data_dir, tmp_path):
   assert done.returncode == 0, done.stderr
   result = json.loads((tmp_path / "result.json").read_text())
   reward = [row["reward/mean"] for row in metrics.read(tmp_path / "metrics.jsonl")]
-  assert np.mean(reward[-10:]) > np.mean(reward[:10]) + 0.05
+  assert np.mean(reward[-8:]) > np.mean(reward[:8]) + 0.05
   assert result["evaluation_after"]["accuracy"] > result["evaluation_before"]["accuracy"] + 0.05

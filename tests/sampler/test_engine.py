@@ -23,6 +23,7 @@ from vespo_jax import models, sampler
 from vespo_jax.sampler import decode as device
 
 OLD, NEW = weights(0), weights(1)
+forward = jax.jit(models.forward, static_argnums=1)
 
 
 def engine(how=None, *, slots=24, steps=5, longest_prompt=8, spec=SPEC, params=OLD, decode=None):
@@ -148,14 +149,15 @@ def test_weights_change_in_flight(recompute):
 
 def logprobs_with_the_old_cache(rollout, tokens=3):
   """Of the response after some tokens: the last of them is the first that the new weights see."""
-  row = np.concatenate([rollout.prompt_ids, rollout.response_ids])[None]
+  row = np.concatenate([rollout.prompt_ids, rollout.response_ids])
   seen = len(rollout.prompt_ids) + tokens - 1
-  _, cache = models.forward(
-    OLD, SPEC, row[:, :seen], cache=models.init_cache(SPEC, 1, row.shape[1])
-  )
-  hidden, _ = models.forward(NEW, SPEC, row[:, seen:-1], cache=cache)
-  logprobs = jax.nn.log_softmax(hidden[0] @ models.head_table(NEW).T)
-  return np.take_along_axis(np.asarray(logprobs), row[0, seen + 1 :, None], axis=-1)[:, 0]
+  cache = models.init_cache(SPEC, 1, LONGEST)
+  for params, part in ((OLD, row[:seen]), (NEW, row[seen:-1])):  # padded: one shape, one program
+    padded = np.pad(part, (0, LONGEST - len(part)))[None]
+    real = (np.arange(LONGEST) < len(part))[None]
+    hidden, cache = forward(params, SPEC, padded, segments=real, cache=cache)
+  logprobs = jax.nn.log_softmax(hidden[0, : len(row) - seen - 1] @ models.head_table(NEW).T)
+  return np.take_along_axis(np.asarray(logprobs), row[seen + 1 :, None], axis=-1)[:, 0]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -226,7 +228,7 @@ def test_likeliest_tokens_are_reported(reference):
   how = settings(temperature=0.7, top_k=2, topk_logprobs=3, max_new_tokens=4)
   for rollout in run(engine(how)).values():
     row = np.concatenate([rollout.prompt_ids, rollout.response_ids])
-    hidden, _ = models.forward(OLD, SPEC, np.pad(row, (0, LONGEST - len(row)))[None])
+    hidden, _ = forward(OLD, SPEC, np.pad(row, (0, LONGEST - len(row)))[None])
     start, T = len(rollout.prompt_ids), len(rollout.response_ids)
     logits = np.asarray(hidden[0] @ models.head_table(OLD).T)[start - 1 : start - 1 + T] / 0.7
     order = np.argsort(-logits, axis=-1)[:, :2]
