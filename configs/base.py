@@ -227,7 +227,8 @@ def get_config() -> ConfigDict:
   config.optimizer.epsilon = 1e-8  # added to the root of that
   config.optimizer.weight_decay = 0.0  # decoupled, on matrices only
   config.optimizer.max_grad_norm = 1.0  # global norm; 0: no clipping
-  # float32 or bfloat16: what Adam's mean of gradients is kept in; that of squares stays float32
+  # float32 or bfloat16: what Adam's mean of gradients is kept in; that of squares stays float32,
+  # for an update changes it by a thousandth, which is less than bfloat16 can tell
   config.optimizer.momentum_dtype = "float32"
   # whether Adam's means are kept in the host's memory between updates; each update reads and writes
   # them over the bus
