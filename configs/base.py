@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
   # read what theirs are to hold, so that no host holds the model (vespo_jax/weights/pieces.py)
   config.runtime.weights = "whole"
   config.runtime.pieces = ConfigDict()  # with weights=pieces
-  config.runtime.pieces.directory = ""  # "": weights/ in the run directory; emptied at the start
+  config.runtime.pieces.directory = ""  # "": weights/ in the run directory; for this run alone
   config.runtime.pieces.dtype = "float32"  # or bfloat16, half of it, with sampler.dtype=bfloat16
   config.runtime.pieces.compress = False  # by zstd, which is exact
   config.runtime.pieces.chunk_mb = 64.0  # MiB of a piece: what a host holds is a few of them

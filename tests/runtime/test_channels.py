@@ -81,9 +81,9 @@ def test_pieces_count_once_they_are_whole_and_are_read_while_others_are_removed(
   assert reader.newest() == -1
   for version in (0, 4):
     writer.publish(version, params(version))
-  half = tmp_path / "weights" / "8"  # as if process 1 of 2 had not written yet
+  half = tmp_path / "weights" / "version-8"  # as if process 1 of 2 had not written yet
   half.mkdir()
-  whole = next((tmp_path / "weights" / "4").glob("*.json")).read_text()
+  whole = next((tmp_path / "weights" / "version-4").glob("*.json")).read_text()
   (half / "00000-of-00002.json").write_text(whole)
   assert reader.newest() == 4 and reader.read(0, 1.0, exact=False)[0] == 4
   with pytest.raises(TimeoutError, match="version 8 or newer within 0.05 s; there are .0, 4, 8."):
@@ -92,16 +92,17 @@ def test_pieces_count_once_they_are_whole_and_are_read_while_others_are_removed(
     reader.read(2, 60.0, exact=True)
   with pytest.raises(LookupError, match="version 2"):
     writer.weights(2)
+  (tmp_path / "weights" / "mine.txt").write_text("no publication")
   writer.clear()  # another attempt at the run
   assert reader.newest() == -1
   writer.publish(2, params(2))
   same_params(writer.weights(2), params(2))
-  data = next((tmp_path / "weights" / "2").glob("*.bin"))
+  data = next((tmp_path / "weights" / "version-2").glob("*.bin"))
   data.write_bytes(data.read_bytes()[:-1])
   with pytest.raises(ValueError, match="is damaged"):
     reader.read(2, 1.0, exact=True)
   writer.close()
-  assert not (tmp_path / "weights").exists()
+  assert [path.name for path in (tmp_path / "weights").iterdir()] == ["mine.txt"]
   with pytest.raises(ValueError, match="slots=1"):
     pieces(tmp_path, slots=1)
 

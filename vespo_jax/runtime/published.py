@@ -1,12 +1,13 @@
 """Weights through a directory, in pieces: no host ever holds the model.
 
 Every process of the learner writes what its own devices hold, and a sampler reads what its devices
-are to hold (`weights.pieces`). The directory is on a file system that all of them share; a version
-is a directory in it, which counts once it is whole.
+are to hold (`weights.pieces`). The directory is on a file system that all of them share, and of one
+run; a version is a directory in it, which counts once it is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -22,6 +23,7 @@ from vespo_jax.weights import pieces
 from vespo_jax.weights.wire import DTYPES, Wire
 
 _RETRY_S = 0.02
+_NAME = "version-"  # of a publication's directory, before its number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +60,9 @@ class PublishedPieces:
     self._spec, self._dtype = spec, dtype
 
   def clear(self) -> None:
-    """Removes what is there, of a run before; one process does, before any publishes."""
-    if self._directory.exists():
-      shutil.rmtree(self._directory)
+    """Removes the publications that are there; one process does, before any publishes."""
+    for version in self._versions():
+      shutil.rmtree(self._path(version))
 
   def publish(self, version: int, params: Params) -> None:
     """Writes this process's pieces; the arrays may change after the call.
@@ -68,14 +70,14 @@ class PublishedPieces:
     Every process of the learner makes the call. Raises OSError if there is no room.
     """
     placed = sharding.place(params, self._shardings)
-    pieces.write(self._directory / str(version), version, placed, self.place.wire)
+    pieces.write(self._path(version), version, placed, self.place.wire)
     if jax.process_index() == 0:
       for old in self._versions()[: -self._slots]:
-        shutil.rmtree(self._directory / str(old), ignore_errors=True)  # somebody may be reading
+        shutil.rmtree(self._path(old), ignore_errors=True)  # somebody may be reading
 
   def newest(self) -> int:
     """The newest version that is whole; -1 before the first."""
-    whole = (v for v in reversed(self._versions()) if pieces.is_whole(self._directory / str(v)))
+    whole = (v for v in reversed(self._versions()) if pieces.is_whole(self._path(v)))
     return next(whole, -1)
 
   def read(self, version: int, timeout_s: float, exact: bool) -> tuple[int, Params]:
@@ -112,7 +114,10 @@ class PublishedPieces:
   def close(self) -> None:
     """Removes the publications, in the first process. Idempotent."""
     if jax.process_index() == 0:
-      shutil.rmtree(self._directory, ignore_errors=True)  # samplers of other hosts may be reading
+      for version in self._versions():
+        shutil.rmtree(self._path(version), ignore_errors=True)  # other hosts may be reading
+      with contextlib.suppress(OSError):  # what is not ours stays
+        self._directory.rmdir()
 
   @property
   def like(self) -> Params:
@@ -127,11 +132,13 @@ class PublishedPieces:
     )
 
   def _read(self, version: int, dtype: str) -> Params:
-    publication = pieces.open_publication(self._directory / str(version))
+    publication = pieces.open_publication(self._path(version))
     return pieces.read(publication, self._like(dtype))[0]
+
+  def _path(self, version: int) -> Path:
+    return self._directory / f"{_NAME}{version}"
 
   def _versions(self) -> list[int]:
     """Of the directories there are, ascending."""
-    if not self._directory.exists():
-      return []
-    return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+    found = [path.name.removeprefix(_NAME) for path in self._directory.glob(f"{_NAME}*")]
+    return sorted(int(name) for name in found if name.isdecimal())
