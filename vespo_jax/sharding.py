@@ -93,15 +93,15 @@ def like_params(mesh: Mesh, spec: ModelSpec, tree: object) -> Any:
 def place(tree: Any, shardings: Any) -> Any:
   """Arrays that every process has alike, laid out: each process gives its own devices their parts.
 
-  `shardings` is a tree like that of the arrays, or one for all of them. What is laid out so already
-  stays as it is.
+  `shardings` is a tree like that of the arrays, or one for all of them. What is spread so over the
+  devices of several processes already stays as it is.
   """
 
   def one(leaf: HostArray, sharding: NamedSharding) -> jax.Array:
-    if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
-      return leaf
     if sharding.is_fully_addressable:
       return jax.device_put(leaf, sharding)
+    if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+      return leaf
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
