@@ -1,7 +1,8 @@
 """Table 4: programs, rewarded by running them. `python -m experiments.code`.
 
 The paper's are pass@10 on three sets of other problems; here, it is accuracy on held-out problems
-of the kind that is trained on."""
+of the kind that is trained on.
+"""
 
 from __future__ import annotations
 
