@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from vespo_jax import diagnostics, models, objectives
 from vespo_jax.advantages import Advantage
 from vespo_jax.learner import routing as routing_lib
+from vespo_jax.learner.micro_batches import any_nonzero, cut, join, live_first
 from vespo_jax.models import Compute, ModelSpec, Routing
 from vespo_jax.objectives import Correction, Objective, TokenWeights
 from vespo_jax.types import Array, HostArray, Params, TrainBatch
@@ -125,6 +126,9 @@ def make_gradient(
   correction that rejects or normalises, an advantage that needs the policy, a balance of experts
   that are not replayed) a forward pass over all of it comes first; otherwise each micro-batch is
   visited once.
+
+  Groups whose advantages are all 0 (every sample succeeded, or none) are put together, and there is
+  no backward pass of a micro-batch whose log-probs have no gradient.
   """
   mode = settings.aggregation or objective.aggregation
   correction = settings.correction
@@ -158,11 +162,17 @@ def make_gradient(
     rewards_PR = jnp.asarray(batch.rewards_PR) - _kl_of_rewards(batch, settings)
     return advantage(rewards_PR, jnp.any(mask_PRT, axis=-1), extras)[0]
 
-  def micro_loss(params: Params, piece: tuple, whole: Whole, policy: Policy):
-    batch, advantages_PR, weights = piece
+  def forward(params: Params, batch: TrainBatch) -> tuple[Array, Array, Routing | None]:
     logprobs_PRT, entropy_PRT, routing = models.group_logprobs_routed(
-      policy(params), spec, batch, settings.temperature, settings.compute
+      params, spec, batch, settings.temperature, settings.compute
     )
+    if routing is not None:
+      routing = dataclasses.replace(routing, expert_ids_LMA=routing.expert_ids_LMA[:, :0])
+    return logprobs_PRT, entropy_PRT, routing
+
+  def micro_loss(outputs: tuple[Array, Array, Routing | None], piece: tuple, whole: Whole):
+    logprobs_PRT, entropy_PRT, routing = outputs
+    batch, advantages_PR, weights = piece
     if weights is None:
       weights, _ = weights_of(logprobs_PRT, advantages_PR, batch)
     weights = jax.tree.map(_rows, weights)
@@ -175,13 +185,11 @@ def make_gradient(
       load_LE = routing.load_LE if whole.load_LE is None else whole.load_LE
       balance, z = routing_lib.auxiliary_losses(routing, load_LE, whole.tokens)
       loss += settings.balance_coefficient * balance + settings.z_coefficient * z
-      routing = dataclasses.replace(routing, expert_ids_LMA=routing.expert_ids_LMA[:, :0])
-    return loss, jax.lax.stop_gradient((logprobs_PRT, entropy_PRT, routing))
+    return loss
 
   def gradient(
     params: Params, batch: TrainBatch, policy: Policy = itself
   ) -> tuple[Params, Evaluated]:
-    cut = lambda x: _cut(x, settings.micro_batches)
     in_pieces = settings.micro_batches > 1
     chosen_PJLA = batch.expert_ids_PJLA
     logprobs_PRT = weights = normalizer = load_LE = None
@@ -199,17 +207,31 @@ def make_gradient(
     whole = Whole(normalizer, routing_lib.token_count(batch), load_LE)
 
     def accumulate(total: Params, piece: tuple):
-      value_and_grad = jax.value_and_grad(micro_loss, has_aux=True)
-      (loss, outputs), grads = value_and_grad(params, piece, whole, policy)
-      if settings.compute.dtype != "float32":
-        # XLA for TPU would move the reduction out of this loop, and fails at the type cast after it
-        grads = jax.lax.optimization_barrier(grads)
-      return jax.tree.map(jnp.add, total, grads), (loss, outputs)
+      outputs, backward = jax.vjp(lambda params: forward(policy(params), piece[0]), params)
+      loss, of_outputs = jax.value_and_grad(micro_loss, allow_int=True)(outputs, piece, whole)
 
+      def add(total: Params) -> Params:
+        (grads,) = backward(of_outputs)
+        if settings.compute.dtype != "float32":
+          # XLA for TPU would move the reduction out of this loop, and fails at the cast after it
+          grads = jax.lax.optimization_barrier(grads)
+        return jax.tree.map(jnp.add, total, grads)
+
+      if in_pieces:
+        total = jax.lax.cond(any_nonzero(of_outputs), add, lambda total: total, total)
+      else:
+        total = add(total)
+      return total, (loss, outputs)
+
+    order_P = back_P = slice(None)
+    if in_pieces:
+      order_P = live_first(advantages_PR, settings.micro_batches)
+      back_P = jnp.argsort(order_P)
+    piecewise = lambda x: cut(jnp.asarray(x)[order_P], settings.micro_batches)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    pieces = jax.tree.map(cut, (batch, advantages_PR, weights))
+    pieces = jax.tree.map(piecewise, (batch, advantages_PR, weights))
     grads, (losses, (*outputs, routings)) = jax.lax.scan(accumulate, zeros, pieces)
-    logprobs_PRT, entropy_PRT = jax.tree.map(_join, outputs)
+    logprobs_PRT, entropy_PRT = (join(x)[back_P] for x in outputs)
     weights, metrics = weights_of(logprobs_PRT, advantages_PR, batch)
     loss, routing = jax.tree.map(lambda x: jnp.sum(x, axis=0), (losses, routings))
     return grads, Evaluated(
@@ -234,8 +256,8 @@ def score(
     ids_MLA = models.pack_expert_ids(routing.expert_ids_LMA, spec.experts)
     return logprobs_PRT, ids_MLA.reshape(len(logprobs_PRT), -1, *ids_MLA.shape[1:])
 
-  pieces = jax.tree.map(lambda x: _cut(x, settings.micro_batches), batch)
-  return jax.tree.map(lambda x: jax.lax.stop_gradient(_join(x)), jax.lax.map(one, pieces))
+  pieces = jax.tree.map(lambda x: cut(x, settings.micro_batches), batch)
+  return jax.tree.map(lambda x: jax.lax.stop_gradient(join(x)), jax.lax.map(one, pieces))
 
 
 def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> Metrics:
@@ -361,13 +383,3 @@ def _needed(logprobs_PRT: HostArray | None, policy: str) -> Array:
 
 def _rows(x_PRT: HostArray) -> Array:
   return jnp.asarray(x_PRT).reshape(-1, x_PRT.shape[-1])
-
-
-def _cut(x: Array, pieces: int) -> Array:
-  """[P, ..] -> [pieces, P / pieces, ..]; piece j takes prompts j, j + pieces, .., so that an axis
-  sharded over devices stays sharded within each piece."""
-  return jnp.moveaxis(x.reshape(len(x) // pieces, pieces, *x.shape[1:]), 1, 0)
-
-
-def _join(x: Array) -> Array:
-  return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
