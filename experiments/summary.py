@@ -6,13 +6,17 @@ Writes docs/experiments/README.md from the committed results alone; runs nothing
 from __future__ import annotations
 
 import importlib
+import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from experiments.suite import page, statistics
+from experiments.suite import page
 from experiments.suite import results as results_lib
+from experiments.suite import statistics as verdicts_lib
 from experiments.suite.cli import FIGURES
 from experiments.suite.experiment import Experiment
+from experiments.suite.results import Result
 
 NAMES = (
   *("regime", "staleness", "tuned", "baselines", "asynchronous", "mismatch", "length_norm"),
@@ -34,14 +38,27 @@ and its best evaluation all stand in the tables.
 estimator against an exact gradient.
 
 """
+BUDGET = """## What it costs
+
+A run is of one core, and two cores work off two at a time (`--jobs=2`, the default; `frontier`,
+which measures the clock, has both). Minutes are the median of the runs that have been made, on
+whatever machine and beside whatever other work; where there is none, that of all. A run that two
+experiments share is made once, and counted here in both.
+
+| experiment | runs made | of | minutes a run | hours left on two cores |
+| --- | --- | --- | --- | --- |
+"""
 
 
 def main() -> int:
   """Writes the page and prints the count of verdicts."""
-  parts, verdicts = [HEAD], []
-  for name in NAMES:
-    experiment: Experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
-    results = results_lib.read(results_lib.RESULTS / f"{name}.jsonl")
+  experiments: list[Experiment] = [
+    importlib.import_module(f"experiments.{name}").EXPERIMENT for name in NAMES
+  ]
+  made = {name: results_lib.read(results_lib.RESULTS / f"{name}.jsonl") for name in NAMES}
+  parts, verdicts = [HEAD, budget(experiments, made)], []
+  for experiment in experiments:
+    name, results = experiment.name, made[experiment.name]
     if not results:
       parts.append(f"## {experiment.title}\n\nNot run yet.\n")
       continue
@@ -61,8 +78,24 @@ def main() -> int:
   return 0
 
 
+def budget(experiments: Sequence[Experiment], made: Mapping[str, Sequence[Result]]) -> str:
+  """The table of what has been run of each experiment, and how long the rest takes."""
+  minutes = lambda results: statistics.median([r["wall_time_s"] / 60 for r in results])
+  usual = minutes([r for results in made.values() for r in results] or [{"wall_time_s": 0.0}])
+  rows, hours = [], 0.0
+  for experiment in experiments:
+    runs = {run.key for run in experiment.runs(experiment.seeds)}
+    mine = [result for result in made[experiment.name] if result["key"] in runs]
+    each = minutes(mine) if mine else usual
+    left = (len(runs) - len(mine)) * each / 60 / (1 if experiment.alone else 2)
+    hours += left
+    rows.append(f"| {experiment.name} | {len(mine)} | {len(runs)} | {each:.1f} | {left:.1f} |")
+  return BUDGET + "\n".join([*rows, f"| all | | | | {hours:.1f} |"]) + "\n"
+
+
 VERDICTS = (
-  *(statistics.REPRODUCED, statistics.NOT_SEEN, statistics.CONTRADICTED, statistics.TOO_FEW),
+  *(verdicts_lib.REPRODUCED, verdicts_lib.NOT_SEEN, verdicts_lib.CONTRADICTED),
+  verdicts_lib.TOO_FEW,
 )
 
 if __name__ == "__main__":

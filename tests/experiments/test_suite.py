@@ -1,5 +1,6 @@
 """The machinery of experiments: what is run, kept, compared and said. No policy is trained here."""
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -26,6 +27,7 @@ from experiments import (
   per_nat,
   regime,
   staleness,
+  summary,
   tuned,
 )
 from experiments.suite import cli, page, results, statistics
@@ -197,6 +199,17 @@ def test_a_page_holds_the_numbers_and_the_verdict(tmp_path):
   assert "+29.8 ± 0.5 points" in text and text.count("| reproduced |") == 1
   page.draw(experiment, found, tmp_path / "toy.png")
   assert (tmp_path / "toy.png").stat().st_size > 5000
+
+
+def test_the_page_says_how_long_the_rest_takes():
+  """A run of 10 minutes, two at a time: of five missing ones 25; alone, one at a time."""
+  experiment = Experiment("toy", "", [("vespo", n, "x.py", (("n", n),)) for n in (4, 8)], [])
+  alone = dataclasses.replace(experiment, name="slow", alone=True)
+  done = {"key": experiment.runs(1)[0].key, "wall_time_s": 600.0}
+  other = {"key": "of another seed", "wall_time_s": 6.0}
+  text = summary.budget([experiment, alone], {"toy": [done, other], "slow": [done]})
+  assert "| toy | 1 | 6 | 10.0 | 0.4 |\n| slow | 1 | 6 | 10.0 | 0.8 |\n| all | | | | 1.2 |" in text
+  assert "| toy | 0 | 6 | 0.0 | 0.0 |" in summary.budget([experiment], {"toy": []})
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)
