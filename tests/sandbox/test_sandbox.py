@@ -205,9 +205,55 @@ def wait_until(condition, seconds=10):
     time.sleep(0.02)
 
 
-def test_a_supervisor_that_is_killed_is_an_error_of_the_sandbox():
-  with Session({"main.py": "while True: pass"}, Limits(), best_level()) as session:
-    pid = session._process.pid
-    threading.Timer(0.3, os.kill, [pid, signal.SIGKILL]).start()
-    with pytest.raises(SandboxError, match="it has ended"):
+@pytest.mark.parametrize("killed", ["supervisor", "its fork"])
+def test_a_supervisor_that_is_killed_is_an_error_of_the_sandbox(killed):
+  with Session({"main.py": "while True: pass"}, Limits(seconds=2.0), best_level()) as session:
+    supervisor = server_of(session)
+    process = supervisor if killed == "supervisor" else supervisor.children()[0]
+    threading.Timer(0.3, process.kill).start()
+    with pytest.raises(SandboxError, match="has ended"):
       session.run()
+      session.run()  # the fork may still answer for the first
+  assert not supervisor.is_running() or supervisor.status() == psutil.STATUS_ZOMBIE
+  assert run(best_level(), "print(1)").stdout == "1\n"
+
+
+def server_of(session):
+  return psutil.Process(session._supervisor._process.pid)
+
+
+def test_programs_have_one_supervisor_after_another_and_their_own_at_once():
+  level = best_level()
+  with Session({"main.py": "print(1)"}, QUICK, level) as first:
+    with Session({"main.py": "print(2)"}, QUICK, level) as second:
+      assert server_of(first) != server_of(second)
+      assert (first.run().stdout, second.run().stdout) == ("1\n", "2\n")
+      supervisor = server_of(second)
+    with Session({"main.py": "print(3)", "more.py": ""}, QUICK, level) as third:
+      assert server_of(third) == supervisor
+      assert third.run().stdout == "3\n"
+  assert not [fork for fork in supervisor.children() if fork.is_running()]
+
+
+def test_nothing_of_a_program_is_there_for_the_next():
+  """Files, those it may write and those it is made of, are of one program."""
+  level = best_level()
+  program = "open('left', 'w').write('x')\nimport os\nprint(os.getcwd())"
+  with Session({"main.py": program, "more.py": ""}, QUICK, level) as session:
+    folder = session.run().stdout.strip()
+  look = (
+    f"import os\nprint(os.path.exists({folder + '/left'!r}), os.path.exists('left'))\nimport more"
+  )
+  outcome = run(level, look)
+  assert outcome.stdout == "False False\n" and "No module named 'more'" in outcome.stderr
+
+
+def test_a_program_that_is_left_in_a_run_ends_and_so_does_its_supervisor():
+  token = uuid.uuid4().hex
+  program = TOKENED.format(token=token) + "time.sleep(60)"
+  with Session({"main.py": program}, Limits(seconds=60.0), best_level()) as session:
+    supervisor = server_of(session)
+    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+      session.run()
+  wait_until(lambda: not left_of(token) and not supervisor.is_running())

@@ -4,9 +4,10 @@ view of the file system, within limits, so that nothing of it is left afterwards
     with Session({"main.py": program}, Limits(), best_level()) as session:
       outcome = session.run("3 4\\n")
 
-`client.Session` starts `python -m vespo_jax.sandbox.supervisor`, one per program. That isolates the
-program, starts it as often as it is asked to, watches it, and says how it ended. What isolates it
-depends on the machine (`client.LEVELS`):
+`client.Session` asks a process `python -m vespo_jax.sandbox.supervisor` to fork for a program. The
+fork isolates it, starts it as often as it is asked to, watches it, says how it ended, and ends with
+it; then the process is asked for the next. What isolates a program depends on the machine
+(`client.LEVELS`):
 
     namespaces   Linux 5.12 and newer, where a user may make namespaces: the program is process 1
                  of a process namespace, so that all it starts dies with it; its network has no
@@ -20,5 +21,5 @@ depends on the machine (`client.LEVELS`):
 
 Resource limits and a limit on time hold at every level.
 
-This room uses the standard library alone: the supervisor must start fast.
+This room uses the standard library alone: a supervisor starts fast, and holds nothing to be found.
 """

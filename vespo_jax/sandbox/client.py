@@ -1,7 +1,9 @@
-"""The parent's end: starts a supervisor for a program, and asks it for runs."""
+"""The parent's end: has a supervisor begin a program, and asks it for runs."""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
 import functools
 import json
@@ -46,14 +48,8 @@ class Session:
 
   def __init__(self, files: Mapping[str, str], limits: Limits, level: str):
     self._limits = limits
-    theirs_in, self._to = os.pipe()
-    self._from, theirs_out = os.pipe()
-    self._unread = b""
-    try:
-      self._process = subprocess.Popen(COMMAND, env=ENVIRONMENT, stdin=theirs_in, stdout=theirs_out)
-    finally:
-      os.close(theirs_in)
-      os.close(theirs_out)
+    self._supervisor: _Supervisor | None = _borrow()
+    self._answered = False
     try:
       self._ask({"level": level, "files": files, "limits": dataclasses.asdict(limits)}, 0)
     except SandboxError:
@@ -68,16 +64,25 @@ class Session:
     return Outcome(**self._ask({"stdin": stdin, "seconds": seconds}, seconds))
 
   def close(self) -> None:
-    """Ends the supervisor and what it runs. Idempotent."""
-    for name in ("_to", "_from"):
-      if getattr(self, name) >= 0:
-        os.close(getattr(self, name))
-        setattr(self, name, -1)
-    try:
-      self._process.wait(_PATIENCE_S)
-    except subprocess.TimeoutExpired:
-      self._process.kill()
-      self._process.wait()
+    """Ends the program. Idempotent."""
+    supervisor, self._supervisor = self._supervisor, None
+    if supervisor is None:
+      return
+    with contextlib.suppress(SandboxError):
+      if self._answered and supervisor.ask({}, 0) == {"ended": 0}:
+        _idle.append(supervisor)
+        return
+    supervisor.close()
+
+  def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+    if self._supervisor is None:
+      raise SandboxError("the program has been ended")
+    self._answered = False
+    answer = self._supervisor.ask(message, seconds)
+    if "error" in answer or "ended" in answer:
+      raise SandboxError(answer.get("error", "the supervisor of a program has ended"))
+    self._answered = True
+    return answer
 
   def __enter__(self) -> Session:
     return self
@@ -85,19 +90,43 @@ class Session:
   def __exit__(self, *exc_info: object) -> None:
     self.close()
 
-  def _ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+
+class _Supervisor:
+  """A process that runs programs, one after another."""
+
+  def __init__(self):
+    theirs_in, self._to = os.pipe()
+    self._from, theirs_out = os.pipe()
+    self._unread = b""
+    try:
+      self._process = subprocess.Popen(COMMAND, env=ENVIRONMENT, stdin=theirs_in, stdout=theirs_out)
+    finally:
+      os.close(theirs_in)
+      os.close(theirs_out)
+
+  def is_alive(self) -> bool:
+    return self._process.poll() is None
+
+  def close(self) -> None:
+    """Ends it and what it runs."""
+    os.close(self._to)
+    os.close(self._from)
+    try:
+      self._process.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+
+  def ask(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """Its answer, which may take so many seconds, and some. Raises SandboxError."""
     deadline = time.monotonic() + seconds + _PATIENCE_S
     try:
       data = json.dumps(message).encode() + b"\n"
       while data:
         data = data[os.write(self._to, data) :]
-      line = self._read_line(deadline)
-      answer = json.loads(line)
+      return json.loads(self._read_line(deadline))
     except (OSError, ValueError) as error:
       raise SandboxError(f"the supervisor of a program failed: {error}") from error
-    if "error" in answer:
-      raise SandboxError(answer["error"])
-    return answer
 
   def _read_line(self, deadline: float) -> bytes:
     poller = select.poll()
@@ -111,6 +140,26 @@ class Session:
       self._unread += data
     line, _, self._unread = self._unread.partition(b"\n")
     return line
+
+
+_idle: list[_Supervisor] = []  # of this process, each waiting for a program
+os.register_at_fork(after_in_child=_idle.clear)
+
+
+def _borrow() -> _Supervisor:
+  """One that waits for a program."""
+  while _idle:
+    supervisor = _idle.pop()
+    if supervisor.is_alive():
+      return supervisor
+    supervisor.close()
+  return _Supervisor()
+
+
+@atexit.register
+def _end_idle() -> None:
+  while _idle:
+    _idle.pop().close()
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import resource
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -76,8 +77,6 @@ class Interpreter:
 
   def close(self) -> None:
     """Removes what is on disk."""
-    import shutil
-
     shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -1,8 +1,10 @@
-"""The process that runs a program: `python -m vespo_jax.sandbox.supervisor`, JSON lines in and out.
+"""The process that runs programs: `python -m vespo_jax.sandbox.supervisor`, JSON lines in and out.
 
-First comes {"level", "files", "limits"}, answered by {"ready": true}; then, any number of times,
-{"stdin", "seconds"}, answered by an `Outcome`. {"error"} says that the supervisor has failed; then
-it ends. It ends with its parent, and what it runs ends with it.
+{"level", "files", "limits"} begins a program, which a fork of this process supervises and answers
+for, first by {"ready": true}; then {"stdin", "seconds"}, any number of times, by an
+`Outcome`; and {} ends it. However the fork ends, {"ended": its exit code} follows, and the next
+program may begin. {"error"} says that the fork has failed; then it ends. All of them end with the
+parent, and what they run ends with them.
 """
 
 from __future__ import annotations
@@ -16,10 +18,15 @@ import select
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from vespo_jax.sandbox.isolation import LEVELS, PYTHON
 from vespo_jax.sandbox.limits import REPORT_BYTES, REPORT_FD, Limits
+
+if sys.platform == "linux":
+  from vespo_jax.sandbox import linux  # here, and not in every fork
 
 _TICK_S = 0.05  # between two looks at the memory
 _KILL_S = 5.0  # the longest wait for what was killed
@@ -30,32 +37,47 @@ class _Abandoned(Exception):
 
 
 def main() -> int:
-  """Serves the parent at standard input and output."""
+  """Serves the parent at standard input and output, of which nobody reads ahead: it waits for every
+  answer."""
   lines = sys.stdin.buffer
-  order = json.loads(lines.readline())
-  limits = Limits(**order["limits"])
-  if sys.platform == "linux":
-    from vespo_jax.sandbox import linux
+  with contextlib.suppress(BrokenPipeError):
+    while order := lines.readline():
+      fork = os.fork()
+      if fork == 0:
+        try:
+          _supervise(json.loads(order), lines)
+          os._exit(0)
+        finally:  # whatever has happened, the fork must not go on here
+          traceback.print_exc()
+          os._exit(1)
+      _answer({"ended": os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])})
+  return 0
 
-    linux.adopt_orphans()
+
+def _supervise(order: dict[str, Any], lines: Iterable[bytes]) -> None:
+  """Runs one program as often as it is asked to; in the fork."""
+  limits = Limits(**order["limits"])
   try:
     isolation = LEVELS[order["level"]](order["files"], limits)
   except (OSError, ImportError, AttributeError) as error:  # the latter two: not on this system
     _answer({"error": f"{type(error).__name__}: {error}"})
-    return 1
+    return
   try:
+    if sys.platform == "linux":
+      linux.die_with_parent()
+      linux.adopt_orphans()
     _answer({"ready": True})
     for line in lines:
       run = json.loads(line)
-      allowed = dataclasses.replace(limits, seconds=run["seconds"])
-      _answer(_run(isolation, allowed, run["stdin"]))
+      if not run:
+        break
+      _answer(_run(isolation, dataclasses.replace(limits, seconds=run["seconds"]), run["stdin"]))
   except (_Abandoned, BrokenPipeError):
     pass
   except OSError as error:
     _answer({"error": f"{type(error).__name__}: {error}"})
   finally:
     isolation.close()
-  return 0
 
 
 def _answer(message: dict[str, Any]) -> None:
