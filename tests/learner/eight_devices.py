@@ -1,14 +1,17 @@
 """Run by test_update.py in a process with eight fake devices; prints each layout that agrees."""
 
 import math
+import re
 import sys
 
 import chex
 import example as t
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vespo_jax import models, sharding
+from vespo_jax.learner.micro_batches import cut, live_first, reorder
 from vespo_jax.learner.update import place_state
 from vespo_jax.models import partition
 
@@ -45,6 +48,23 @@ def collectives(mesh, spec):
   return jax.jit(logprobs).lower(models.abstract(spec), t.example_batch()).as_text()
 
 
+def assert_prompts_stay_where_they_are(mesh):
+  """Ordering a minibatch sends nothing, and has each device's dead groups in the last piece."""
+  place = sharding.batch_sharding(mesh)
+  advantages = np.zeros((16, 4), np.float32)
+  advantages[::2] = 1.0
+
+  def first_piece(advantages, x):
+    with partition.over(mesh):
+      return cut(reorder(x, live_first(advantages, 2)), 2)[0]
+
+  compiled = (
+    jax.jit(first_piece, in_shardings=(place, place)).lower(advantages, advantages).compile()
+  )
+  assert not re.search("all-gather|all-reduce|all-to-all|collective-permute", compiled.as_text())
+  assert np.all(compiled(*jax.device_put((advantages, advantages), place)))
+
+
 def settings_of(sizes):
   return next((SETTINGS[axis] for axis in ("expert", "tensor") if axis in sizes), SETTINGS["data"])
 
@@ -71,6 +91,8 @@ for layout in sys.argv[1:]:
   rewards = jax.device_put(t.example_batch().rewards_PR, sharding.batch_sharding(mesh))
   prompts = 16 // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
   assert rewards.addressable_shards[0].data.shape == (prompts, 4)
+  if prompts > 1:  # of a device
+    assert_prompts_stay_where_they_are(mesh)
   state, rows = t.run("vespo", mesh=mesh, **settings)
   chex.assert_trees_all_close(state.params, expected_state.params, atol=1e-7, rtol=1e-5)
   chex.assert_trees_all_close(rows, expected_rows, rtol=2e-4, atol=1e-6)

@@ -10,7 +10,7 @@ from example import REWARD, SPEC, example_batch, fresh_state, plain_gradient
 from vespo_jax import models, objectives
 from vespo_jax.learner import gradient as gradient_lib
 from vespo_jax.learner.gradient import LossSettings, make_gradient
-from vespo_jax.learner.micro_batches import any_nonzero, cut, join, live_first
+from vespo_jax.learner.micro_batches import any_nonzero, cut, join, live_first, reorder
 
 PARAMS = fresh_state().params
 PIECES = 4
@@ -41,7 +41,8 @@ def test_prompts_with_an_advantage_are_in_the_first_pieces():
   advantages_PR = np.zeros((12, 2), np.float32)
   live = [1, 2, 6, 7, 11]
   advantages_PR[live, 1] = -1.0
-  pieces = np.asarray(cut(live_first(jnp.asarray(advantages_PR), 3), 3))
+  order_DK = live_first(jnp.asarray(advantages_PR), 3)
+  pieces = np.asarray(cut(reorder(np.arange(12), order_DK), 3))
   np.testing.assert_array_equal(pieces[0], live[:4])
   assert pieces[1, 0] == live[4]
   assert sorted(pieces.reshape(-1)) == list(range(12))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vespo_jax import diagnostics, models, objectives
 from vespo_jax.advantages import Advantage
 from vespo_jax.learner import routing as routing_lib
-from vespo_jax.learner.micro_batches import any_nonzero, cut, join, live_first
+from vespo_jax.learner.micro_batches import any_nonzero, cut, join, live_first, reorder
 from vespo_jax.models import Compute, ModelSpec, Routing
 from vespo_jax.objectives import Correction, Objective, TokenWeights
 from vespo_jax.types import Array, HostArray, Params, TrainBatch
@@ -223,15 +223,16 @@ def make_gradient(
         total = add(total)
       return total, (loss, outputs)
 
-    order_P = back_P = slice(None)
+    ordered = restored = jnp.asarray
     if in_pieces:
-      order_P = live_first(advantages_PR, settings.micro_batches)
-      back_P = jnp.argsort(order_P)
-    piecewise = lambda x: cut(jnp.asarray(x)[order_P], settings.micro_batches)
+      order_DK = live_first(advantages_PR, settings.micro_batches)
+      ordered = lambda x: reorder(x, order_DK)
+      restored = lambda x: reorder(x, jnp.argsort(order_DK, axis=1))
+    piecewise = lambda x: cut(ordered(x), settings.micro_batches)
     zeros = jax.tree.map(jnp.zeros_like, params)
     pieces = jax.tree.map(piecewise, (batch, advantages_PR, weights))
     grads, (losses, (*outputs, routings)) = jax.lax.scan(accumulate, zeros, pieces)
-    logprobs_PRT, entropy_PRT = (join(x)[back_P] for x in outputs)
+    logprobs_PRT, entropy_PRT = (restored(join(x)) for x in outputs)
     weights, metrics = weights_of(logprobs_PRT, advantages_PR, batch)
     loss, routing = jax.tree.map(lambda x: jnp.sum(x, axis=0), (losses, routings))
     return grads, Evaluated(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from vespo_jax.types import Array
+from vespo_jax.models import partition
+from vespo_jax.types import Array, HostArray
 
 
 def cut(x: Array, pieces: int) -> Array:
@@ -23,10 +25,25 @@ def join(x: Array) -> Array:
 
 
 def live_first(advantages_PR: Array, pieces: int) -> Array:
-  """The order of prompts, int32 [P], in which `cut` has those without an advantage in its last
-  pieces."""
-  without_P = jnp.all(advantages_PR == 0, axis=1)
-  return jnp.argsort(without_P, stable=True).reshape(pieces, -1).T.reshape(-1)
+  """The order of prompts in which `cut` has those without an advantage in its last pieces, as
+  `reorder` takes it: int32 [D, P / D], within each of the D devices that prompts are spread over.
+
+  No prompt changes its device, so nothing of a minibatch is sent. Where every device cannot have as
+  many prompts in each piece, they are ordered as if on one.
+  """
+  mesh = partition.current_mesh()
+  devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in partition.BATCH_AXES)
+  if len(advantages_PR) % (devices * pieces):
+    devices = 1
+  without_DK = jnp.all(advantages_PR == 0, axis=1).reshape(devices, -1)
+  order_DK = jnp.argsort(without_DK, axis=1, stable=True)
+  return jnp.swapaxes(order_DK.reshape(devices, pieces, -1), 1, 2).reshape(devices, -1)
+
+
+def reorder(x: HostArray, order_DK: Array) -> Array:
+  """[P, ..] in an order of `live_first`; with `argsort(order_DK, axis=1)` as it was."""
+  in_parts = jnp.asarray(x).reshape(*order_DK.shape, *x.shape[1:])
+  return jax.vmap(lambda part, order_K: part[order_K])(in_parts, order_DK).reshape(x.shape)
 
 
 def any_nonzero(tree: Any) -> Array:

@@ -148,11 +148,12 @@ os.register_at_fork(after_in_child=_idle.clear)
 
 def _borrow() -> _Supervisor:
   """One that waits for a program."""
-  while _idle:
-    supervisor = _idle.pop()
-    if supervisor.is_alive():
-      return supervisor
-    supervisor.close()
+  with contextlib.suppress(IndexError):  # none is left; another thread may have had the last
+    while True:
+      supervisor = _idle.pop()
+      if supervisor.is_alive():
+        return supervisor
+      supervisor.close()
   return _Supervisor()
 
 

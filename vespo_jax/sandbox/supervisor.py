@@ -1,10 +1,10 @@
 """The process that runs programs: `python -m vespo_jax.sandbox.supervisor`, JSON lines in and out.
 
 {"level", "files", "limits"} begins a program, which a fork of this process supervises and answers
-for, first by {"ready": true}; then {"stdin", "seconds"}, any number of times, by an
-`Outcome`; and {} ends it. However the fork ends, {"ended": its exit code} follows, and the next
-program may begin. {"error"} says that the fork has failed; then it ends. All of them end with the
-parent, and what they run ends with them.
+for, first by {"ready": true}; then {"stdin", "seconds"}, any number of times, by an `Outcome`; and
+{} ends it. However the fork ends, {"ended": its exit code} follows, and the next program may begin.
+{"error"} says that the fork has failed; then it ends. All of them end with the parent, and what
+they run ends with them.
 """
 
 from __future__ import annotations
