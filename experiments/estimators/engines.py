@@ -21,15 +21,20 @@ def ascent(
   """Adam on the exact gradient of the expected reward: the parameters after 0, 1, 2, .. updates,
   each with their expected reward. It is the same trajectory for every objective."""
   optimizer = optax.adam(learning_rate)
-  value_and_grad = jax.jit(
-    jax.value_and_grad(lambda p: -policy.expected_reward(p, spec, tree, rewards_B))
-  )
-  state = optimizer.init(params)
-  while True:
-    loss, grads = value_and_grad(params)
-    yield params, -float(loss)
+
+  @jax.jit
+  def step(params: Params, state: optax.OptState) -> tuple[Params, optax.OptState, Array]:
+    loss, grads = jax.value_and_grad(
+      lambda p: -policy.expected_reward(p, spec, tree, rewards_B)
+    )(params)
     updates, state = optimizer.update(grads, state)
-    params = optax.apply_updates(params, updates)
+    return optax.apply_updates(params, updates), state, -loss
+
+  state = jax.jit(optimizer.init)(params)
+  while True:
+    later, state, reward = step(params, state)
+    yield params, float(reward)
+    params = later
 
 
 def direction(params: Params, seed: int) -> Params:

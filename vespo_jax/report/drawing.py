@@ -18,6 +18,8 @@ from vespo_jax.report import curves
 from vespo_jax.report.rundir import Run, RunError, evaluations
 
 SIZE_IN = (5.0, 3.3)
+MARGINS_IN = {"left": 0.8, "right": 0.12, "bottom": 0.46, "top": 0.32}
+LEGEND_IN = 0.17  # more at the top, where there is a legend below the title
 FEW = 12  # measurements drawn as points, without a trend
 PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%")
 STYLE = {
@@ -58,7 +60,7 @@ def draw(run: Run) -> dict[str, Path]:
   columns = _columns(run.rows)
   cycle = run.setting("staleness.minibatches") or 1
   canvases = {}
-  with matplotlib.rc_context(STYLE):
+  with matplotlib.rc_context({**STYLE, "figure.constrained_layout.use": False}):
     if accuracies := evaluations(run.result):
       canvases["accuracy"] = _draw_accuracies(accuracies)
     for figure in curves.FIGURES:
@@ -69,7 +71,7 @@ def draw(run: Run) -> dict[str, Path]:
         canvases[figure.name] = _draw_figure(figure.title, panels, columns, cycle)
     for name, canvas in canvases.items():
       (folder / f"{name}.png").unlink(missing_ok=True)
-      canvas.savefig(folder / f"{name}.png", pil_kwargs={"optimize": True})
+      canvas.savefig(folder / f"{name}.png")
   return {name: folder / f"{name}.png" for name in canvases}
 
 
@@ -96,6 +98,19 @@ def smooth(values: np.ndarray, cycle: int, width: float) -> np.ndarray:
   return np.divide(weighted, weights, out=np.full(len(values), np.nan), where=weights > 0)
 
 
+def _place(canvas: Canvas, **more_in: float) -> None:
+  """Fixes the margins, which lets a figure be drawn in half the time that finding them takes."""
+  left, right, bottom, top = (MARGINS_IN[side] + more_in.get(side, 0.0) for side in MARGINS_IN)
+  width, height = canvas.get_size_inches()
+  canvas.subplots_adjust(
+    left=left / width,
+    right=1 - right / width,
+    bottom=bottom / height,
+    top=1 - top / height,
+    hspace=0.3,
+  )
+
+
 def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
   """The metrics with at least one finite value, as arrays over rows; what a row lacks is NaN."""
   keys = {key for row in rows for key, value in row.items() if not isinstance(value, list)}
@@ -120,6 +135,7 @@ def _draw_figure(
   stack[-1].set_xlim(first - margin, last + margin)
   stack[-1].set_xlabel("update")
   stack[-1].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+  _place(canvas, top=LEGEND_IN if stack[0].get_legend() else 0.0)
   return canvas
 
 
@@ -221,6 +237,7 @@ def _draw_histogram(figure: curves.Figure, rows: list[dict[str, Any]]) -> Canvas
   axes.set_xlabel("update")
   axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
   canvas.colorbar(mesh, label="share of sequences", format=PERCENT)
+  _place(canvas)
   return canvas
 
 
@@ -247,4 +264,5 @@ def _draw_accuracies(accuracies: Mapping[str, Mapping[str, Any]]) -> Canvas:
   axes.tick_params(axis="y", length=0, pad=10)
   axes.spines["left"].set_visible(False)
   axes.set_xlabel("accuracy on held-out problems, with its confidence interval")
+  _place(canvas, left=0.3, right=0.1, top=-0.22)
   return canvas
