@@ -20,7 +20,8 @@ from experiments.suite.results import Result
 
 NAMES = (
   *("regime", "staleness", "tuned", "baselines", "asynchronous", "mismatch", "length_norm"),
-  *("asymmetry", "kernel_grid", "dense_vs_moe", "code", "frontier", "combination", "per_nat"),
+  *("asymmetry", "kernel_grid", "dense_vs_moe", "code", "long_responses"),
+  *("frontier", "combination", "per_nat"),
 )
 HEAD = """\
 # Experiments

@@ -1,12 +1,12 @@
-"""Regenerates a warm start: `python -m experiments.warm_start [quickstart|moe|code]`.
+"""Regenerates a warm start: `python -m experiments.warm_start [quickstart|moe|code|long]`.
 
 The quickstart's, which the testbed's dense policy starts from too, or that of the testbed's mixture
-of experts, or of its programs.
+of experts, of its programs, or of its long responses.
 
-Supervised fine-tuning of random weights on demonstrations that are not perfect: each letter of an
-answer (of a program, each digit and operator) is wrong with a small probability. Imitation can be
-no better than its teacher, so the policy starts well below 100 %; a verifier can take it past them,
-which is what the quickstart shows.
+Supervised fine-tuning of random weights, or for the last of the quickstart's, on demonstrations
+that are not perfect: each letter of an answer (of a program, each digit and operator) is wrong with
+a small probability. Imitation can be no better than its teacher, so the policy starts well below
+100 %; a verifier can take it past them, which is what the quickstart shows.
 
 It is the learner's own update: REINFORCE with one sample per prompt, the demonstration, at
 advantage 1 is cross entropy.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import string
 import sys
 import tempfile
@@ -25,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict
 
-from configs import quickstart, testbed_code, testbed_moe
+from configs import quickstart, testbed_code, testbed_long, testbed_moe
 from vespo_jax import advantages, models, objectives, parts
 from vespo_jax import config as config_lib
 from vespo_jax.learner.gradient import LossSettings
@@ -39,22 +40,55 @@ from vespo_jax.sampler import pad_prompts
 from vespo_jax.tasks import PromptStream
 from vespo_jax.types import TrainBatch
 
-STARTS = {  # config, where its start goes, and what may be wrong in a demonstration
-  "quickstart": (quickstart.get_config(), quickstart.WARM_START, string.ascii_lowercase),
-  "moe": (testbed_moe.get_config(), testbed_moe.START, string.ascii_lowercase),
-  "code": (testbed_code.get_config(), testbed_code.START, string.digits + "+-*%"),
-}
-STEPS = 500
-PROMPTS = 128  # of a step
-WRONG = 0.07  # probability that a character of a demonstration is a random one
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 50
 
 
-def demonstration(answer: str, characters: str, rng: np.random.Generator) -> str:
-  """The answer, with each of `characters` in it a random one of them with probability `WRONG`."""
-  wrong = (rng.random(len(answer)) < WRONG) & np.isin(list(answer), list(characters))
-  drawn = rng.choice(list(characters), len(answer))
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """A warm start.
+
+  Attributes:
+    config: of its policy and its task.
+    folder: where it goes.
+    characters: what may be wrong in a demonstration.
+    wrong: the probability that one of them is a random one.
+    begins: the policy it goes on from; empty: random weights.
+    stages: (steps, prompts of a step, tokens), one after another; a stage is of the problems whose
+      answer and stop token are so short.
+  """
+
+  config: ConfigDict
+  folder: Path
+  characters: str = string.ascii_lowercase
+  wrong: float = 0.07
+  begins: str = ""
+  stages: tuple[tuple[int, int, int], ...] = ()
+
+  def __post_init__(self):
+    whole = ((500, 128, self.config.sampler.max_new_tokens),)
+    object.__setattr__(self, "stages", self.stages or whole)
+
+
+STARTS = {
+  "quickstart": Start(quickstart.get_config(), quickstart.WARM_START),
+  "moe": Start(testbed_moe.get_config(), testbed_moe.START),
+  "code": Start(testbed_code.get_config(), testbed_code.START, string.digits + "+-*%"),
+  "long": Start(
+    testbed_long.get_config(),
+    testbed_long.START,
+    wrong=0.02,
+    begins=str(quickstart.WARM_START),
+    stages=((100, 64, 18), (200, 64, 34), (400, 64, 66)),
+  ),
+}
+
+
+def demonstration(answer: str, start: Start, rng: np.random.Generator) -> str:
+  """The answer, with each of the start's characters a random one of them at times."""
+  characters = list(start.characters)
+  wrong = (rng.random(len(answer)) < start.wrong) & np.isin(list(answer), characters)
+  drawn = rng.choice(characters, len(answer))
   return "".join(np.where(wrong, drawn, list(answer)))
 
 
@@ -62,7 +96,7 @@ def supervised_batch(
   problems: Problems,
   indices: np.ndarray,
   response_width: int,
-  characters: str,
+  start: Start,
   rng: np.random.Generator,
 ) -> TrainBatch:
   """Problems with a demonstration as the one, certain sample of each."""
@@ -71,7 +105,7 @@ def supervised_batch(
   mask_P1T = np.zeros(tokens_P1T.shape, bool)
   for row, index in enumerate(indices):
     answer = problems.examples[int(index)].answer
-    ids = problems.tokenizer.encode_response(demonstration(answer, characters, rng))
+    ids = problems.tokenizer.encode_response(demonstration(answer, start, rng))
     tokens_P1T[row, 0, : len(ids)], mask_P1T[row, 0, : len(ids)] = ids, True
   return TrainBatch(
     prompt_tokens_PS=prompt_tokens_PS,
@@ -83,12 +117,14 @@ def supervised_batch(
   )
 
 
-def train(
-  config: FrozenConfigDict, characters: str, directory: Path, stack: contextlib.ExitStack
-) -> None:
+def train(start: Start, directory: Path, stack: contextlib.ExitStack) -> None:
   """Trains, evaluates as the quickstart does, and writes bfloat16 weights to `directory`."""
+  config = start.config
+  config.policy.path = start.begins
+  config = config_lib.validate(config)
   spec, params, tokenizer = parts.load_policy(config)
   problems, test_problems = parts.open_problems(config, tokenizer, stack)
+  tokens = np.array([len(tokenizer.encode_response(e.answer)) for e in problems.examples])
   optimizer = make_optimizer(
     OptimizerSettings(learning_rate=LEARNING_RATE, warmup_updates=WARMUP_STEPS)
   )
@@ -102,15 +138,16 @@ def train(
   )
   update = jax.jit(update, donate_argnums=0)
   state = init_state(params, optimizer)
-  stream = PromptStream(len(problems.examples), config.seed)
   rng = np.random.default_rng(config.seed)
-  with tqdm.trange(STEPS, desc="warm start", unit="step") as bar:
-    for step in bar:
-      indices = stream.indices(step * PROMPTS, PROMPTS)
-      width = config.sampler.max_new_tokens
-      batch = supervised_batch(problems, indices, width, characters, rng)
-      state, metrics = update(state, batch)
-      bar.set_postfix(loss=f"{float(metrics['objective/loss']):.3f}", refresh=False)
+  for steps, prompts, width in start.stages:
+    fitting = np.flatnonzero(tokens <= width)
+    stream = PromptStream(len(fitting), config.seed)
+    with tqdm.trange(steps, desc=f"up to {width} tokens", unit="step") as bar:
+      for step in bar:
+        indices = fitting[stream.indices(step * prompts, prompts)]
+        batch = supervised_batch(problems, indices, width, start, rng)
+        state, metrics = update(state, batch)
+        bar.set_postfix(loss=f"{float(metrics['objective/loss']):.3f}", refresh=False)
   models.save(directory, spec, state.params, tokenizer, dtype=jnp.bfloat16)
   _, stored, _ = models.load(directory)
   sampler = start_sampler("threads", spec)
@@ -123,13 +160,12 @@ def main() -> int:
   """Trains one start; its files are replaced only when it is done."""
   parser = argparse.ArgumentParser(prog="python -m experiments.warm_start", description=__doc__)
   parser.add_argument("name", nargs="?", choices=STARTS, default="quickstart")
-  config, folder, characters = STARTS[parser.parse_args().name]
-  config.policy.path = ""
+  start = STARTS[parser.parse_args().name]
   with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-    train(config_lib.validate(config), characters, Path(scratch), stack)
-    folder.mkdir(parents=True, exist_ok=True)
+    train(start, Path(scratch), stack)
+    start.folder.mkdir(parents=True, exist_ok=True)
     for file in Path(scratch).iterdir():
-      (folder / file.name).write_bytes(file.read_bytes())
+      (start.folder / file.name).write_bytes(file.read_bytes())
   return 0
 
 

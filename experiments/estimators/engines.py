@@ -21,14 +21,13 @@ def ascent(
   """Adam on the exact gradient of the expected reward: the parameters after 0, 1, 2, .. updates,
   each with their expected reward. It is the same trajectory for every objective."""
   optimizer = optax.adam(learning_rate)
+  reward_and_grad = jax.value_and_grad(lambda p: policy.expected_reward(p, spec, tree, rewards_B))
 
   @jax.jit
   def step(params: Params, state: optax.OptState) -> tuple[Params, optax.OptState, Array]:
-    loss, grads = jax.value_and_grad(
-      lambda p: -policy.expected_reward(p, spec, tree, rewards_B)
-    )(params)
-    updates, state = optimizer.update(grads, state)
-    return optax.apply_updates(params, updates), state, -loss
+    reward, grads = reward_and_grad(params)
+    updates, state = optimizer.update(jax.tree.map(jnp.negative, grads), state)
+    return optax.apply_updates(params, updates), state, reward
 
   state = jax.jit(optimizer.init)(params)
   while True:

@@ -11,8 +11,8 @@ from experiments.suite.results import Result
 from experiments.suite.runs import Run
 
 DENSE, MOE = "configs/testbed.py", "configs/testbed_moe.py"
-CODE = "configs/testbed_code.py"
-PAPER = {config: "configs/paper/qwen3_30b_a3b.py" for config in (DENSE, MOE)}  # its main model
+CODE, LONG = "configs/testbed_code.py", "configs/testbed_long.py"
+PAPER = {config: "configs/paper/qwen3_30b_a3b.py" for config in (DENSE, MOE, LONG)}  # main model
 PAPER[CODE] = "configs/paper/code.py"
 Cell = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 Draw = Callable[["Experiment", Sequence[Result], Path], None]
