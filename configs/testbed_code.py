@@ -13,8 +13,8 @@ Reproduces the protocol of table 4 at small scale: execution reward, N = 8. An u
 groups of 8, and there are a third as many as in configs/testbed.py, since programs take longer to
 judge: 0.05 s each, and on a slow core 0.3 s, where a response that another of its group repeats
 costs nothing.
-Hardware: one CPU core. Wall time: 17 minutes on a slow one (0.3 s a program; measured once).
-Expected: above the 63.4 % [59.8, 66.8] it starts from: VESPO at N = 8 89.0 % (seed 0).
+Hardware: one CPU core. Wall time: 9 to 17 minutes beside other work (12 runs, AVX2).
+Expected: above the 63.4 % [59.8, 66.8] it starts from: VESPO at N = 8 89.1 % (three seeds).
 """
 
 from pathlib import Path

@@ -10,8 +10,9 @@ the quickstart's, from demonstrations of growing length in which one letter of f
 39.0 % [33.5, 44.8] of the held-out words. An update is of 16 groups of 8.
 
 Reproduces the protocol of configs/testbed.py where W is a product of up to 65 ratios. Hardware: one
-CPU core. Wall time: not measured yet.
-Expected: above the 39 % it starts from, by method and N; no run has been made yet.
+CPU core. Wall time: 9 minutes beside other work (two runs, AVX2).
+Expected: above the 39 % it starts from, by method and N: at N = 8 VESPO 54.5 %, GRPO 64.8 % (one
+seed).
 """
 
 from pathlib import Path
