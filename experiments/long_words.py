@@ -6,43 +6,26 @@ to a length that is drawn uniformly.
 
 from __future__ import annotations
 
-import gzip
-import json
-import sys
+import functools
 from pathlib import Path
 
 import numpy as np
 from reasoning_gym.data import read_data_file
 
+from experiments import small_programs
+
 PROBLEMS = Path(__file__).parent / "assets" / "long_words"
-COUNTS = {"train": 6000, "test": 500}
 LETTERS = (8, 64)  # of a word, both included
 QUESTION = "Spell this word backward (example: sun -> nus): {}"
 
 
-def problem(words: np.ndarray, rng: np.random.Generator) -> dict[str, str]:
+def problem(words: np.ndarray, rng: np.random.Generator) -> dict[str, object]:
   """One problem, as a line of a `jsonl:` task whose verifier is `exact`."""
   length = int(rng.integers(LETTERS[0], LETTERS[1] + 1))
   word = "".join(rng.choice(words, length))[:length]
   return {"prompt": QUESTION.format(word), "answer": word[::-1]}
 
 
-def main() -> int:
-  """Writes both files, of which no word is in both."""
-  words = np.array([w for w in read_data_file("words3to10.txt").split() if w.isalpha()])
-  rng, asked = np.random.default_rng(0), set()
-  PROBLEMS.mkdir(parents=True, exist_ok=True)
-  for split, count in COUNTS.items():
-    lines = []
-    while len(lines) < count:
-      made = problem(words, rng)
-      if made["prompt"] not in asked:
-        asked.add(made["prompt"])
-        lines.append(json.dumps(made) + "\n")
-    data = gzip.compress("".join(lines).encode(), mtime=0)
-    (PROBLEMS / f"{split}.jsonl.gz").write_bytes(data)
-  return 0
-
-
 if __name__ == "__main__":
-  sys.exit(main())
+  known = np.array([word for word in read_data_file("words3to10.txt").split() if word.isalpha()])
+  small_programs.write(PROBLEMS, functools.partial(problem, known))

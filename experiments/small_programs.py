@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,21 +53,20 @@ def program(steps: list[tuple[str, int]]) -> str:
   return f"print({text})"
 
 
-def main() -> int:
-  """Writes both files, of which no question is in both."""
+def write(folder: Path, make: Callable[[np.random.Generator], dict[str, object]]) -> None:
+  """Writes what `make` makes to both files of `folder`; no question is in both."""
   rng, asked = np.random.default_rng(0), set()
-  PROBLEMS.mkdir(parents=True, exist_ok=True)
+  folder.mkdir(parents=True, exist_ok=True)
   for split, count in COUNTS.items():
     lines = []
     while len(lines) < count:
-      made = problem(rng)
+      made = make(rng)
       if made["prompt"] not in asked:
         asked.add(made["prompt"])
         lines.append(json.dumps(made) + "\n")
     data = gzip.compress("".join(lines).encode(), mtime=0)
-    (PROBLEMS / f"{split}.jsonl.gz").write_bytes(data)
-  return 0
+    (folder / f"{split}.jsonl.gz").write_bytes(data)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  write(PROBLEMS, problem)

@@ -15,7 +15,7 @@ from vespo_jax.config import ConfigError
 from vespo_jax.learner.saved import SavedRollouts
 from vespo_jax.tokenizers import byte_tokenizer
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_report")
 SMALL = {"evaluation.problems": 4, "evaluation.samples_per_problem": 1, "checkpoint.every": 0}
 ASYNC = {"runtime.mode": "async", "staleness.minibatches": 1}
 BEHIND = {**ASYNC, "runtime.max_staleness": 2, "runtime.clock": "logical"}

@@ -8,7 +8,7 @@ from tests.test_end_to_end import debug_config
 from vespo_jax import evaluate, launch, metrics, models, subjects
 from vespo_jax.evaluation import records
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_report")
 SMALL = {
   "updates": 2,
   "staleness.minibatches": 1,

@@ -20,7 +20,7 @@ from vespo_jax import config as config_lib
 from vespo_jax import convert, launch, metrics
 from vespo_jax.learner.intake import Intake
 
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_report")
 REPOSITORY = Path(__file__).parent.parent
 TEXT = {"answer_format": "text"}
 SCHEDULES = {
