@@ -248,7 +248,15 @@ def test_nothing_of_a_program_is_there_for_the_next():
   assert outcome.stdout == "False False\n" and "No module named 'more'" in outcome.stderr
 
 
-def test_a_program_that_is_left_in_a_run_ends_and_so_does_its_supervisor():
+@pytest.fixture
+def interruptible():
+  """SIGINT raises KeyboardInterrupt, also where the suite was started in the background."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_a_program_that_is_left_in_a_run_ends_and_so_does_its_supervisor(interruptible):
   token = uuid.uuid4().hex
   program = TOKENED.format(token=token) + "time.sleep(60)"
   with Session({"main.py": program}, Limits(seconds=60.0), best_level()) as session:
