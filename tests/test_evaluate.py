@@ -87,6 +87,7 @@ def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):
   assert command("--compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json") == 0
   found = json.loads(capsys.readouterr().out)
   assert found["differences"]["avg@2"]["low"] <= found["differences"]["avg@2"]["high"]
+  assert command(workdir=evaluated_run) == 0
   assert command("--compare", str(tmp_path / "a"), str(evaluated_run)) == 2
   assert "problems is 4 of one" in capsys.readouterr().err
 
