@@ -55,7 +55,7 @@ class Start:
     wrong: the probability that one of them is a random one.
     begins: the policy it goes on from; empty: random weights.
     stages: (steps, prompts of a step, tokens), one after another; a stage is of the problems whose
-      answer and stop token are so short.
+      answer and stop token are so short. Empty: one stage, of all problems.
   """
 
   config: ConfigDict
@@ -64,10 +64,6 @@ class Start:
   wrong: float = 0.07
   begins: str = ""
   stages: tuple[tuple[int, int, int], ...] = ()
-
-  def __post_init__(self):
-    whole = ((500, 128, self.config.sampler.max_new_tokens),)
-    object.__setattr__(self, "stages", self.stages or whole)
 
 
 STARTS = {
@@ -139,7 +135,8 @@ def train(start: Start, directory: Path, stack: contextlib.ExitStack) -> None:
   update = jax.jit(update, donate_argnums=0)
   state = init_state(params, optimizer)
   rng = np.random.default_rng(config.seed)
-  for steps, prompts, width in start.stages:
+  whole = ((500, 128, config.sampler.max_new_tokens),)
+  for steps, prompts, width in start.stages or whole:
     fitting = np.flatnonzero(tokens <= width)
     stream = PromptStream(len(fitting), config.seed)
     with tqdm.trange(steps, desc=f"up to {width} tokens", unit="step") as bar:

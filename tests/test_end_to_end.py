@@ -18,7 +18,7 @@ from tests.watched import pickle_watch
 from vespo_jax import config as config_lib
 from vespo_jax import launch, metrics, models, objectives, replay_failure
 
-pytestmark = pytest.mark.usefixtures("no_report")  # the first run, a command, does
+pytestmark = pytest.mark.usefixtures("no_report")  # but the commands do
 REPOSITORY = Path(__file__).parent.parent
 METRICS = """
   reward/mean objective/loss objective/coefficient_mean weight/log_w_mean weight/log_w_std
