@@ -47,6 +47,25 @@ def test_short_runs_and_gaps_are_drawn(small_run, updates):
   assert all(ink(file) > 5e-5 for file in drawn.values())
 
 
+@pytest.mark.parametrize("size", [3e-6, 1.0, 3e4])
+def test_nothing_is_cut_off_at_the_margins(small_run, size, monkeypatch):
+  panels = [panel for figure in curves.FIGURES for panel in figure.panels]
+  percent = {line.key: np.clip(size, 0.01, 10.0) for p in panels if p.percent for line in p.lines}
+  sizes = {line.key: size for panel in panels for line in panel.lines} | percent
+  rows = [{"step": s} | {k: x * (1 + s / 9) for k, x in sizes.items()} for s in range(1, 10)]
+  rewrite(small_run, rows)
+  outside, save = {}, drawing.Canvas.savefig
+
+  def saved(canvas, path):
+    save(canvas, path)
+    box, (width, height) = canvas.get_tightbbox(), canvas.get_size_inches()
+    outside[path.stem] = -min(box.x0, box.y0, width - box.x1, height - box.y1)
+
+  monkeypatch.setattr(drawing.Canvas, "savefig", saved)
+  assert set(drawing.draw(rundir.load(small_run))) == set(outside) > {"kl", "log_weight"}
+  assert max(outside.values()) < 0, outside
+
+
 def painted(file, colour):
   """How many of an image's pixels have a colour, given as "#rrggbb"."""
   wanted = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]

@@ -18,7 +18,7 @@ from vespo_jax.report import curves
 from vespo_jax.report.rundir import Run, RunError, evaluations
 
 SIZE_IN = (5.0, 3.3)
-MARGINS_IN = {"left": 0.8, "right": 0.12, "bottom": 0.46, "top": 0.32}
+MARGINS_IN = {"left": 0.8, "right": 0.12, "bottom": 0.46, "top": 0.38}
 LEGEND_IN = 0.17  # more at the top, where there is a legend below the title
 FEW = 12  # measurements drawn as points, without a trend
 PERCENT = FuncFormatter(lambda value, _: f"{round(100 * value, 6):g}%")
@@ -264,5 +264,5 @@ def _draw_accuracies(accuracies: Mapping[str, Mapping[str, Any]]) -> Canvas:
   axes.tick_params(axis="y", length=0, pad=10)
   axes.spines["left"].set_visible(False)
   axes.set_xlabel("accuracy on held-out problems, with its confidence interval")
-  _place(canvas, left=0.3, right=0.1, top=-0.22)
+  _place(canvas, left=0.3, right=0.1, top=-0.28)
   return canvas
