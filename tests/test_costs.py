@@ -51,6 +51,7 @@ def test_an_update_keeps_no_more_than_a_few_arrays_of_each_layer():
   assert temporary_bytes(compiled) < activations + gradients
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_long_row_grows_with_its_length(monkeypatch):
   monkeypatch.setattr(attention, "QUERY_BLOCK", 128)
   memory = {T: temporary_bytes(update_cost(prompt_tokens=16, new_tokens=T)[1]) for T in (512, 1024)}

@@ -145,6 +145,7 @@ def same_run(one, other):
     assert results[0][when] == results[1][when]
 
 
+@pytest.mark.slow
 def test_two_processes_are_the_run_of_one(data_dir, tmp_path):
   """Also if its parameters are nowhere whole, and samplers read their own parts of them."""
   settings = {"sampler.processes": 2, "updates": 2, "mesh.data": 1, "mesh.fsdp": 2}

@@ -19,6 +19,7 @@ from example import (
   run,
 )
 
+from tests.marks import slow_but
 from vespo_jax import advantages, models, objectives, sharding
 from vespo_jax.learner.gradient import Evaluated, LossSettings, measure, score
 from vespo_jax.learner.optimizer import make_optimizer
@@ -62,12 +63,10 @@ def alone_is_kept(baseline_P, valid_PR):
 WIDE = [name for name in objectives.names() if objectives.make(name).batch_wide]
 
 
-def first_is_enough(values, first):
-  """The others are proved in tests/objectives; through whole gradients they are slow."""
-  return [pytest.param(v, marks=[pytest.mark.slow] * (v != first)) for v in values]
+# where only one case is of the default suite, the others are proved in tests/objectives
 
 
-@pytest.mark.parametrize("name", first_is_enough(WIDE, "m2po"))
+@pytest.mark.parametrize("name", slow_but(WIDE, "m2po"))
 def test_batch_wide_methods_see_the_whole_minibatch_through_micro_batches(name):
   options = {"bapo": {"low_end": 0.9}, "m2po": {"clip_low": 0.0, "clip_high": 0.0}}
   cov = {"selected": 0.1, "cov_low": 0.1} if name == "clip_cov" else {"selected": 0.1}
@@ -116,7 +115,7 @@ def test_the_denominator_is_the_one_that_is_set():
   assert optax.tree.norm(add(behaviour, on_policy, -1.0)) > 0.05 * optax.tree.norm(on_policy)
 
 
-@pytest.mark.parametrize("estimator", first_is_enough(objectives.KL_ESTIMATORS, "k3"))
+@pytest.mark.parametrize("estimator", slow_but(objectives.KL_ESTIMATORS, "k3"))
 def test_kl_in_the_loss_is_added_per_token(estimator):
   """Against the penalty written out over dense rows and differentiated."""
   batch = near_batch()
@@ -131,10 +130,9 @@ def test_kl_in_the_loss_is_added_per_token(estimator):
 
   plain = plain_gradient("vespo")(PARAMS, batch)
   expected = add(plain, jax.jit(jax.grad(penalty))(PARAMS))
-  for pieces in (1, 4):
-    settings = {"kl_coefficient": 0.3, "kl_estimator": estimator, "micro_batches": pieces}
-    grads = plain_gradient("vespo", **settings)(PARAMS, batch)
-    chex.assert_trees_all_close(grads, expected, atol=1e-6, rtol=1e-4)
+  settings = {"kl_coefficient": 0.3, "kl_estimator": estimator, "micro_batches": 4}
+  grads = plain_gradient("vespo", **settings)(PARAMS, batch)
+  chex.assert_trees_all_close(grads, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_kl_in_the_reward_is_taken_off_each_sequence():
@@ -173,7 +171,7 @@ def test_entropy_bonus():
   chex.assert_trees_all_close(grads, expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("divergence", first_is_enough(["kl", "tv"], "kl"))
+@pytest.mark.parametrize("divergence", slow_but(["kl", "tv"], "kl"))
 def test_proximal_step(divergence):
   batch = near_batch()
   proximal = np.asarray(logprobs_of(NEAR, batch))
@@ -212,7 +210,7 @@ def test_proximal_steps_expected_gradient_is_that_of_the_divergence():
     np.testing.assert_allclose(*grads, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("score_kind", advantages.SCORES)
+@pytest.mark.parametrize("score_kind", slow_but(advantages.SCORES, "exact"))
 def test_vcpo_baseline_from_score_norms(score_kind):
   """Against one gradient per sequence written out, and against the dense logits' gradient."""
   batch = near_batch(prompts=2)
@@ -283,7 +281,7 @@ def test_scores_do_not_depend_on_micro_batches():
     for n in (1, 4)
   )
   np.testing.assert_allclose(one, four, rtol=1e-5, atol=1e-6)
-  expected = models.group_logprobs(PARAMS, SPEC, batch, 0.7)[0]
+  expected = jax.jit(models.group_logprobs, static_argnums=1)(PARAMS, SPEC, batch, 0.7)[0]
   np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -304,7 +302,7 @@ def test_padding_has_no_effect_even_where_it_is_not_finite():
   assert isinstance(batch, TrainBatch)
 
 
-@pytest.mark.parametrize("remat", first_is_enough(["layers", "full"], "layers"))
+@pytest.mark.parametrize("remat", slow_but(["layers", "full"], "layers"))
 def test_remat_changes_no_gradient(remat):
   batch = near_batch()
   whole = plain_gradient("vespo")(PARAMS, batch)

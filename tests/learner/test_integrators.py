@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.marks import slow_but
 from vespo_jax.learner.integrators import INTEGRATORS, combine
 from vespo_jax.learner.update import StepSettings
 
@@ -51,9 +52,7 @@ def test_unknown():
     combine("midpoint", {}, field, lambda grads, fraction: grads)
 
 
-@pytest.mark.parametrize(
-  "integrator", [pytest.param(i, marks=[pytest.mark.slow] * (i == "euler")) for i in INTEGRATORS]
-)
+@pytest.mark.parametrize("integrator", slow_but(INTEGRATORS, "heun"))
 def test_stages_are_gradients_of_the_same_minibatch_at_other_parameters(integrator):
   """The update against the textbook's stages, written out with plain gradients."""
   batch = example.example_batch()

@@ -55,7 +55,11 @@ def test_nan_is_a_gradient():
 
 @pytest.mark.parametrize(
   "loss",
-  [{}, {"kl_coefficient": 0.1}, {"entropy_coefficient": 0.1}],
+  [
+    {},
+    pytest.param({"kl_coefficient": 0.1}, marks=pytest.mark.slow),
+    pytest.param({"entropy_coefficient": 0.1}, marks=pytest.mark.slow),
+  ],
   ids=["plain", "kl", "entropy"],
 )
 def test_groups_without_an_advantage_change_no_gradient(loss):
@@ -108,11 +112,12 @@ def count_backward_passes(monkeypatch, batch, **settings):
 @pytest.mark.parametrize(
   ("live", "settings", "passes"),
   [
-    (16, {}, 4),
+    pytest.param(16, {}, 4, marks=pytest.mark.slow),
     (5, {}, 2),
-    (4, {}, 1),
+    pytest.param(4, {}, 1, marks=pytest.mark.slow),
     (0, {}, 0),
-    (0, {"entropy_coefficient": 0.1}, 4),  # every token has a gradient
+    # every token has a gradient
+    pytest.param(0, {"entropy_coefficient": 0.1}, 4, marks=pytest.mark.slow),
     (0, {"objective": "kl_cov"}, 1),  # it penalises a token, with an advantage or without
   ],
 )

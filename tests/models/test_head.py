@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import MIXTURE
 
 from vespo_jax import models
 from vespo_jax.models import head
@@ -77,11 +78,13 @@ def test_no_array_of_tokens_by_vocabulary_is_built():
   assert temporary_bytes(models.chunked_logprobs) < logits / 3  # two blocks of 16 MiB
 
 
+@MIXTURE
 def test_token_logprobs_of_a_row(model):
   spec, params = model
   ids = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 6)), jnp.int32)
-  logprobs, entropy = models.token_logprobs(params, spec, ids, temperature=0.7)
-  hidden, _ = models.forward(params, spec, ids)
+  scored = jax.jit(models.token_logprobs, static_argnums=1)
+  logprobs, entropy = scored(params, spec, ids, temperature=0.7)
+  hidden, _ = jax.jit(models.forward, static_argnums=1)(params, spec, ids)
   want = jax.nn.log_softmax(hidden @ models.head_table(params).T / 0.7, axis=-1)
   want = jnp.take_along_axis(want[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
   np.testing.assert_allclose(logprobs[:, 1:], want, atol=1e-5)

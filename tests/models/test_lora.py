@@ -1,11 +1,13 @@
 """LoRA: attached and merged are one model, only adapters learn, and PEFT's files hold them."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import MIXTURE
 from safetensors.numpy import load_file, save_file
 
 from vespo_jax import models, weights
@@ -23,10 +25,12 @@ def adapted(spec, settings=SETTINGS):
   return jax.tree.map(lambda x: x + jnp.asarray(rng.normal(0, 0.1, x.shape), jnp.float32), adapters)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def hidden(params, spec):
   return models.forward(params, spec, IDS)[0]
 
 
+@MIXTURE
 def test_new_adapters_change_nothing(model):
   spec, base = model
   adapters = lora.init(spec, jax.random.key(1), SETTINGS)
@@ -55,6 +59,7 @@ def test_attached_equals_merged_equals_the_formula(model):
     assert merged["layers"][name] is base["layers"][name]
 
 
+@MIXTURE
 def test_the_gradient_is_that_of_the_merged_model(model):
   spec, base = model
   adapters = adapted(spec)

@@ -15,6 +15,7 @@ from published import (
   token_mean,
 )
 
+from tests.marks import slow_but
 from vespo_jax.objectives import make
 
 
@@ -45,14 +46,19 @@ def m2po_bounds(log_r, a, mask, budget, clip_low, clip_high):
 
 @pytest.mark.parametrize(
   "budget,clip_low,clip_high,binds",
-  [
+  slow_but(
+    [
+      (0.04, 0.3, 0.5, "floor"),
+      (0.25, 0.3, 0.5, "tau"),
+      (0.1, 0.3, 0.5, "both"),
+      (0.02, 0.01, 0.01, "tau"),
+      (9.0, 0.3, 0.5, "none"),
+      (1e-9, 0.1, 0.1, "zero"),
+    ],
     (0.04, 0.3, 0.5, "floor"),
-    (0.25, 0.3, 0.5, "tau"),
     (0.1, 0.3, 0.5, "both"),
-    (0.02, 0.01, 0.01, "tau"),
-    (9.0, 0.3, 0.5, "none"),
     (1e-9, 0.1, 0.1, "zero"),
-  ],
+  ),
 )
 def test_m2po(budget, clip_low, clip_high, binds):
   """Infini-AI-Lab/M2PO `kpo_clip_harmful_tokens` and `compute_m2po_policy_loss`."""
@@ -105,8 +111,14 @@ def test_m2po_where_every_token_leaves_and_none_fits():
     np.testing.assert_allclose(metrics["objective/ratio_high"], 1 + clip_high, rtol=1e-6)
 
 
-@pytest.mark.parametrize("proximal", [0.4, None])
-@pytest.mark.parametrize("threshold,dual_clip", [(0.04, 0.0), (0.1, 1.5), (9.0, 0.0)])
+@pytest.mark.parametrize(
+  "proximal,threshold,dual_clip",
+  slow_but(
+    [(p, *rest) for p in (0.4, None) for rest in ((0.04, 0.0), (0.1, 1.5), (9.0, 0.0))],
+    (0.4, 0.04, 0.0),
+    (None, 0.1, 1.5),
+  ),
+)
 def test_m2po_mask(proximal, threshold, dual_clip):
   """AReaL: the tokens of largest mismatch of behaviour and proximal policy are dropped, one by one,
   until the mean of the rest is below the threshold; then PPO on pi / pi_prox, over all tokens."""
@@ -174,11 +186,21 @@ def bapo_bounds(r, a, mask, low, low_end, high, high_end, step, target):
   return low, high
 
 
+OTHER = {"low_end": 0.93, "high_end": 1.77, "step": 0.07}
+
+
 @pytest.mark.parametrize(
-  "target,ends",
-  [(0.5, "start"), (1.0, "high"), (9.0, "end")],
+  "target,ends,options",
+  slow_but(
+    [
+      (*case, options)
+      for case in ((0.5, "start"), (1.0, "high"), (9.0, "end"))
+      for options in ({}, OTHER)
+    ],
+    (1.0, "high", {}),
+    (9.0, "end", OTHER),
+  ),
 )
-@pytest.mark.parametrize("options", [{}, {"low_end": 0.93, "high_end": 1.77, "step": 0.07}])
 def test_bapo(target, ends, options):
   """arXiv 2510.18927 algorithm 1, with the dual clip of its recipe."""
   settings = {"low_start": 0.6, "low_end": 0.8, "high_start": 1.2, "high_end": 2.0, "step": 0.05}
