@@ -11,7 +11,7 @@ runs in one process on one core, so that two runs at a time use two.
 Reproduces the protocol of the paper's section 4.1 (minibatches of fixed size, rollout batches of N
 minibatches, groups of 8, no KL, no entropy bonus) at small scale. Hardware: one CPU core.
 Wall time: a minute and a half on an AVX-512 core that does nothing else, three to six on an AVX2
-core beside other work (measured); no experiment has been run whole yet.
+core beside other work (measured).
 Expected: above the 53 % it starts from, by method and N.
 """
 

@@ -9,6 +9,7 @@ from experiments.benchmarks import __main__ as benchmarks
 from experiments.benchmarks import growth, machine, peers, workload
 from experiments.benchmarks.peers import __main__ as compare
 from experiments.benchmarks.workload import Workload
+from tests.marks import slow_but
 
 SIZES = [
   *("--prompts=2", "--samples=2", "--prompt-tokens=4", "--new-tokens=3"),
@@ -32,7 +33,7 @@ def test_json_has_the_medians_of_the_step(capsys):
   assert whole <= result["rl_step_s"] < whole + 1
 
 
-@pytest.mark.parametrize("name", ["generate", "update", "weights"])
+@pytest.mark.parametrize("name", slow_but(["generate", "update", "weights"], "update"))
 def test_a_benchmark_says_how_far_it_is_from_the_limit(name, capsys):
   assert benchmarks.main([f"--only={name}", *SIZES]) == 0
   text = capsys.readouterr().out

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.marks import slow_but
 from vespo_jax import models, sampler
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.learner.evidence import calibration, disagreement, fingerprints
@@ -319,7 +320,7 @@ def recompute():
   return run
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", slow_but(ENGINES, "bfloat16"))
 def test_a_real_policy_sampled_honestly_and_with_lies(versions, recompute, engine):
   thresholds, count = Thresholds(), iter(range(10_000))
 

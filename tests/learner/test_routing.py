@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from example import OPTIMIZER, REWARD, example_batch
 
+from tests.marks import slow_but
 from vespo_jax import models, objectives, sampler
 from vespo_jax.learner import routing as routing_lib
 from vespo_jax.learner.anchors import Anchors
@@ -82,8 +83,10 @@ def test_losses_are_the_published_ones():
   np.testing.assert_allclose(routing_lib.auxiliary_losses(even, even.load_LE, 12)[0], 2.0)  # A
 
 
-@pytest.mark.parametrize("replayed", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_losses_are_of_the_whole_minibatch_however_it_is_cut(replayed):
+@pytest.mark.parametrize(
+  "replayed,pieces", slow_but([(False, 1), (False, 4), (True, 4)], (False, 4))
+)
+def test_losses_are_of_the_whole_minibatch_however_it_is_cut(replayed, pieces):
   """Against one forward pass over all of it, differentiated; without rewards nothing else is."""
   batch = BATCH.replace(rewards_PR=0 * BATCH.rewards_PR)
   if replayed:
@@ -97,13 +100,12 @@ def test_losses_are_of_the_whole_minibatch_however_it_is_cut(replayed):
 
   expected = jax.jit(jax.grad(losses))(PARAMS)
   assert np.abs(expected["layers"]["router"]).max() > 1e-2
-  for pieces in (4,) if replayed else (1, 4):
-    settings = LossSettings(**COEFFICIENTS, micro_batches=pieces)
-    gradient = make_gradient(SPEC, objectives.make("reinforce"), REWARD, settings)
-    grads, evaluated = jax.jit(gradient)(PARAMS, batch)
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
-    chex.assert_trees_all_close(grads, expected, atol=1e-5 * largest, rtol=1e-4)
-    np.testing.assert_allclose(evaluated.routing.tokens, real_tokens(batch).sum())
+  settings = LossSettings(**COEFFICIENTS, micro_batches=pieces)
+  gradient = make_gradient(SPEC, objectives.make("reinforce"), REWARD, settings)
+  grads, evaluated = jax.jit(gradient)(PARAMS, batch)
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+  chex.assert_trees_all_close(grads, expected, atol=1e-5 * largest, rtol=1e-4)
+  np.testing.assert_allclose(evaluated.routing.tokens, real_tokens(batch).sum())
 
 
 def test_metrics_are_those_of_the_load():

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.marks import slow_but
 from tests.runtime.example import SPEC, order, params, same_rollouts
 from vespo_jax import processes
 from vespo_jax.runtime import (
@@ -85,7 +86,7 @@ def test_a_process_equals_a_thread(local, expected):
   assert not pool.failures()
 
 
-@pytest.mark.parametrize("transport", ["local", "threads"])
+@pytest.mark.parametrize("transport", slow_but(["local", "threads"], "local"))
 def test_weights_in_pieces_sample_the_same(transport, expected, tmp_path):
   place = Place(str(tmp_path / "weights"), Wire())
   pieces = PublishedPieces(place, SPEC, placement.param_shardings(None, SPEC))

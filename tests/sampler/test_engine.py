@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.ops.gpu import decode_attention
 
+from tests.marks import slow_but
 from tests.sampler.toy import (
   KEY,
   LONGEST,
@@ -200,7 +201,7 @@ def letters(tokens):
   return "".join("_bcdefghijk"[token] for token in tokens)
 
 
-@pytest.mark.parametrize("steps", [2, 5, 40])
+@pytest.mark.parametrize("steps", slow_but([2, 5, 40], 5))
 def test_stop_strings_end_a_response_wherever_chunks_end(reference, steps):
   strings = ("cb", "ee", "j")
   made = engine(settings(stop_strings=strings), steps=steps, decode=letters)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.marks import slow_but
 from tests.sampler.toy import weights
 from vespo_jax import models, sampler
 from vespo_jax.sampler import decode as device
@@ -69,7 +70,7 @@ def test_logprobs_equal_those_of_the_training_layout(params):
   responses = np.stack([r.response_ids for r in rollouts]).reshape(3, 4, 6)
   zeros = np.zeros(responses.shape, np.float32)
   batch = TrainBatch(tokens, mask, responses, zeros == 0, zeros, zeros[..., 0])
-  logprobs, _ = models.group_logprobs(params, SPEC, batch)
+  logprobs, _ = jax.jit(models.group_logprobs, static_argnums=1)(params, SPEC, batch)
   behaviour = np.stack([r.behaviour_logprobs for r in rollouts]).reshape(3, 4, 6)
   np.testing.assert_allclose(behaviour, logprobs, atol=2e-5)
 
@@ -141,7 +142,11 @@ def test_greedy_takes_the_likeliest_token(params):
 
 @pytest.mark.parametrize(
   "limits",
-  [{"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}, {"min_p": 0.3}, {"min_p": 1.0}],
+  slow_but(
+    [{"top_k": 2}, {"top_p": 0.7}, {"top_k": 3, "top_p": 0.8}, {"min_p": 0.3}, {"min_p": 1.0}],
+    {"top_k": 3, "top_p": 0.8},
+    {"min_p": 0.3},
+  ),
 )
 def test_truncated_sampling_reports_the_truncated_distribution(params, limits):
   rollouts = sampler.generate(
