@@ -59,6 +59,7 @@ def logical(data_dir, tmp_path_factory):
   return workdir, run(workdir, data_dir, **changes)[0]
 
 
+@pytest.mark.slow
 def test_async_without_staleness_is_sync_of_one_minibatch(data_dir, tmp_path):
   run(tmp_path / "sync", data_dir, **{"staleness.minibatches": 1})
   run(tmp_path / "async", data_dir, **ASYNC, **{"runtime.max_staleness": 0})
@@ -89,6 +90,12 @@ def test_saved_rollouts_train_the_same_policy_without_a_sampler(logical, data_di
   source = {"sampler.source": f"replay:{workdir}", "rollouts.save_all": False}
   run(tmp_path / "replay", data_dir, **BEHIND, **source)
   same_run(workdir, tmp_path / "replay", drop=("integrity/",))
+
+
+@pytest.mark.slow
+def test_saved_rollouts_train_another_objective_on_the_same_data(logical, data_dir, tmp_path):
+  workdir, _ = logical
+  source = {"sampler.source": f"replay:{workdir}", "rollouts.save_all": False}
   other = {**source, "objective.name": "grpo"}
   run(tmp_path / "other", data_dir, **BEHIND, **other)
   rewards = [
@@ -98,8 +105,8 @@ def test_saved_rollouts_train_the_same_policy_without_a_sampler(logical, data_di
   assert rewards[0] == rewards[1]  # another objective, the same data
   assert rows(workdir)[1:] != rows(tmp_path / "other")[1:]
   with pytest.raises(ConfigError, match="sampler.source.*lacks 1 of 6 minibatches"):
-    run(tmp_path / "more", data_dir, **BEHIND, **source, updates=6)
-  run(tmp_path / "more", data_dir, **BEHIND, **source, updates=2)  # the directory is still free
+    run(tmp_path / "more", data_dir, **BEHIND, **other, updates=6)
+  run(tmp_path / "more", data_dir, **BEHIND, **other, updates=2)  # the directory is still free
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import slow_but
 from vespo_jax import command, launch, objectives, parts, train
 from vespo_jax import config as config_lib
 from vespo_jax.config import ConfigError
@@ -122,7 +123,7 @@ def test_the_whole_check_starts_no_backend_and_loads_nothing_heavy():
     assert heavy not in modules, heavy
 
 
-@pytest.mark.parametrize("before", [None, "elsewhere"])
+@pytest.mark.parametrize("before", slow_but([None, "elsewhere"], None))
 def test_compiled_programs_are_kept_where_the_config_says_unless_the_environment_does(
   before, tmp_path
 ):

@@ -287,6 +287,7 @@ def test_every_objective_trains(name, data_dir, tmp_path):
   assert launch.train(config, tmp_path / "run")["stop_reason"] == "finished"
 
 
+@pytest.mark.slow
 def test_divergence_stops_the_run_and_its_update_can_be_made_again(data_dir, tmp_path, capsys):
   """Adam moves every parameter by the rate, so the second update meets a policy in ruins."""
   config = debug_config(

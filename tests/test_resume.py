@@ -120,7 +120,7 @@ def lines(workdir):
 @pytest.mark.parametrize(
   "name,stops",
   [
-    ("logical in pieces", 1),
+    pytest.param("logical in pieces", 1, marks=pytest.mark.slow),
     pytest.param("logical", 9, marks=pytest.mark.slow),
     pytest.param("sync", 9, marks=pytest.mark.slow),
     pytest.param("chosen", 9, marks=pytest.mark.slow),

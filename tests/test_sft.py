@@ -248,6 +248,7 @@ def test_fine_tuning_then_reinforcement_learning(tmp_path):
   assert refused.returncode == 2 and "error: " in refused.stderr  # a directory of another command
 
 
+@pytest.mark.slow
 def test_sizes_of_0_are_all_of_a_dataset(tmp_path):
   """Also fewer held-out problems than are asked for; and `rewrite` counts the same way."""
   data = tmp_path / "mine.jsonl"

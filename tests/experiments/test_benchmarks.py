@@ -23,6 +23,7 @@ def small_policy(monkeypatch):
   monkeypatch.setattr(workload, "TINY", workload.ModelSpec(**small))
 
 
+@pytest.mark.slow
 def test_json_has_the_medians_of_the_step(capsys):
   assert benchmarks.main(["--only=rl_step", "--json", *SIZES]) == 0
   result = json.loads(capsys.readouterr().out)

@@ -45,6 +45,7 @@ def test_a_frozen_model_is_not_counted():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.slow
 def test_a_row_of_the_table(capsys):
   sizes = ["--prompts=2", "--samples=2", "--prompt_width=16", "--response_width=4"]
   assert memory.main(["", f"--model={WARM_START}", "--only=full", *sizes]) == 0

@@ -13,6 +13,7 @@ PARAMS = weights(0)
 HOW = settings(temperature=0.9)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_toy_writes_the_table_and_the_figure(tmp_path, monkeypatch, capsys):
   policy = lambda prompts: (SPEC, PARAMS, PROMPTS[:prompts], HOW)
   monkeypatch.setattr(mismatch, "quickstart_policy", policy)

@@ -48,6 +48,7 @@ def test_the_momentum_is_kept_in_bfloat16_and_nothing_else():
   chex.assert_trees_all_equal(kept.nu, whole.nu)
 
 
+@pytest.mark.slow
 def test_an_update_from_host_memory_is_the_same():
   """The optimizer's state comes from there, in the program, and is there again afterwards."""
   mesh, batch = sharding.make_mesh({"data": -1}), example_batch()

@@ -57,6 +57,7 @@ def test_cached_decoding_equals_the_full_forward(model):
   np.testing.assert_array_equal(cache.lengths_B, T)
 
 
+@MIXTURE
 def test_cached_rows_are_each_as_long_as_they_are(model):
   """Prompts padded on the right, each put into two rows of a wider cache, then continued there."""
   spec, params = model

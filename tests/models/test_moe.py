@@ -101,6 +101,7 @@ def test_no_token_is_dropped_however_unbalanced(choices):
     np.testing.assert_allclose(y[m], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_flips_choices_that_replay_holds():
   """The mismatch between a sampler's numerics and the trainer's, and its cure."""
   ids = np.random.default_rng(2).integers(0, 61, (16, 32)).astype(np.int32)
@@ -119,7 +120,6 @@ def test_bfloat16_flips_choices_that_replay_holds():
   slow_but(
     itertools.product([1, 40, 500], ["even", "one", "elsewhere"], ["blocks", "grouped"]),
     (40, "elsewhere", "blocks"),
-    (1, "even", "grouped"),
     (500, "one", "blocks"),
     (500, "elsewhere", "grouped"),
   ),

@@ -1,7 +1,9 @@
 """Rollout corrections against verl's and TRL's definitions, and what objectives make of them."""
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -349,8 +351,10 @@ def test_counting_the_behaviour_policy_twice_is_refused(name):
   policy = {"policy_logprobs": jnp.zeros((1, 2)), "behaviour_logprobs": jnp.ones((1, 2))}
   plain = {**policy, "advantages": jnp.ones(1), "mask": jnp.ones((1, 2), bool)}
   decoupled = {**plain, "proximal_logprobs": jnp.ones((1, 2))}
+  loss = lambda given, **options: objectives.policy_loss(make(name), **given, **options)
+  traced = lambda given, name: jax.eval_shape(functools.partial(loss, correction=name), given)
   for correction in ("token_tis", "sequence_mis"):
-    weigh = lambda given: objectives.policy_loss(make(name), **given, correction=correction)  # noqa: B023
+    weigh = lambda given: traced(given, correction)  # noqa: B023
     if name == "minirl":  # its own weight is against the behaviour policy, whatever its mask is on
       for given in (plain, decoupled):
         with pytest.raises(ValueError, match="'minirl' corrects for the behaviour policy itself"):
@@ -364,7 +368,7 @@ def test_counting_the_behaviour_policy_twice_is_refused(name):
         weigh(plain)
   for given in (plain, decoupled):  # without weights there is nothing to count
     for correction in ("none", "k3_rejection"):
-      objectives.policy_loss(make(name), **given, correction=correction)
+      traced(given, correction)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import image
 
+from tests.marks import slow_but
 from vespo_jax import metrics
 from vespo_jax.report import curves, drawing, rundir
 
@@ -47,7 +48,7 @@ def test_short_runs_and_gaps_are_drawn(small_run, updates):
   assert all(ink(file) > 5e-5 for file in drawn.values())
 
 
-@pytest.mark.parametrize("size", [3e-6, 1.0, 3e4])
+@pytest.mark.parametrize("size", slow_but([3e-6, 1.0, 3e4], 3e4))
 def test_nothing_is_cut_off_at_the_margins(small_run, size, monkeypatch):
   panels = [panel for figure in curves.FIGURES for panel in figure.panels]
   percent = {line.key: np.clip(size, 0.01, 10.0) for p in panels if p.percent for line in p.lines}

@@ -1,4 +1,4 @@
-"""Run by test_placement.py, with a directory, in a process with four fake devices."""
+"""Run by test_placement.py, with what to compare and a directory, on four fake devices."""
 
 import dataclasses
 import sys
@@ -34,7 +34,7 @@ def finished(made):
     made.advance()
 
 
-for spec, dtype, widths in ((DENSE, "float32", (2, 4)), (EXPERTS, "int8", (4,))):
+def compare_engines(spec, dtype, widths):
   how = settings(expert_ids=bool(spec.experts), topk_logprobs=2)
   sampled = {}
   for tensor in (1, *widths):
@@ -62,29 +62,43 @@ for spec, dtype, widths in ((DENSE, "float32", (2, 4)), (EXPERTS, "int8", (4,)))
   for one, other in zip(sampled[4], replayed, strict=True):
     np.testing.assert_array_equal(one.behaviour_logprobs, other.rollout().behaviour_logprobs)
 
-# whole workers, of weights that a learner of another layout publishes in pieces
-order = sampler.Order(0, 0, 7, 0, PROMPTS, range(len(PROMPTS)), settings())
-made = {}
-for tensor in (1, 4):
-  shape = [2 if axis in ("fsdp", "tensor") else 1 for axis in sharding.MESH_AXES]
-  learner = sharding.param_shardings(jax.make_mesh(shape, sharding.MESH_AXES), DENSE)
-  place = runtime.Place(f"{sys.argv[1]}/{tensor}", Wire())
-  pieces = runtime.PublishedPieces(place, DENSE, learner)
-  how = sampler.WorkerSettings(slots=6, tensor=tensor)  # 8, so that four devices divide them
-  workers = runtime.start_sampler("threads", DENSE, how, pieces=pieces)
-  workers.publish(0, weights(0, DENSE))
-  workers.put(order)
-  made[tensor] = workers.get(200).rollouts
-  workers.close()
-for one, other in zip(made[1], made[4], strict=True):
-  np.testing.assert_array_equal(one.response_ids, other.response_ids)
-  np.testing.assert_allclose(one.behaviour_logprobs, other.behaviour_logprobs, atol=2e-5)
 
-with pytest.raises(ValueError, match="over 16 devices, and its process has 4"):
-  placement.make_mesh(16)
-with pytest.raises(ValueError, match="6 slots do not divide over 4 devices"):
-  sampler.Engine(
-    DENSE, settings(), slots=6, longest_prompt=16, steps=5, mesh=placement.make_mesh(4)
-  )
-with pytest.raises(ValueError, match="key.*'kv_heads' axis of 2 does not divide"):
-  placement.param_shardings(placement.make_mesh(4), dataclasses.replace(DENSE, kv_heads=2))
+def compare_workers(directory):
+  """Whole workers, of weights that a learner of another layout publishes in pieces."""
+  order = sampler.Order(0, 0, 7, 0, PROMPTS, range(len(PROMPTS)), settings())
+  made = {}
+  for tensor in (1, 4):
+    shape = [2 if axis in ("fsdp", "tensor") else 1 for axis in sharding.MESH_AXES]
+    learner = sharding.param_shardings(jax.make_mesh(shape, sharding.MESH_AXES), DENSE)
+    place = runtime.Place(f"{directory}/{tensor}", Wire())
+    pieces = runtime.PublishedPieces(place, DENSE, learner)
+    how = sampler.WorkerSettings(slots=6, tensor=tensor)  # 8, so that four devices divide them
+    workers = runtime.start_sampler("threads", DENSE, how, pieces=pieces)
+    workers.publish(0, weights(0, DENSE))
+    workers.put(order)
+    made[tensor] = workers.get(200).rollouts
+    workers.close()
+  for one, other in zip(made[1], made[4], strict=True):
+    np.testing.assert_array_equal(one.response_ids, other.response_ids)
+    np.testing.assert_allclose(one.behaviour_logprobs, other.behaviour_logprobs, atol=2e-5)
+
+
+def refuse():
+  with pytest.raises(ValueError, match="over 16 devices, and its process has 4"):
+    placement.make_mesh(16)
+  with pytest.raises(ValueError, match="6 slots do not divide over 4 devices"):
+    sampler.Engine(
+      DENSE, settings(), slots=6, longest_prompt=16, steps=5, mesh=placement.make_mesh(4)
+    )
+  with pytest.raises(ValueError, match="key.*'kv_heads' axis of 2 does not divide"):
+    placement.param_shardings(placement.make_mesh(4), dataclasses.replace(DENSE, kv_heads=2))
+
+
+what, directory = sys.argv[1:]
+if what == "dense":
+  compare_engines(DENSE, "float32", (2, 4))
+  refuse()
+elif what == "experts":
+  compare_engines(EXPERTS, "int8", (4,))
+else:
+  compare_workers(directory)

@@ -5,13 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.marks import slow_but
+
 HERE = Path(__file__).parent
 
 
-def test_four_devices_sample_the_tokens_of_one(tmp_path):
+@pytest.mark.parametrize("what", slow_but(["dense", "experts", "workers"], "dense"))
+def test_four_devices_sample_the_tokens_of_one(what, tmp_path):
   flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
   done = subprocess.run(
-    [sys.executable, str(HERE / "spread.py"), str(tmp_path)],
+    [sys.executable, str(HERE / "spread.py"), what, str(tmp_path)],
     env=dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu", PYTHONPATH=str(HERE.parents[1])),
     capture_output=True,
     text=True,

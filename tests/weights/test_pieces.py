@@ -19,6 +19,7 @@ from vespo_jax.weights.wire import Wire
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_a_sampler_of_another_layout_reads_what_a_learner_wrote(tmp_path):
   flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
   done = subprocess.run(
