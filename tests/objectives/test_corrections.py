@@ -352,7 +352,7 @@ def test_counting_the_behaviour_policy_twice_is_refused(name):
   plain = {**policy, "advantages": jnp.ones(1), "mask": jnp.ones((1, 2), bool)}
   decoupled = {**plain, "proximal_logprobs": jnp.ones((1, 2))}
   loss = lambda given, **options: objectives.policy_loss(make(name), **given, **options)
-  traced = lambda given, name: jax.eval_shape(functools.partial(loss, correction=name), given)
+  traced = lambda given, rule: jax.eval_shape(functools.partial(loss, correction=rule), given)
   for correction in ("token_tis", "sequence_mis"):
     weigh = lambda given: traced(given, correction)  # noqa: B023
     if name == "minirl":  # its own weight is against the behaviour policy, whatever its mask is on
