@@ -63,9 +63,6 @@ def alone_is_kept(baseline_P, valid_PR):
 WIDE = [name for name in objectives.names() if objectives.make(name).batch_wide]
 
 
-# where only one case is of the default suite, the others are proved in tests/objectives
-
-
 @pytest.mark.parametrize("name", slow_but(WIDE, "m2po"))
 def test_batch_wide_methods_see_the_whole_minibatch_through_micro_batches(name):
   options = {"bapo": {"low_end": 0.9}, "m2po": {"clip_low": 0.0, "clip_high": 0.0}}

@@ -90,7 +90,7 @@ def test_limits_are_on_the_gradient_before_clipping_and_on_log_w(compiled):
   norm = float(metrics["grad/norm"])
   log_w = float(jnp.max(jnp.abs(metrics[PER_SEQUENCE]["log_w"])))
   for limits, cause in (
-    (Limits(max_grad_norm=0.99 * norm), "grad_norm"),
+    (Limits(max_grad_norm=0.99 * norm, max_log_w=1.01 * log_w), "grad_norm"),
     (Limits(max_grad_norm=1.01 * norm, max_log_w=0.99 * log_w), "log_w"),
   ):
     _, metrics = compiled(limits)(batch)

@@ -17,7 +17,6 @@ DENSE = models.ModelSpec(
   vocab_size=16, width=16, layers=2, heads=8, kv_heads=4, head_width=8, mlp_width=24
 )
 EXPERTS = dataclasses.replace(DENSE, experts=4, active_experts=2)
-SEQUENCES = 8
 assert jax.device_count() == 4, "start me with XLA_FLAGS=--xla_force_host_platform_device_count=4"
 
 
