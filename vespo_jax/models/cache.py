@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.struct
 import jax
@@ -74,8 +75,11 @@ def put(cache: Array, new_BTKH: Array, slots_BT: Array, slot_axis: int) -> Array
   slots_IT = jnp.repeat(slots_BT, K, axis=0)
   new_ITH = jnp.swapaxes(new_BTKH, 1, 2).reshape(B * K, slots_BT.shape[1], -1)
   at = (heads_I1, slots_IT) if slot_axis == 2 else (heads_I1, slice(None), slots_IT)
-  flat = cache.reshape(B * K, *rest).at[at].set(new_ITH, mode="drop", unique_indices=True)
-  return flat.reshape(cache.shape)
+
+  def write(flat: Array, new_ITH: Array) -> Array:
+    return flat.at[at].set(new_ITH, mode="drop", unique_indices=True)
+
+  return _in_place(write, cache.reshape(B * K, *rest), new_ITH).reshape(cache.shape)
 
 
 def copy_rows(
@@ -97,8 +101,23 @@ def copy_rows(
   def copy(i: Array, cache: KVCache) -> KVCache:
     def put(into: Array, rows: Array) -> Array:
       row = jax.lax.dynamic_slice_in_dim(rows, source_rows_I[i], 1)
-      return jax.lax.dynamic_update_slice(into, row, (rows_I[i], *(0,) * (into.ndim - 1)))
+      at = (rows_I[i], *(0,) * (into.ndim - 1))
+      return _in_place(lambda into, row: jax.lax.dynamic_update_slice(into, row, at), into, row)
 
     return jax.tree.map(put, cache, source)
 
   return jax.lax.fori_loop(0, count, copy, cache)
+
+
+def _in_place(write: Callable[[Array, Array], Array], into: Array, new: Array) -> Array:
+  """`write(into, new)`, of the bits where a CPU writes bfloat16: XLA makes all of `into` float32
+  there, and bfloat16 again, for every write. Of bits it makes one copy for a scatter, else none."""
+  new = new.astype(into.dtype)
+  if into.dtype != jnp.bfloat16:
+    return write(into, new)
+
+  def write_bits(into: Array, new: Array) -> Array:
+    bits = (jax.lax.bitcast_convert_type(x, jnp.uint16) for x in (into, new))
+    return jax.lax.bitcast_convert_type(write(*bits), jnp.bfloat16)
+
+  return jax.lax.platform_dependent(into, new, cpu=write_bits, default=write)
