@@ -20,7 +20,7 @@ from experiments.suite.results import Result
 
 NAMES = (
   *("regime", "staleness", "tuned", "baselines", "asynchronous", "mismatch", "length_norm"),
-  *("asymmetry", "kernel_grid", "dense_vs_moe", "code", "long_responses"),
+  *("asymmetry", "kernel_grid", "dense_vs_moe", "code", "long_responses", "length_aware"),
   *("frontier", "combination", "per_nat"),
 )
 HEAD = """\
@@ -36,7 +36,10 @@ there is no verdict. Nothing is selected: how a run ended, its last evaluations,
 and its best evaluation all stand in the tables.
 
 `python -m experiments.kernels` draws figure 2, `python -m experiments.estimators` holds every
-estimator against an exact gradient.
+estimator against an exact gradient, `python -m experiments.gradient_mass` shows what kernels leave
+of the gradient as responses grow:
+
+![gradient_mass](gradient_mass.png)
 
 """
 BUDGET = """## What it costs

@@ -20,8 +20,10 @@ from experiments import (
   combination,
   dense_vs_moe,
   frontier,
+  gradient_mass,
   kernel_grid,
   kernels,
+  length_aware,
   length_norm,
   mismatch,
   per_nat,
@@ -40,7 +42,7 @@ EXPERIMENTS = [
   module.EXPERIMENT
   for module in (
     *(asymmetry, asynchronous, baselines, combination, dense_vs_moe, frontier, kernel_grid),
-    *(code, length_norm, mismatch, per_nat, regime, staleness),
+    *(code, length_aware, length_norm, mismatch, per_nat, regime, staleness),
   )
 ]
 
@@ -244,6 +246,20 @@ def test_every_method_has_its_own_best_rate(tmp_path, monkeypatch):
 
 def test_vespos_surrogate_has_its_closed_form():
   assert max(kernels.error(1.0), kernels.error(-1.0)) < 1e-6
+
+
+@pytest.mark.parametrize(
+  "length,positive,negative", [(32, 0.9021, 0.7943), (128, 0.7045, 0.5045), (512, 0.3389, 0.1985)]
+)
+def test_the_mass_of_the_gradient(length, positive, negative):
+  """Known values at deviations of log W of 0.5, 1 and 2; a length-aware kernel's stays near that of
+  the shortest."""
+  mass = gradient_mass.mass
+  for sign, known in ((1.0, positive), (-1.0, negative)):
+    np.testing.assert_allclose(mass("as published", sign, length), known, atol=6e-5)
+    shortest = mass("as published", sign, gradient_mass.REFERENCE)
+    aware = mass("k and lambda / (T / 8)", sign, length)
+    assert known < aware and shortest - 0.03 < aware < shortest
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda e: e.name)

@@ -125,6 +125,22 @@ def test_length_normalised_variants(norm, power, precision):
   prove(make("vespo", length_norm=norm), published, example(5, 0.8), precisions=[precision])
 
 
+def test_longer_responses_have_a_wider_kernel():
+  """phi^(L / T) where T > L, phi elsewhere."""
+
+  def published(logprobs, b):
+    w = sequence_ratio(logprobs - b.behaviour, b.mask)
+    kernel = jnp.where(b.a >= 0, w**2 * jnp.exp(3 * (1 - w)), w**3 * jnp.exp(2 * (1 - w)))
+    longer = b.mask.sum(1, keepdims=True) / 3
+    kernel = jnp.where(longer > 1, kernel ** (1 / longer), kernel)
+    return token_mean(-sg(kernel) * b.a * logprobs, b.mask)
+
+  batch = example(7, 0.8)
+  tokens = batch["mask"].sum(1)
+  assert ((tokens > 0) & (tokens < 3)).any() and (tokens > 3).any()
+  prove(make("vespo", length_reference=3), published, batch)
+
+
 def test_the_power_kernels_are_reinforce_and_sequence_is():
   batch = make_batch(6)
   of = lambda k: make("vespo", k_pos=k, k_neg=k, lambda_pos=0.0, lambda_neg=0.0)
@@ -156,9 +172,16 @@ def test_refused_options():
     make("vespo", symmetric="both")
   with pytest.raises(ValueError, match="length_norm='square'.*sqrt"):
     make("vespo", length_norm="square")
+  with pytest.raises(ValueError, match="length_reference=-1 must be at least 0"):
+    make("vespo", length_reference=-1)
+  with pytest.raises(ValueError, match="length_reference=8.*length_norm='sqrt'"):
+    make("vespo", length_reference=8, length_norm="sqrt")
 
 
 def test_finite_at_extremes():
   assert_finite_at_extremes(make("vespo"))
   for norm in ("sqrt", "linear"):
     assert_finite_at_extremes(make("vespo", length_norm=norm))
+  for far in (1e4, -1e4):
+    given = jnp.full((1, 4), far), jnp.ones(1), jnp.ones((1, 4), bool)
+    assert np.isfinite(make("vespo", length_reference=2)(*given)[0]).all()

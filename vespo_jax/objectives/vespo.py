@@ -23,6 +23,7 @@ from vespo_jax.objectives.base import (
   Metrics,
   Objective,
   Terms,
+  lengths,
   registry,
   sequence_log_ratio,
 )
@@ -41,6 +42,7 @@ def vespo(
   k_neg: float = 3.0,
   lambda_neg: float = 2.0,
   length_norm: str = "none",
+  length_reference: int = 0,
   symmetric: str = "none",
 ) -> Objective:
   """VESPO with kernel (k_pos, lambda_pos) where A >= 0 and (k_neg, lambda_neg) where A < 0.
@@ -49,10 +51,15 @@ def vespo(
     k_pos, lambda_pos, k_neg, lambda_neg: the kernel; any k, and lambda >= 0.
     length_norm: `none`; or the ablation of section 4.7, which takes W^(1/sqrt(T)) (`sqrt`) or
       W^(1/T) (`linear`) in place of W.
+    length_reference: 0; or tokens L, and k and lambda of a response of T > L tokens are both
+      divided by T / L, so the kernel is phi^(L/T). Where log W is normal with a variance in
+      proportion to T, Z = E_mu[phi] then hardly changes with T; as it is, it vanishes. Ours, not
+      the paper's. K is infinite then, and with it the bound of the second moment.
     symmetric: `none`; or the ablation of figure 7, which uses the `positive` or the `negative`
       kernel for both signs.
 
-  Raises ValueError for a negative lambda or an unknown option. Source: arXiv 2602.10693 eq. 20 and
+  Raises ValueError for a negative lambda or length, an unknown option, or both ways of looking at
+  the length. Source: arXiv 2602.10693 eq. 20 and
   section 4.1; FloyedShen/VESPO core_algos.py, whose bounds on the log ratio (+-20 per token and per
   sequence) are kept. Where it bounds lambda from below by 1e-4, 0 is exact here.
   """
@@ -61,11 +68,19 @@ def vespo(
   for option, value in (("lambda_pos", lambda_pos), ("lambda_neg", lambda_neg)):
     if value < 0:
       raise ValueError(f"{option}={value} must be at least 0: the kernel would not be bounded")
+  if length_reference < 0:
+    raise ValueError(f"length_reference={length_reference} must be at least 0")
+  if length_reference and length_norm != "none":
+    raise ValueError(
+      f"length_reference={length_reference} is of W, not of length_norm={length_norm!r}"
+    )
   if symmetric == "positive":
     k_neg, lambda_neg = k_pos, lambda_pos
   elif symmetric == "negative":
     k_pos, lambda_pos = k_neg, lambda_neg
   bound_pos, bound_neg = ratio_bound(k_pos, lambda_pos), ratio_bound(k_neg, lambda_neg)
+  if length_reference:
+    bound_pos = bound_neg = math.inf  # k falls below 1
 
   def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
     log_correction_B = extras.get("log_correction", 0.0)
@@ -73,6 +88,9 @@ def vespo(
     positive_B = advantages_B >= 0
     k_B = jnp.where(positive_B, k_pos, k_neg)
     lambda_B = jnp.where(positive_B, lambda_pos, lambda_neg)
+    if length_reference:
+      share_B = jnp.minimum(length_reference / lengths(mask_BT).astype(log_w_B.dtype), 1.0)
+      k_B, lambda_B = k_B * share_B, lambda_B * share_B
     phi_B = phi(log_w_B, k_B, lambda_B)
     valid_B, w_B = jnp.any(mask_BT, axis=1), jnp.exp(log_w_B)
     metrics = {
