@@ -6,6 +6,8 @@ operations are counted by hand in `experiments.benchmarks.workload`.
 
 import dataclasses
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,7 @@ def two_layers(monkeypatch):
 @functools.cache
 def update_cost(**sizes):
   """The compiled update of a workload of one micro-batch, so that no loop hides operations."""
-  work = Workload(prompts=2, samples=4, **{"micro_batches": 1, **sizes})
+  work = Workload(**{"prompts": 2, "samples": 4, "micro_batches": 1, **sizes})
   state, update = work.make_update()
   return work, jax.jit(update).lower(state, work.make_batch()).compile()
 
@@ -54,8 +56,12 @@ def test_an_update_keeps_no_more_than_a_few_arrays_of_each_layer():
 @pytest.mark.slow
 def test_the_memory_of_a_long_row_grows_with_its_length(monkeypatch):
   monkeypatch.setattr(attention, "QUERY_BLOCK", 128)
-  memory = {T: temporary_bytes(update_cost(prompt_tokens=16, new_tokens=T)[1]) for T in (512, 1024)}
-  assert memory[1024] < 2.2 * memory[512]
+  one = dict(prompts=1, samples=2, prompt_tokens=16)
+  compiled = {T: update_cost(**one, new_tokens=T)[1] for T in (512, 1024)}
+  assert temporary_bytes(compiled[1024]) < 2.2 * temporary_bytes(compiled[512])
+  masks = re.findall(r" = pred\[([0-9,]+)\]", compiled[1024].as_text())
+  largest = max(math.prod(map(int, shape.split(","))) for shape in masks)
+  assert largest <= 2 * SPEC.heads * 128 * 1024  # of one piece, and not of all of them
 
 
 def test_a_decode_step_copies_no_cache_and_no_kernel():

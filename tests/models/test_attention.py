@@ -14,7 +14,7 @@ def test_pieces_of_queries_give_the_same_values_and_gradients(monkeypatch):
   own = attention.block(
     draw(rows, queries, kv_heads, width),
     draw(rows, queries, kv_heads, width),
-    jnp.tri(queries, dtype=bool)[None],
+    lambda at: jnp.arange(queries) <= at[None, :, None],
   )
   prefix = attention.block(
     draw(prompts, slots, kv_heads, width),
@@ -23,7 +23,7 @@ def test_pieces_of_queries_give_the_same_values_and_gradients(monkeypatch):
   )
 
   def total(queries_BTNH, own_keys, own_values, prefix_keys, prefix_values):
-    one = attention.Block(own_keys, own_values, own.mask)
+    one = attention.Block(own_keys, own_values, attention.mask_of(own.mask, queries))
     other = attention.Block(prefix_keys, prefix_values, prefix.mask)
     return jnp.sum(jnp.sin(attention.attend(queries_BTNH, one, other)))
 

@@ -9,35 +9,43 @@ key/value head, and of the R samples of a prompt, are rows of one product.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
 from vespo_jax.types import Array
 
+Mask = Callable[[Array], Array]  # queries [t] -> bool, broadcastable to [B, t, S]
 
-@flax.struct.dataclass
+
+@dataclasses.dataclass(frozen=True)
 class Block:
   """Keys, values and who may look at them.
 
   Attributes:
     keys_BKHS, values_BKSH: B is the rows of an own block, the prompts of a prefix block.
-    mask: bool, broadcastable to [B, T, S]: True where query t of row b may attend to slot s. For a
-      prefix block the mask does not depend on the query: [P, 1, S].
+    mask: bool, broadcastable to [B, T, S]: True where query t of row b may attend to slot s; or a
+      `Mask`, which makes that of some queries. For a prefix block it does not depend on the query:
+      [P, 1, S].
   """
 
   keys_BKHS: Array
   values_BKSH: Array
-  mask: Array
+  mask: Array | Mask
 
 
-def block(keys_BTKH: Array, values_BTKH: Array, mask: Array) -> Block:
+def block(keys_BTKH: Array, values_BTKH: Array, mask: Array | Mask) -> Block:
   """The `Block` of keys and values that come in token-major order."""
   return Block(keys_BTKH.transpose(0, 2, 3, 1), values_BTKH.transpose(0, 2, 1, 3), mask)
 
 
 QUERY_BLOCK = 1024  # longer rows of queries are attended in such pieces
+
+
+def mask_of(mask: Mask, queries: int) -> Array | Mask:
+  """The mask of so many queries: whole where they are attended at once, so that layers share it."""
+  return mask(jnp.arange(queries)) if queries <= QUERY_BLOCK else mask
 
 
 def attend(queries_BTNH: Array, own: Block, prefix: Block | None = None) -> Array:
@@ -46,23 +54,24 @@ def attend(queries_BTNH: Array, own: Block, prefix: Block | None = None) -> Arra
   The B rows of a call with a prefix are prompt-major, R rows to each of the prefix's P prompts.
   Scores and sums are float32. A query that may attend to nothing gets zeros.
 
-  Beyond `QUERY_BLOCK` queries the memory of scores grows with T and not with T^2: pieces of so many
-  follow one another, and the scores of each are computed again in the backward pass.
+  Beyond `QUERY_BLOCK` queries, whose own mask is then a `Mask`, memory grows with T and not with
+  T^2: pieces of so many follow one another, and the mask and the scores of each are computed again
+  in the backward pass.
   """
   B, T = queries_BTNH.shape[:2]
   if T <= QUERY_BLOCK:
     return _attend(queries_BTNH, own, prefix)
-  pieces = -(-T // QUERY_BLOCK)
-  padding = [(0, 0), (0, pieces * QUERY_BLOCK - T)]
-  queries = jnp.pad(queries_BTNH, [*padding, (0, 0), (0, 0)])
-  mask = jnp.pad(
-    jnp.broadcast_to(own.mask, (len(own.mask), T, own.mask.shape[-1])), [*padding, (0, 0)]
-  )
+  assert callable(own.mask), "a whole mask of as many queries grows with T^2"
+  mask, pieces = own.mask, -(-T // QUERY_BLOCK)
+  queries = jnp.pad(queries_BTNH, [(0, 0), (0, pieces * QUERY_BLOCK - T), (0, 0), (0, 0)])
 
   @jax.checkpoint
   def piece(start: Array) -> Array:
-    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, QUERY_BLOCK, axis=1)
-    return _attend(cut(queries), dataclasses.replace(own, mask=cut(mask)), prefix)
+    some = jax.lax.dynamic_slice_in_dim(queries, start, QUERY_BLOCK, axis=1)
+    at = jnp.minimum(start + jnp.arange(QUERY_BLOCK), T - 1)
+    # else JAX would make the masks of all pieces once for all layers, as large as the scores are
+    at, some = jax.lax.optimization_barrier((at, some))
+    return _attend(some, dataclasses.replace(own, mask=mask(at)), prefix)
 
   mixed = jax.lax.map(piece, QUERY_BLOCK * jnp.arange(pieces))
   return jnp.moveaxis(mixed, 0, 1).reshape(B, -1, mixed.shape[-1])[:, :T]
@@ -101,7 +110,8 @@ def _partial(queries_BKGTH: Array, block: Block) -> tuple[Array, Array, Array]:
   B, K, G, T, H = queries_BKGTH.shape
   rows = queries_BKGTH.reshape(B, K, G * T, H)
   scores = (rows @ block.keys_BKHS).astype(jnp.float32).reshape(B, K, G, T, -1)
-  mask = block.mask[:, None, None]
+  mask_BTS = block.mask(jnp.arange(T)) if callable(block.mask) else block.mask
+  mask = mask_BTS[:, None, None]
   scores = jnp.where(mask, scores, _HIDDEN)
   peaks = jax.lax.stop_gradient(jnp.max(scores, axis=-1))  # cancels in the softmax
   weights = jnp.where(mask, jnp.exp(scores - peaks[..., None]), 0.0)

@@ -7,10 +7,10 @@ samples. Spread over `sequence`, a device has some tokens of every prompt and ev
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
@@ -28,12 +28,16 @@ def of_rows(segments_BT: Array, compute: Compute) -> Attend:
   if compute.attention != "dense":
     mix = _fused(compute.attention, segments_BT, T)
     return lambda *arrays: mix(*(rows(x, B) for x in arrays)).reshape(B * T, -1)
-  same_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & (segments_BT != 0)[:, None, :]
-  mask_BTS = same_BTS & jnp.tri(T, dtype=bool)
+
+  def visible(queries_t: Array) -> Array:
+    same_BtS = segments_BT[:, queries_t, None] == segments_BT[:, None, :]
+    return same_BtS & (segments_BT != 0)[:, None, :] & causal(queries_t, T)
+
+  mask = attention.mask_of(visible, T)
 
   def attend(*arrays: Array) -> Array:
     queries, keys, values = (rows(x, B) for x in arrays)
-    mixed = attention.attend(queries, attention.block(keys, values, mask_BTS))
+    mixed = attention.attend(queries, attention.block(keys, values, mask))
     return mixed.reshape(B * T, -1)
 
   return attend
@@ -56,10 +60,12 @@ def of_groups(mask_PS: Array, samples: int, width: int, compute: Compute) -> Att
     mix = _fused(compute.attention, segments_PJ, S, R, T)
     return lambda *arrays: mix(*(rows(x, P) for x in arrays)).reshape(P * (S + R * T), -1)
   place = partition.index("sequence")
-  mine = lambda x, width: jax.lax.dynamic_slice_in_dim(x, place * width, width, axis=1)
-  causal = lambda width: mine(jnp.tri(width * parts, dtype=bool)[None], width)
-  mask_PSS = mask_PS[:, None, :] & causal(S)
-  causal_1TT = causal(T)
+
+  def visible(queries_t: Array, width: int) -> Array:
+    return causal(place * width + queries_t, width * parts)[None]
+
+  own_mask = attention.mask_of(functools.partial(visible, width=T), T)
+  prompt_mask = attention.mask_of(lambda at: mask_PS[:, None, :] & visible(at, S), S)
 
   def attend(queries_MNH: Array, keys_MKH: Array, values_MKH: Array) -> Array:
     gathered_bytes = (keys_MKH.nbytes + values_MKH.nbytes) * parts
@@ -71,10 +77,10 @@ def of_groups(mask_PS: Array, samples: int, width: int, compute: Compute) -> Att
     gathered = lambda x: partition.gather(x, "sequence", 1)
     prompt_keys, keys = map(gathered, split(keys_MKH, P, S, T))
     prompt_values, values = map(gathered, split(values_MKH, P, S, T))
-    prompt = attention.block(prompt_keys, prompt_values, mask_PSS)
+    prompt = attention.block(prompt_keys, prompt_values, prompt_mask)
     prefix = dataclasses.replace(prompt, mask=mask_PS[:, None, :])
     mixed_prompt = attention.attend(prompt_queries, prompt)
-    mixed = attention.attend(queries, attention.block(keys, values, causal_1TT), prefix)
+    mixed = attention.attend(queries, attention.block(keys, values, own_mask), prefix)
     return join(mixed_prompt, mixed)
 
   return attend
@@ -95,6 +101,11 @@ def _fused(name: str, segments_BJ: Array, *tree: int) -> Callable[..., Array]:
   local = lambda segments, *arrays: make(segments)(*arrays)
   mix = partition.spread(local, mesh, (PartitionSpec(by_row), heads, heads, heads), heads)
   return lambda *arrays: mix(segments_BJ, *arrays)
+
+
+def causal(queries_t: Array, slots: int) -> Array:
+  """bool [t, S]: True where the query at a place may look at a slot, its own or one before."""
+  return jnp.arange(slots) <= queries_t[:, None]
 
 
 def rows(x_M: Array, count: int) -> Array:

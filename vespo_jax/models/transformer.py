@@ -252,7 +252,8 @@ def _cached_layers(
   B, T = segments_BT.shape
   real_BT = segments_BT != 0
   slots_BT = cache.lengths_B[:, None] + jnp.arange(T)  # padding comes after what may be looked at
-  seen_BTS = jnp.arange(cache.slots) <= slots_BT[:, :, None]
+  seen = lambda queries_t: jnp.arange(cache.slots) <= slots_BT[:, queries_t, None]
+  mask = attention.mask_of(seen, T)
   kernel = None if cache.attention == "dense" else cache.attention
   extended = []
   routings = []
@@ -268,7 +269,7 @@ def _cached_layers(
         mixed = cached_attention.attend(kernel, queries[:, 0], keys, values, lengths_B)
       else:
         keys = jnp.swapaxes(keys, 2, 3) if kernel else keys
-        mixed = attention.attend(queries, attention.Block(keys, values, seen_BTS))
+        mixed = attention.attend(queries, attention.Block(keys, values, mask))
       return mixed.reshape(B * T, -1)
 
     hidden_MD, routing = _block(
