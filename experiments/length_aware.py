@@ -34,6 +34,7 @@ EXPERIMENT = Experiment(
   ],
   curves=("reward/mean", "weight/log_z", "gradient_share/length_q4", "kl/behaviour_policy"),
   seeds=8,
+  paper={},  # L is of the testbed's lengths
 )
 
 if __name__ == "__main__":
