@@ -54,14 +54,15 @@ def vespo(
     length_reference: 0; or tokens L, and k and lambda of a response of T > L tokens are both
       divided by T / L, so the kernel is phi^(L/T). Where log W is normal with a variance in
       proportion to T, Z = E_mu[phi] then hardly changes with T; as it is, it vanishes. Ours, not
-      the paper's. K is infinite then, and with it the bound of the second moment.
+      the paper's. K is infinite where k L / T < 1, and the bound of the second moment is reported
+      as infinite whatever the lengths.
     symmetric: `none`; or the ablation of figure 7, which uses the `positive` or the `negative`
       kernel for both signs.
 
-  Raises ValueError for a negative lambda or length, an unknown option, or both ways of looking at
-  the length. Source: arXiv 2602.10693 eq. 20 and
-  section 4.1; FloyedShen/VESPO core_algos.py, whose bounds on the log ratio (+-20 per token and per
-  sequence) are kept. Where it bounds lambda from below by 1e-4, 0 is exact here.
+  Raises ValueError for a negative lambda or length, an unknown option, or a length_reference beside
+  a length_norm. Source: arXiv 2602.10693 eq. 20 and section 4.1; FloyedShen/VESPO core_algos.py,
+  whose bounds on the log ratio (+-20 per token and per sequence) are kept. Where it bounds lambda
+  from below by 1e-4, 0 is exact here.
   """
   check_option("symmetric", symmetric, SYMMETRIC)
   check_option("length_norm", length_norm, LENGTH_NORMS)
@@ -80,7 +81,7 @@ def vespo(
     k_pos, lambda_pos = k_neg, lambda_neg
   bound_pos, bound_neg = ratio_bound(k_pos, lambda_pos), ratio_bound(k_neg, lambda_neg)
   if length_reference:
-    bound_pos = bound_neg = math.inf  # k falls below 1
+    bound_pos = bound_neg = math.inf  # of the k of long enough responses, which is below 1
 
   def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
     log_correction_B = extras.get("log_correction", 0.0)
