@@ -24,9 +24,9 @@ def read(path: Path) -> list[Result]:
 
 
 def append(path: Path, result: Result) -> None:
-  """Adds one result; several processes may do so at once."""
+  """Adds one result, plain finite values; several processes may do so at once."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  line = json.dumps(result, sort_keys=True).encode() + b"\n"
+  line = json.dumps(result, sort_keys=True, allow_nan=False).encode() + b"\n"
   with path.open("ab+") as file, locked(file.fileno()):
     file.seek(0, os.SEEK_END)
     if file.tell() and not _ends_whole(file):

@@ -70,7 +70,8 @@ def scores(workdir: Path) -> dict[str, Any]:
   """What a finished run's directory says: accuracies before and after, the best and the mean of the
   last `LAST_EVALUATIONS` ones, mean reward of the last updates, whether it collapsed, curves.
 
-  A run that diverged has no accuracy after; its own is then 0, and `stop_reason` says so.
+  A run that diverged has no accuracy after; its own is then 0, and `stop_reason` says so. A curve
+  with a value that JSON has no number for is left out: bounds are infinite where k < 1.
   """
   result = json.loads((workdir / "result.json").read_text())
   rows = metrics.read(workdir / "metrics.jsonl")
@@ -91,8 +92,11 @@ def scores(workdir: Path) -> dict[str, Any]:
     "updates": result["updates"],
     "stop_reason": result["stop_reason"],
     "evaluations": list(evaluations.items()),
-    "curves": {"step": _thin([row["step"] for row in rows])}
-    | {name: _thin([row[name] for row in rows]) for name in CURVES if name in rows[0]},
+    "curves": {
+      name: _thin(curve)
+      for name in ("step", *CURVES)
+      if name in rows[0] and np.isfinite(curve := [row[name] for row in rows]).all()
+    },
   }
 
 

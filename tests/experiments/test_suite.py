@@ -142,6 +142,8 @@ def test_scores_of_a_run(tmp_path):
   reward = np.concatenate([np.linspace(0.2, 0.8, 60), np.full(40, 0.1)])
   rows = [{"step": i + 1, "reward/mean": x, "grad/norm": 1.0} for i, x in enumerate(reward)]
   rows[49]["evaluation/accuracy"], rows[99]["evaluation/accuracy"] = 0.7, 0.2
+  bound = "weight/second_moment_bound_pos"
+  rows = [row | {bound: "inf" if row["step"] == 5 else 1.0} for row in rows]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   result = {"evaluation_before": {"accuracy": 0.2}, "stop_reason": "Diverged", "updates": 100}
   (tmp_path / "result.json").write_text(json.dumps(result))
@@ -152,6 +154,8 @@ def test_scores_of_a_run(tmp_path):
   assert found["last_reward"] == pytest.approx(0.1)
   assert len(found["curves"]["reward/mean"]) == len(found["curves"]["step"]) == 64
   assert np.mean(found["curves"]["grad/norm"]) == 1.0
+  assert bound not in found["curves"]
+  results.append(tmp_path / "some.jsonl", found)
 
 
 def test_intervals_and_tests_are_students():
