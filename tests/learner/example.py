@@ -20,7 +20,7 @@ from vespo_jax.learner.update import (
 from vespo_jax.types import TrainBatch
 
 SPEC = models.ModelSpec(
-  vocab_size=32, width=32, layers=2, heads=8, kv_heads=8, head_width=4, mlp_width=64
+  vocab_size=32, width=32, layers=1, heads=8, kv_heads=8, head_width=4, mlp_width=64
 )
 EXPERTS = dataclasses.replace(SPEC, experts=8, active_experts=2)
 # A large epsilon keeps Adam's step smooth in the gradient, so that rounding of a near-zero gradient

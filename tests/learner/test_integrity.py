@@ -277,7 +277,7 @@ def test_the_state_survives_json_and_goes_on_the_same():
 # -- a real policy ---------------------------------------------------------------------------------
 
 SPEC = models.ModelSpec(
-  vocab_size=32, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=64
+  vocab_size=32, width=32, layers=1, heads=4, kv_heads=2, head_width=8, mlp_width=64
 )
 SETTINGS = sampler.Settings(max_new_tokens=16, samples_per_prompt=8)
 PROMPTS = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10]]

@@ -12,7 +12,7 @@ def model(request):
   spec = models.ModelSpec(
     vocab_size=61,
     width=24,
-    layers=3,
+    layers=2,
     heads=4,
     kv_heads=2,
     head_width=8,

@@ -35,7 +35,7 @@ def test_new_adapters_change_nothing(model):
   spec, base = model
   adapters = lora.init(spec, jax.random.key(1), SETTINGS)
   a = adapters["layers"]["query"]["a"]
-  assert a.shape == (3, 24, 3) and 0.5 < np.abs(a).max() * np.sqrt(24) <= 1
+  assert a.shape == (2, 24, 3) and 0.5 < np.abs(a).max() * np.sqrt(24) <= 1
   attached = lora.attach(base, adapters, SETTINGS)
   np.testing.assert_allclose(hidden(attached, spec), hidden(base, spec), atol=5e-6)
 
@@ -90,7 +90,7 @@ def test_files_are_those_of_peft(model, tmp_path):
   adapters = adapted(spec)
   weights.save_adapters(tmp_path, adapters, SETTINGS)
   tensors = load_file(tmp_path / "adapter_model.safetensors")
-  name = "base_model.model.model.layers.2.self_attn.q_proj.lora_A.weight"
+  name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
   np.testing.assert_array_equal(tensors[name], np.asarray(adapters["layers"]["query"]["a"][2]).T)
   config = json.loads((tmp_path / "adapter_config.json").read_text())
   assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 3, 6.0)
@@ -100,12 +100,12 @@ def test_files_are_those_of_peft(model, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again, merged)
 
   save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "adapter_model.safetensors")
-  with pytest.raises(ValueError, match="missing tensors.*layers.2.self_attn.q_proj.lora_A"):
+  with pytest.raises(ValueError, match="missing tensors.*layers.1.self_attn.q_proj.lora_A"):
     weights.load_adapters(tmp_path)
   save_file({**tensors, "other": np.zeros(2)}, tmp_path / "adapter_model.safetensors")
   with pytest.raises(ValueError, match="other"):
     weights.load_adapters(tmp_path)
-  far = name.replace("layers.2.", f"layers.{10**15}.")
+  far = name.replace("layers.1.", f"layers.{10**15}.")
   save_file({**tensors, far: tensors[name]}, tmp_path / "adapter_model.safetensors")
   with pytest.raises(ValueError, match="too few for 1000000000000001 layers"):
     weights.load_adapters(tmp_path)

@@ -52,7 +52,7 @@ def test_every_family_computes_with_its_kernels_and_nothing_else_changed(model):
   assert kernels == attention | ({f"expert_{name}" for name in mlp} if spec.experts else mlp)
   for name in set(params["layers"]) - kernels:
     np.testing.assert_array_equal(low["layers"][name], params["layers"][name])
-  ids = np.zeros((3, IDS.size, 2), np.int32) + [0, 3] if spec.experts else None  # no ties
+  ids = np.zeros((spec.layers, IDS.size, 2), np.int32) + [0, 3] if spec.experts else None  # no ties
   hidden = lambda params: np.asarray(routed(params, spec, IDS, expert_ids_LMA=ids)[0])
   np.testing.assert_allclose(hidden(low), hidden(dequantized(low)), atol=2e-3)
   assert np.abs(hidden(low) - hidden(params)).max() > 2e-2

@@ -8,7 +8,7 @@ from vespo_jax.sampler import Order, Result, Settings
 from vespo_jax.types import Rollout
 
 SPEC = models.ModelSpec(
-  vocab_size=11, width=16, layers=2, heads=2, kv_heads=1, head_width=8, mlp_width=24
+  vocab_size=11, width=16, layers=1, heads=2, kv_heads=1, head_width=8, mlp_width=24
 )
 
 
