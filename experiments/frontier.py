@@ -11,14 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
-
-from experiments.suite import cli
-from experiments.suite.experiment import DENSE, METHODS, Experiment, by_cell
+from experiments.suite import cli, page
+from experiments.suite.experiment import DENSE, METHODS, Experiment
 from experiments.suite.results import Result
-from vespo_jax.report.drawing import STYLE
 
 COMPARED = ("vespo", "grpo")
 SYNCHRONOUS = (1, 4, 16)
@@ -34,30 +29,19 @@ def _async(bound: int, every: int):
   )
 
 
+PANELS = {
+  method: {
+    "sync": [(f"N = {n}", (method, n)) for n in SYNCHRONOUS],
+    "async": [(f"S = {bound}", (f"{method}, async", bound)) for bound, _ in ASYNCHRONOUS],
+  }
+  for method in COMPARED
+}
+
+
 def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
   """Accuracy at the end against seconds of the loop: a point per schedule, a line per mode."""
-  cells = by_cell(results)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(4.0 * len(COMPARED), 3.2))
-    axes = figure.subplots(1, len(COMPARED), sharey=True)
-    for axis, method in zip(axes, COMPARED, strict=True):
-      modes = {
-        "sync": [(method, n) for n in SYNCHRONOUS],
-        "async": [(f"{method}, async", s) for s, _ in ASYNCHRONOUS],
-      }
-      for mode, keys in modes.items():
-        points = [list(cells[key].values()) for key in keys if key in cells]
-        seconds = [np.mean([r["curves"]["wall_time_s"][-1] for r in cell]) for cell in points]
-        accuracy = [np.mean([r["after"] for r in cell]) for cell in points]
-        axis.plot(seconds, accuracy, marker="o", label=mode)
-        for x, y, (_, n) in zip(seconds, accuracy, [k for k in keys if k in cells], strict=True):
-          axis.annotate(f"{'N' if mode == 'sync' else 'S'} = {n}", (x, y), fontsize=8)
-      axis.set_title(method)
-      axis.set_xlabel("seconds of training")
-    axes[0].set_ylabel("final accuracy")
-    axes[0].legend()
-    figure.savefig(path, dpi=110)
+  seconds = lambda run: run["curves"]["wall_time_s"][-1]
+  page.draw_points(PANELS, results, path, seconds, "seconds of training")
 
 
 EXPERIMENT = Experiment(

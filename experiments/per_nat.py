@@ -11,14 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-from experiments.suite import cli
-from experiments.suite.experiment import DENSE, METHODS, Experiment, by_cell, synchronous
+from experiments.suite import cli, page
+from experiments.suite.experiment import DENSE, METHODS, Experiment, synchronous
 from experiments.suite.results import Result
-from vespo_jax.report.drawing import STYLE
 
 NOISES = (0.0, 0.01, 0.02, 0.04, 0.08)
 STALENESSES = (4, 16, 64)
@@ -31,30 +28,19 @@ def _noisy(method: str, noise: float):
   return f"{method}, noise {noise:g}", 1, DENSE, changes
 
 
+PANELS = {
+  method: {
+    "staleness": [(f"N = {n}", (method, n)) for n in STALENESSES],
+    "mismatch": [(f"noise {noise:g}", _noisy(method, noise)[:2]) for noise in NOISES],
+  }
+  for method in COMPARED
+}
+
+
 def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
   """Final accuracy against the mean KL per token of each run's cell, a panel for each method."""
-  cells = by_cell(results)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(3.2 * len(COMPARED), 2.8))
-    axes = figure.subplots(1, len(COMPARED), sharey=True)
-    for axis, method in zip(axes, COMPARED, strict=True):
-      kinds = {
-        "staleness": [cells.get((method, n), {}) for n in STALENESSES],
-        "mismatch": [cells.get((f"{method}, noise {noise:g}", 1), {}) for noise in NOISES],
-      }
-      for kind, column in kinds.items():
-        points = [list(cell.values()) for cell in column if cell]
-        kl = [np.mean([r["curves"]["kl/behaviour_policy"] for r in cell]) for cell in points]
-        accuracy = [np.mean([r["after"] for r in cell]) for cell in points]
-        spread = [np.std([r["after"] for r in cell]) for cell in points]
-        axis.errorbar(kl, accuracy, spread, marker="o", markersize=4, label=kind)
-      axis.set_xscale("log")
-      axis.set_title(method)
-      axis.set_xlabel("mean KL per token, nats")
-    axes[0].set_ylabel("final accuracy")
-    axes[0].legend()
-    figure.savefig(path, dpi=110)
+  kl = lambda run: float(np.mean(run["curves"]["kl/behaviour_policy"]))
+  page.draw_points(PANELS, results, path, kl, "mean KL per token, nats", xscale="log")
 
 
 EXPERIMENT = Experiment(

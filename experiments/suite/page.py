@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -24,6 +24,9 @@ SCORES = {  # nothing is selected: how a run ends, its last rewards, and its bes
 }
 BASE = "vespo"
 COLUMNS = 4  # of panels, where there is one staleness
+
+# panel -> line -> its points: what stands beside one, and its cell, (method, staleness)
+Panels = Mapping[str, Mapping[str, Sequence[tuple[str, tuple[str, int]]]]]
 
 
 def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
@@ -83,6 +86,38 @@ def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
       axis.set_xlabel("update")
     handles = {line.get_label(): line for axis in axes for line in axis.lines}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
+    figure.savefig(path, dpi=100)
+
+
+def draw_points(
+  panels: Panels,
+  results: Sequence[Result],
+  path: Path,
+  x: Callable[[Result], float],
+  xlabel: str,
+  xscale: str = "linear",
+) -> None:
+  """The final accuracy of cells against a quantity `x` of their runs: the mean over seeds and the
+  standard deviation. A cell without results is left out."""
+  cells = by_cell(results)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(3.4 * len(panels), 3.0))
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+      for label, points in lines.items():
+        there = [(text, list(cells[cell].values())) for text, cell in points if cell in cells]
+        across = [np.mean([x(run) for run in runs]) for _, runs in there]
+        accuracy = [[run["after"] for run in runs] for _, runs in there]
+        mean, spread = list(map(np.mean, accuracy)), list(map(np.std, accuracy))
+        axis.errorbar(across, mean, spread, marker="o", markersize=4, label=label)
+        for at, height, (text, _) in zip(across, mean, there, strict=True):
+          axis.annotate(text, (at, height), fontsize=8)
+      axis.set_xscale(xscale)
+      axis.set_title(title)
+      axis.set_xlabel(xlabel)
+    axes[0].set_ylabel("final accuracy")
+    axes[0].legend()
     figure.savefig(path, dpi=100)
 
 

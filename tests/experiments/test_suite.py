@@ -326,8 +326,7 @@ sys.exit(cli.main(staleness.EXPERIMENT, ["--seeds=1", "--jobs=1", "--scratch={tm
 def test_figures_of_their_own_show_every_cell(experiment, tmp_path, monkeypatch):
   """Each cell with results is one point; those without are left out."""
   drawn = []
-  monkeypatch.setattr("matplotlib.axes.Axes.errorbar", lambda _, x, *a, **k: drawn.extend(x))
-  monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda _, x, *a, **k: drawn.extend(x))
+  monkeypatch.setattr("matplotlib.axes.Axes.annotate", lambda _, text, xy, **k: drawn.append(xy))
   curves = {"kl/behaviour_policy": [0.01, 0.02], "wall_time_s": [10.0, 20.0]}
   found = [
     {"method": method, "staleness": n, "seed": seed, "after": 0.5, "curves": curves}
