@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
   claims=[
     Claim(
       "a length-aware kernel ends above VESPO",
-      "not in the paper",
+      "",
       ("vespo, length-aware", N),
       ("vespo", N),
     )

@@ -30,10 +30,7 @@ EXPERIMENT = Experiment(
       for n in NS
       for rival in RIVALS
     ),
-    *(
-      Claim(f"the kernel helps W at N = {n}", "not in the paper", ("vespo", n), ("sequence_is", n))
-      for n in NS
-    ),
+    *(Claim(f"the kernel helps W at N = {n}", "", ("vespo", n), ("sequence_is", n)) for n in NS),
   ],
   curves=("reward/mean", "response/length", "weight/log_w_std", "weight/ess_fraction"),
 )

@@ -30,9 +30,10 @@ Figures and tables of the paper at a scale that two CPU cores can run. Each is o
 `python -m experiments.NAME`, which runs what is missing from `experiments/results/NAME.jsonl`, one
 line a run, and draws what is there. Every run starts from the same bytes and asks the same prompts
 in the same order; hyper-parameters are the published ones. Figures are means over seeds with 95 %
-intervals (Student's t); p is of the paired t-test over seeds. A claim is *reproduced* or
-*contradicted* if p < 0.05, and otherwise *not seen at this scale*; with fewer than three seeds
-there is no verdict. Nothing is selected: how a run ended, its last evaluations, its last rewards
+intervals (Student's t); p is of the paired t-test over seeds. A claim of the paper is *reproduced*
+or *contradicted* if p < 0.05, and otherwise *not seen at this scale*; one that is not the paper's
+*holds here*, or its reverse does, or there is *no difference seen*. With fewer than three seeds
+there is no verdict, and of twenty tests one comes out by chance. Nothing is selected: how a run ended, its last evaluations, its last rewards
 and its best evaluation all stand in the tables.
 
 `python -m experiments.kernels` draws figure 2, `python -m experiments.estimators` holds every
@@ -99,7 +100,7 @@ def budget(experiments: Sequence[Experiment], made: Mapping[str, Sequence[Result
 
 VERDICTS = (
   *(verdicts_lib.REPRODUCED, verdicts_lib.NOT_SEEN, verdicts_lib.CONTRADICTED),
-  verdicts_lib.TOO_FEW,
+  *(verdicts_lib.HOLDS, verdicts_lib.NO_DIFFERENCE, verdicts_lib.REVERSED, verdicts_lib.TOO_FEW),
 )
 
 if __name__ == "__main__":

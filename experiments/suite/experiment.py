@@ -34,11 +34,11 @@ METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, un
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """One sentence of the paper about two cells of an experiment, and its number.
+  """One sentence about two cells of an experiment, of the paper or a question of our own.
 
   Attributes:
     text: what is claimed: `better` ends above `worse`.
-    paper: the paper's figures for it.
+    paper: the paper's figures for it; empty: it is not the paper's.
     better, worse: (method, staleness) of two cells.
     score: which score is compared; more is better.
   """
@@ -59,7 +59,7 @@ class Experiment:
     title: what it shows, and where the paper has it.
     cells: (method, staleness, config, changes) of every cell; each is run with every seed. What
       follows ", " in a method's name is what its VESPO shares with it ("vespo, int8").
-    claims: of the paper.
+    claims: what is tested.
     curves: metrics of its figure, a row each.
     seeds: how many, unless the command says otherwise.
     first_seed: of them.

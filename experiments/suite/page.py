@@ -48,7 +48,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     row = [method, str(staleness), str(len(cell)), *figures, p, collapsed]
     lines.append("| " + " | ".join(row) + " |")
   if experiment.claims:
-    lines += ["", "| the paper says | its figures | here | verdict |", "| --- " * 4 + "|"]
+    lines += ["", "| claim | the paper's figures | here | verdict |", "| --- " * 4 + "|"]
   for claim in experiment.claims:
     differences = _differences(cells.get(claim.better, {}), cells.get(claim.worse, {}), claim.score)
     here, verdict = "not run", ""
@@ -58,8 +58,8 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
       here = f"{points} points, p = {p:.3g}, {len(differences)} seeds"
       if len(differences) == 1:
         here = f"{points} points, one seed"
-      verdict = statistics.verdict(differences)
-    lines.append(f"| {claim.text} | {claim.paper} | {here} | {verdict} |")
+      verdict = statistics.verdict(differences, bool(claim.paper))
+    lines.append(f"| {claim.text} | {claim.paper or 'not in the paper'} | {here} | {verdict} |")
   return "\n".join([*lines, ""])
 
 

@@ -10,6 +10,7 @@ from scipy import stats
 
 LEVEL = 0.05
 REPRODUCED, NOT_SEEN, CONTRADICTED = "reproduced", "not seen at this scale", "contradicted"
+HOLDS, NO_DIFFERENCE, REVERSED = "holds here", "no difference seen", "the reverse holds here"
 TOO_FEW = "too few seeds yet"
 FEWEST = 3  # seeds that a verdict needs
 
@@ -34,11 +35,14 @@ def paired_p(differences: Sequence[float]) -> float:
   return float(stats.ttest_1samp(d, 0.0).pvalue)
 
 
-def verdict(differences: Sequence[float]) -> str:
-  """Whether paired differences, positive where a claim says so, bear it out at `LEVEL`; no verdict
-  on fewer than `FEWEST`."""
+def verdict(differences: Sequence[float], of_the_paper: bool = True) -> str:
+  """Whether paired differences, positive where a claim says so, bear it out at `LEVEL`, in other
+  words for a claim that is not the paper's; no verdict on fewer than `FEWEST`."""
   if len(differences) < FEWEST:
     return TOO_FEW
+  yes, unclear, no = (
+    (REPRODUCED, NOT_SEEN, CONTRADICTED) if of_the_paper else (HOLDS, NO_DIFFERENCE, REVERSED)
+  )
   if paired_p(differences) >= LEVEL:
-    return NOT_SEEN
-  return REPRODUCED if float(np.mean(differences)) > 0 else CONTRADICTED
+    return unclear
+  return yes if float(np.mean(differences)) > 0 else no

@@ -180,6 +180,12 @@ def test_intervals_and_tests_are_students():
 )
 def test_verdicts(differences, expected):
   assert statistics.verdict(differences) == expected
+  ours = {
+    statistics.REPRODUCED: statistics.HOLDS,
+    statistics.CONTRADICTED: statistics.REVERSED,
+    statistics.NOT_SEEN: statistics.NO_DIFFERENCE,
+  }
+  assert statistics.verdict(differences, of_the_paper=False) == ours.get(expected, expected)
 
 
 def result(method, seed, after):
