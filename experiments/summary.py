@@ -33,8 +33,8 @@ in the same order; hyper-parameters are the published ones. Figures are means ov
 intervals (Student's t); p is of the paired t-test over seeds. A claim of the paper is *reproduced*
 or *contradicted* if p < 0.05, and otherwise *not seen at this scale*; one that is not the paper's
 *holds here*, or its reverse does, or there is *no difference seen*. With fewer than three seeds
-there is no verdict, and of twenty tests one comes out by chance. Nothing is selected: how a run ended, its last evaluations, its last rewards
-and its best evaluation all stand in the tables.
+there is no verdict, and of twenty tests one comes out by chance. Nothing is selected: how a run
+ended, its last evaluations, its last rewards and its best evaluation all stand in the tables.
 
 `python -m experiments.kernels` draws figure 2, `python -m experiments.estimators` holds every
 estimator against an exact gradient, `python -m experiments.gradient_mass` shows what kernels leave
