@@ -131,7 +131,7 @@ def test_longer_responses_have_a_wider_kernel():
   def published(logprobs, b):
     w = sequence_ratio(logprobs - b.behaviour, b.mask)
     kernel = jnp.where(b.a >= 0, w**2 * jnp.exp(3 * (1 - w)), w**3 * jnp.exp(2 * (1 - w)))
-    longer = b.mask.sum(1, keepdims=True) / 3
+    longer = jnp.sum(b.mask, axis=1, keepdims=True) / 3
     kernel = jnp.where(longer > 1, kernel ** (1 / longer), kernel)
     return token_mean(-sg(kernel) * b.a * logprobs, b.mask)
 
