@@ -155,23 +155,23 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Measures every sweep, prints it row by row and writes the figure and the table."""
+  """Measures every sweep, prints it row by row; after each the figure and the table are written."""
   parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.growth")
   parser.add_argument("--only", choices=SWEEPS, help="one sweep")
   parser.add_argument("--out", type=Path, default=Path("docs"), help="where it is written")
   options = parser.parse_args(argv)
   measured = options.out / "growth.json"
   rows: dict[str, list[Row]] = json.loads(measured.read_text()) if measured.is_file() else {}
+  options.out.mkdir(parents=True, exist_ok=True)
   for name in [options.only] if options.only else SWEEPS:
     rows[name] = []
     for size in SWEEPS[name]:
       row = measure(name, size)
       rows[name].append(row)
       print(f"{name} {size}: update {row[1]:.3f} s, {row[2]:.0f} MB, sample {row[3]:.3f} s")
-  options.out.mkdir(parents=True, exist_ok=True)
-  measured.write_text(json.dumps(rows) + "\n")
-  _draw(rows, options.out / "growth.png")
-  (options.out / "growth.md").write_text(_table(rows))
+    measured.write_text(json.dumps(rows) + "\n")
+    _draw(rows, options.out / "growth.png")
+    (options.out / "growth.md").write_text(_table(rows))
   return 0
 
 
