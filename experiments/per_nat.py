@@ -39,7 +39,7 @@ PANELS = {
 
 def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
   """Final accuracy against the mean KL per token of each run's cell, a panel for each method."""
-  kl = lambda run: float(np.mean(run["curves"]["kl/behaviour_policy"]))
+  kl = lambda run: float(np.mean(run["curves"].get("kl/behaviour_policy", np.nan)))
   page.draw_points(PANELS, results, path, kl, "mean KL per token, nats", xscale="log")
 
 

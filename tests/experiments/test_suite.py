@@ -202,13 +202,18 @@ def test_a_page_holds_the_numbers_and_the_verdict(tmp_path):
     "toy",
     "A title",
     [("vespo", 4, "", ()), ("grpo", 4, "", ())],
-    [Claim("VESPO wins", "70 against 54", ("vespo", 4), ("grpo", 4))],
+    [
+      Claim("VESPO wins", "70 against 54", ("vespo", 4), ("grpo", 4)),
+      Claim("GRPO wins", "", ("grpo", 4), ("vespo", 4)),
+    ],
   )
   found = [result("vespo", s, 0.8 + 0.01 * s) for s in range(3)]
   found += [result("grpo", s, 0.5 + 0.012 * s) for s in range(3)]
   text = page.markdown(experiment, found)
   assert "| vespo | 4 | 3 | 81.0 ± 2.5 |" in text and "| grpo | 4 | 3 | 51.2 ± 3.0 |" in text
   assert "+29.8 ± 0.5 points" in text and text.count("| reproduced |") == 1
+  ours = next(line for line in text.splitlines() if "GRPO wins" in line)
+  assert "| not in the paper |" in ours and ours.endswith(f"| {statistics.REVERSED} |")
   page.draw(experiment, found, tmp_path / "toy.png")
   assert (tmp_path / "toy.png").stat().st_size > 5000
 

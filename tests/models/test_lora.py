@@ -91,7 +91,7 @@ def test_files_are_those_of_peft(model, tmp_path):
   weights.save_adapters(tmp_path, adapters, SETTINGS)
   tensors = load_file(tmp_path / "adapter_model.safetensors")
   name = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
-  np.testing.assert_array_equal(tensors[name], np.asarray(adapters["layers"]["query"]["a"][2]).T)
+  np.testing.assert_array_equal(tensors[name], np.asarray(adapters["layers"]["query"]["a"][1]).T)
   config = json.loads((tmp_path / "adapter_config.json").read_text())
   assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 3, 6.0)
   loaded, settings = weights.load_adapters(tmp_path)
