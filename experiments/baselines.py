@@ -16,7 +16,7 @@ EXPERIMENT = Experiment(
   title="More rivals at N = 8 (figure 11, table 3; DPPO, MinPRO, MiniRL, VCPO, M2PO beside them)",
   cells=synchronous(("vespo", *PAPER, *NEWER), (N,)),
   claims=[
-    Claim(f"VESPO is above {rival.upper()}", f"70.0 against {paper}", ("vespo", N), (rival, N))
+    Claim(f"VESPO is above {rival.upper()}", (70.0, paper), ("vespo", N), (rival, N))
     for rival, paper in PAPER.items()
   ],
   curves=("reward/mean", "entropy/mean", "grad/norm"),

@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
   title="VESPO with VCPO's baseline and step size at N = 32",
   cells=variants(VARIANTS, (N,)),
   claims=[
-    Claim(f"{name} ends above VESPO", "", (name, N), ("vespo", N))
+    Claim(f"{name} ends above VESPO", None, (name, N), ("vespo", N))
     for name in VARIANTS
     if name != "vespo"
   ],

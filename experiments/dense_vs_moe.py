@@ -13,9 +13,9 @@ from experiments.suite.experiment import DENSE, METHODS, MOE, Claim, Experiment
 N = 8
 SHAPES = {"dense": DENSE, "moe": MOE}
 RIVALS = {  # table 1, averages: Qwen3-8B-Base, dense, and Qwen3-30B-A3B-Base
-  "grpo": ("60.9 against 54.6", "70.0 against 57.0"),
-  "gspo": ("60.9 against 56.4", "70.0 against 59.1"),
-  "sapo": ("60.9 against 60.9", "70.0 against 51.7"),
+  "grpo": ((60.9, 54.6), (70.0, 57.0)),
+  "gspo": ((60.9, 56.4), (70.0, 59.1)),
+  "sapo": ((60.9, 60.9), (70.0, 51.7)),
 }
 
 EXPERIMENT = Experiment(

@@ -27,7 +27,7 @@ EXPERIMENT = Experiment(
   claims=[
     Claim(
       "a length-aware kernel ends above VESPO",
-      "",
+      None,
       ("vespo, length-aware", N),
       ("vespo", N),
     )

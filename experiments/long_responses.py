@@ -23,14 +23,14 @@ EXPERIMENT = Experiment(
     *(
       Claim(
         f"VESPO is above {rival.upper()} at N = {n}",
-        "{} against {}".format(*(PAPER[m][STALENESSES.index(n)] for m in ("vespo", rival))),
+        (PAPER["vespo"][STALENESSES.index(n)], PAPER[rival][STALENESSES.index(n)]),
         ("vespo", n),
         (rival, n),
       )
       for n in NS
       for rival in RIVALS
     ),
-    *(Claim(f"the kernel helps W at N = {n}", "", ("vespo", n), ("sequence_is", n)) for n in NS),
+    *(Claim(f"the kernel helps W at N = {n}", None, ("vespo", n), ("sequence_is", n)) for n in NS),
   ],
   curves=("reward/mean", "response/length", "weight/log_w_std", "weight/ess_fraction"),
 )

@@ -42,6 +42,9 @@ of the gradient as responses grow:
 
 ![gradient_mass](gradient_mass.png)
 
+Every claim that has been run with three seeds or more:
+
+![claims](claims.png)
 """
 BUDGET = """## What it costs
 
@@ -76,6 +79,7 @@ def main() -> int:
   warning = FIGURES / "early_warning.md"  # `python -m experiments.early_warning` reads all of them
   if warning.is_file():
     parts.append(f"{warning.read_text()}\n![early_warning](early_warning.png)\n")
+  page.draw_claims(experiments, made, FIGURES / "claims.png")
   FIGURES.mkdir(parents=True, exist_ok=True)
   Path(FIGURES / "README.md").write_text("\n".join(parts))
   for verdict in VERDICTS:

@@ -40,7 +40,7 @@ def _experiment() -> Experiment:
     claims=[
       Claim(
         f"VESPO is above {method.upper()}, each at its best rate",
-        "",
+        None,
         ("vespo, tuned", regime.N),
         (f"{method}, tuned", regime.N),
       )

@@ -38,16 +38,22 @@ class Claim:
 
   Attributes:
     text: what is claimed: `better` ends above `worse`.
-    paper: the paper's figures for it; empty: it is not the paper's.
+    paper: the paper's figures for `better` and `worse`, in per cent; its words, where it has no
+      figures; None: it is not the paper's.
     better, worse: (method, staleness) of two cells.
     score: which score is compared; more is better.
   """
 
   text: str
-  paper: str
+  paper: tuple[float, float] | str | None
   better: tuple[str, int]
   worse: tuple[str, int]
   score: str = "after"
+
+  def differences(self, cells: Mapping[tuple[str, int], Mapping[int, Result]]) -> list[float]:
+    """By how much `better` ends above `worse`, for every seed that both have been run with."""
+    better, worse = cells.get(self.better, {}), cells.get(self.worse, {})
+    return paired_differences(better, worse, self.score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +123,13 @@ def variants(
     for n in stalenesses
     for name, change in changes.items()
   ]
+
+
+def paired_differences(
+  one: Mapping[int, Result], other: Mapping[int, Result], score: str
+) -> list[float]:
+  """A score of one cell less another's, for every seed that both have been run with."""
+  return [one[seed][score] - other[seed][score] for seed in sorted(one) if seed in other]
 
 
 def by_cell(results: Sequence[Result]) -> dict[tuple[str, int], dict[int, Result]]:

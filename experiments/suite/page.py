@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.suite import statistics
-from experiments.suite.experiment import Experiment, by_cell
+from experiments.suite.experiment import Claim, Experiment, by_cell, paired_differences
 from experiments.suite.results import Result
 from vespo_jax.report.drawing import STYLE
 
@@ -23,6 +23,17 @@ SCORES = {  # nothing is selected: how a run ends, its last rewards, and its bes
   "best": "best evaluation",
 }
 BASE = "vespo"
+COLORS = {
+  statistics.REPRODUCED: "C2",
+  statistics.NOT_SEEN: "#9aa1ab",
+  statistics.CONTRADICTED: "C3",
+}
+LEGEND = {
+  "as claimed, p < 0.05": {"color": COLORS[statistics.REPRODUCED], "marker": "o"},
+  "unclear": {"color": COLORS[statistics.NOT_SEEN], "marker": "o"},
+  "the reverse, p < 0.05": {"color": COLORS[statistics.CONTRADICTED], "marker": "o"},
+  "the paper's figures": {"color": "C1", "marker": "D", "mfc": "none"},
+}
 COLUMNS = 4  # of panels, where there is one staleness
 
 # panel -> line -> its points: what stands beside one, and its cell, (method, staleness)
@@ -50,7 +61,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
   if experiment.claims:
     lines += ["", "| claim | the paper's figures | here | verdict |", "| --- " * 4 + "|"]
   for claim in experiment.claims:
-    differences = _differences(cells.get(claim.better, {}), cells.get(claim.worse, {}), claim.score)
+    differences = claim.differences(cells)
     here, verdict = "not run", ""
     if differences:
       points = _interval(differences, sign="+")
@@ -58,8 +69,8 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
       here = f"{points} points, p = {p:.3g}, {len(differences)} seeds"
       if len(differences) == 1:
         here = f"{points} points, one seed"
-      verdict = statistics.verdict(differences, bool(claim.paper))
-    lines.append(f"| {claim.text} | {claim.paper or 'not in the paper'} | {here} | {verdict} |")
+      verdict = statistics.verdict(differences, claim.paper is not None)
+    lines.append(f"| {claim.text} | {_published(claim)} | {here} | {verdict} |")
   return "\n".join([*lines, ""])
 
 
@@ -121,6 +132,53 @@ def draw_points(
     figure.savefig(path, dpi=100)
 
 
+def draw_claims(
+  experiments: Sequence[Experiment], made: Mapping[str, Sequence[Result]], path: Path
+) -> None:
+  """Every claim that has its seeds: by how many points one cell ends above the other, the 95 %
+  interval over seeds, and what the paper has where it has figures. `made`: results by name. Without
+  such a claim, no figure."""
+  rows: list[tuple[str, Claim | None, Sequence[float]]] = []
+  for experiment in experiments:
+    cells = by_cell(made[experiment.name])
+    found = [(claim.text, claim, claim.differences(cells)) for claim in experiment.claims]
+    judged = [row for row in found if len(row[2]) >= statistics.FEWEST]
+    rows += [(experiment.name, None, ()), *judged] if judged else []
+  if not rows:
+    return
+  reach = 0.0  # of the axis: all points are on it, and intervals may go on
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(7.2, 0.17 * len(rows) + 0.9))
+    axis = figure.subplots()
+    axis.axvline(0.0, color=STYLE["axes.edgecolor"], linewidth=0.8)
+    for y, (_, claim, differences) in enumerate(rows):
+      if claim is None:
+        continue
+      mean, half = statistics.mean_interval(differences)
+      color = COLORS[statistics.verdict(differences)]
+      style = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1.3}
+      axis.errorbar(100 * mean, y, xerr=100 * half, **style)
+      reach = max(reach, abs(100 * mean))
+      if isinstance(claim.paper, tuple):
+        published = claim.paper[0] - claim.paper[1]
+        axis.plot(published, y, "D", color="C1", mfc="none", markersize=4)
+        reach = max(reach, abs(published))
+    axis.set_yticks(range(len(rows)), [text for text, *_ in rows], fontsize=7.5)
+    for label, (_, claim, _) in zip(axis.get_yticklabels(), rows, strict=True):
+      label.set_fontweight("normal" if claim else "bold")
+    axis.set_ylim(len(rows) - 0.5, -0.7)
+    axis.set_xlim(-1.2 * reach - 1, 1.2 * reach + 1)
+    axis.set_xlabel("points that the first ends above the second")
+    axis.grid(axis="y", visible=False)
+    axis.grid(axis="x")
+    axis.tick_params(axis="y", length=0)
+    for label, style in LEGEND.items():
+      axis.plot([], [], label=label, linestyle="", markersize=4, **style)
+    figure.legend(loc="outside upper center", ncols=4, handletextpad=0.1)
+    figure.savefig(path, dpi=130)
+
+
 def _curve(axis: Axes, name: str, results: Iterable[Result], color: str, label: str) -> None:
   """One method's mean and range of a metric over updates, where it has it."""
   runs = [r["curves"] for r in results if name in r["curves"]]
@@ -139,10 +197,12 @@ def _interval(values: Sequence[float], sign: str = "") -> str:
   return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
 
 
-def _differences(better: dict[int, Result], worse: dict[int, Result], score: str) -> list[float]:
-  return [better[seed][score] - worse[seed][score] for seed in sorted(better) if seed in worse]
+def _published(claim: Claim) -> str:
+  if claim.paper is None:
+    return "not in the paper"
+  return claim.paper if isinstance(claim.paper, str) else "{} against {}".format(*claim.paper)
 
 
 def _p(cell: dict[int, Result], base: dict[int, Result]) -> str:
-  differences = _differences(cell, base, next(iter(SCORES)))
+  differences = paired_differences(cell, base, next(iter(SCORES)))
   return f"{statistics.paired_p(differences):.3g}" if len(differences) > 1 else ""

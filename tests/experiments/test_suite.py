@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from scipy import stats
 
 from experiments import (
@@ -203,8 +204,8 @@ def test_a_page_holds_the_numbers_and_the_verdict(tmp_path):
     "A title",
     [("vespo", 4, "", ()), ("grpo", 4, "", ())],
     [
-      Claim("VESPO wins", "70 against 54", ("vespo", 4), ("grpo", 4)),
-      Claim("GRPO wins", "", ("grpo", 4), ("vespo", 4)),
+      Claim("VESPO wins", (70, 54), ("vespo", 4), ("grpo", 4)),
+      Claim("GRPO wins", None, ("grpo", 4), ("vespo", 4)),
     ],
   )
   found = [result("vespo", s, 0.8 + 0.01 * s) for s in range(3)]
@@ -216,6 +217,38 @@ def test_a_page_holds_the_numbers_and_the_verdict(tmp_path):
   assert "| not in the paper |" in ours and ours.endswith(f"| {statistics.REVERSED} |")
   page.draw(experiment, found, tmp_path / "toy.png")
   assert (tmp_path / "toy.png").stat().st_size > 5000
+
+
+def test_the_figure_of_claims_has_each_that_has_its_seeds(tmp_path, monkeypatch):
+  """Points of difference, half widths and colours by verdict; the paper's difference where it has
+  figures; below three seeds nothing, and no figure of nothing."""
+  shown, published = [], []
+  plot = Axes.plot
+  monkeypatch.setattr(
+    "matplotlib.axes.Axes.errorbar",
+    lambda _, x, y, xerr, color, **k: shown.append((round(x, 1), y, round(xerr, 1), color)),
+  )
+  monkeypatch.setattr(
+    "matplotlib.axes.Axes.plot",
+    lambda axis, x, y, *a, **k: published.append((x, y)) or plot(axis, x, y, *a, **k),
+  )
+  cells = [(method, 4, "", ()) for method in ("vespo", "grpo", "gspo")]
+  claims = [
+    Claim("VESPO wins", (70.0, 54.0), ("vespo", 4), ("grpo", 4)),
+    Claim("GRPO wins", None, ("grpo", 4), ("vespo", 4)),
+    Claim("VESPO is best", "on top", ("vespo", 4), ("gspo", 4)),
+  ]
+  one, other = Experiment("one", "", cells, claims), Experiment("other", "", cells, claims[:1])
+  found = [result("vespo", s, 0.8 + 0.01 * s) for s in range(3)]
+  found += [result("grpo", s, 0.5 + 0.012 * s) for s in range(3)]
+  found += [result("gspo", s, 0.5) for s in range(2)]
+  made = {"one": found, "other": found[:4]}
+  page.draw_claims([other, one], made, tmp_path / "claims.png")
+  assert shown == [(29.8, 1, 0.5, "C2"), (-29.8, 2, 0.5, "C3")]
+  assert published[0] == (16.0, 1) and all(xy == ([], []) for xy in published[1:])
+  page.draw_claims([other], made, tmp_path / "nothing.png")
+  assert (tmp_path / "claims.png").stat().st_size > 5000 and len(shown) == 2
+  assert not (tmp_path / "nothing.png").exists()
 
 
 def test_the_page_says_how_long_the_rest_takes():
