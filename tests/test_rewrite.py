@@ -1,7 +1,10 @@
 """Rewriting as a user runs it, with the quickstart's policy."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -87,3 +90,28 @@ def test_it_stops_between_pieces_and_goes_on(data_dir, tmp_path):
   result = rewriting.train(config, tmp_path)
   assert (result["stop_reason"], result["problems"]) == ("finished", 16)
   assert len(records(tmp_path)) == 16
+
+
+@pytest.mark.slow
+def test_two_devices_of_the_expert_axis_measure_the_same(data_dir, tmp_path):
+  """Its rows, of which so few problems need one, are as many as the devices."""
+  changes = {"rewrite.problems": 3, "batch.prompts": 2, "batch.micro_batches": 1}
+  spread, alone = tmp_path / "spread", tmp_path / "alone"
+  flags = {
+    **{"mesh.expert": 2, "task.data_dir": data_dir, "sft.row_tokens": 80, "rewrite.samples": 2},
+    **{"rewrite.guided_samples": 1, **changes},
+  }
+  argv = [f"--config.{key}={value}" for key, value in flags.items()]
+  devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+  done = subprocess.run(
+    [sys.executable, "-m", "vespo_jax.rewrite", "--config=configs/debug.py"]
+    + [f"--workdir={spread}", *argv],
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env={**os.environ, "XLA_FLAGS": devices},
+  )
+  assert done.returncode == 0, done.stderr
+  rewriting.train(make_config(data_dir, **changes), alone)
+  gaps = [json.loads((w / "result.json").read_text())["gap_before"] for w in (spread, alone)]
+  assert gaps[0]["all"]["nll_per_token"] == pytest.approx(gaps[1]["all"]["nll_per_token"], rel=1e-4)

@@ -23,7 +23,7 @@ from vespo_jax.config import ConfigError
 from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import Checkpoints, Retention
 from vespo_jax.learner.optimizer import OptimizerSettings, schedule
-from vespo_jax.sharding import BATCH_AXES
+from vespo_jax.models import partition
 from vespo_jax.supervised import Encoded, Likelihood, Scorer, Turns
 from vespo_jax.supervised.demonstrations import turns_of
 from vespo_jax.tokenizers import Tokenizer
@@ -200,7 +200,7 @@ def _loop_settings(
     updates=updates,
     examples=config.batch.prompts,
     width=config.sft.row_tokens,
-    unit=config.batch.micro_batches * math.prod(mesh.shape[axis] for axis in BATCH_AXES),
+    unit=config.batch.micro_batches * partition.devices(mesh),
     seed=config.seed,
     checkpoint_every=config.checkpoint.every,
     evaluation_every=config.evaluation.every,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from vespo_jax.learner.integrity import Monitor, Thresholds
 from vespo_jax.learner.mixed_problems import Mixture
 from vespo_jax.learner.saved import Origin, SavedRollouts, vocabulary_digest
 from vespo_jax.learner.shaping import Shaping
-from vespo_jax.models import ModelSpec
+from vespo_jax.models import ModelSpec, partition
 from vespo_jax.runtime import (
   FailureSettings,
   Fleet,
@@ -382,7 +381,7 @@ def make_mesh(config: FrozenConfigDict) -> jax.sharding.Mesh:
     mesh = sharding.make_mesh(config.mesh.to_dict())
   except ValueError as error:
     raise ConfigError(str(error)) from error
-  devices = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  devices = partition.devices(mesh)
   piece = config.batch.prompts // config.batch.micro_batches
   if piece % devices:
     raise ConfigError(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from vespo_jax import files, launch, metrics, parts, supervised, training
 from vespo_jax.hosts import Hosts
 from vespo_jax.learner.update import compile_score
-from vespo_jax.models import ModelSpec
+from vespo_jax.models import ModelSpec, partition
 from vespo_jax.runtime import Preempted
 from vespo_jax.supervised import Cascade, Scorer
 from vespo_jax.supervised.cascade import TAGS
@@ -148,7 +148,7 @@ def _gap(
   if not kept:
     return result
   loss = training.supervised_method(config).loss
-  unit = loss.micro_batches * mesh.shape["data"] * mesh.shape["fsdp"]
+  unit = loss.micro_batches * partition.devices(mesh)
   scorer = Scorer(compile_score(mesh, spec, loss), mesh, width, unit)
   tags = np.array([pairs[i]["tag"] for i in kept])
   for key, encoded in (("gap_before", before), ("gap_after", after)):

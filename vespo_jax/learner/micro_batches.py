@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -32,7 +31,7 @@ def live_first(advantages_PR: Array, pieces: int) -> Array:
   many prompts in each piece, they are ordered as if on one.
   """
   mesh = partition.current_mesh()
-  devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in partition.BATCH_AXES)
+  devices = 1 if mesh is None else partition.devices(mesh)
   if len(advantages_PR) % (devices * pieces):
     devices = 1
   without_DK = jnp.all(advantages_PR == 0, axis=1).reshape(devices, -1)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from vespo_jax.models import partition
@@ -186,9 +184,9 @@ def _spread(
   mesh = partition.current_mesh()
   batch = partition.BATCH_AXES
   packed = groups.segments_PRT is not None  # XLA spreads these by itself
-  if mesh is None or packed or len(groups.response_tokens_PRT) % _devices(mesh, batch):
+  if mesh is None or packed or len(groups.response_tokens_PRT) % partition.devices(mesh):
     return local, groups
-  groups = groups.padded(_devices(mesh, ("sequence", "tensor")))
+  groups = groups.padded(partition.devices(mesh, ("sequence", "tensor")))
   prompts: Any = P(batch, "sequence")  # specs stand in the place of arrays
   responses: Any = P(batch, None, "sequence")
   ids = groups.prompt_ids_PSLA is not None
@@ -207,10 +205,6 @@ def _spread(
     out_specs = (responses, responses, experts)
   specs = (partition.param_specs(spec, params), group_specs, P())
   return partition.spread(local, mesh, specs, out_specs), groups
-
-
-def _devices(mesh: AbstractMesh, axes: tuple[str, ...]) -> int:
-  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _group_hidden(

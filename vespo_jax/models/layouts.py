@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -95,8 +94,7 @@ def _fused(name: str, segments_BJ: Array, *tree: int) -> Callable[..., Array]:
   mesh = partition.current_mesh()
   if mesh is None:
     return make(segments_BJ)
-  devices = math.prod(mesh.shape[axis] for axis in partition.BATCH_AXES)
-  by_row = partition.BATCH_AXES if len(segments_BJ) % devices == 0 else None
+  by_row = None if len(segments_BJ) % partition.devices(mesh) else partition.BATCH_AXES
   heads = PartitionSpec(by_row, None, "tensor")
   local = lambda segments, *arrays: make(segments)(*arrays)
   mix = partition.spread(local, mesh, (PartitionSpec(by_row), heads, heads, heads), heads)

@@ -96,6 +96,12 @@ def current_mesh() -> AbstractMesh | None:
   return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
 
 
+def devices(mesh: Mesh | AbstractMesh, axes: Sequence[str] = BATCH_AXES) -> int:
+  """How many devices these axes of a mesh have together; without `axes`, those that prompts are
+  spread over."""
+  return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def size(*axes: str) -> int:
   """The devices along these axes that the caller is spread over."""
   mesh = jax.sharding.get_abstract_mesh()
