@@ -179,7 +179,7 @@ def _run(
     state=run.state,
     mesh=mesh,
     sampler=sampler,
-    intake=parts.make_intake(config, sampler, problems, schedule, origin, run),
+    intake=parts.make_intake(config, sampler, problems, schedule, origin, run, spec),
     problems=problems,
     schedule=schedule,
     guard=parts.make_guard(config, sampler, Monitor.from_dict(run.monitor), progress.message),

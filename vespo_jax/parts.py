@@ -329,13 +329,14 @@ def make_intake(
   schedule: Schedule,
   origin: Origin,
   run: RunState,
+  spec: ModelSpec,
 ) -> Intake | SavedIntake:
   """Where minibatches come from: the sampler, of which `run` has what it had before a resume, or
   another run's saved rollouts.
 
   Raises ConfigError if these are not there, or are not what this run would train on.
   """
-  replayed = config_lib.replayed(config.sampler.source)
+  replayed, R3 = config_lib.replayed(config.sampler.source), config.moe.replay == "R3"
   if replayed is None:
     stream, curricula = make_stream(config, problems)
     if curricula is not None and run.rates:
@@ -346,7 +347,7 @@ def make_intake(
       problems,
       stream,
       schedule,
-      sampler_settings(config, problems.tokenizer, expert_ids=config.moe.replay == "R3"),
+      sampler_settings(config, problems.tokenizer, expert_ids=R3),
       seed=config.seed,
       updates=config.updates,
       timeout_s=config.runtime.timeout_s,
@@ -356,8 +357,9 @@ def make_intake(
       finished=run.samplers.results,
       saved=run.prompts,
     )
+  experts = (spec.layers, spec.active_experts, spec.experts) if R3 else None
   try:
-    saved = SavedRollouts(replayed / SAVED, origin, config.updates)
+    saved = SavedRollouts(replayed / SAVED, origin, config.updates, experts)
   except ValueError as error:
     raise ConfigError(f"sampler.source='replay:{replayed}': {error}") from error
   return SavedIntake(saved, sampler, problems, config.batch.samples_per_prompt)

@@ -151,6 +151,21 @@ def test_rollouts_of_another_origin_are_refused(tmp_path, change, message):
   assert str(tmp_path / "000001.parquet") in str(refusal.value)
 
 
+def test_choices_of_experts_are_given_out_where_they_are_replayed(tmp_path):
+  """(layers, of a token, experts); a policy that replays none must not be given any."""
+  choices = lambda n: np.full((3 + n, 2, 4), 6, np.uint8)
+  RolloutWriter(tmp_path / "with", ORIGIN).write(1, minibatch(expert_ids=choices))
+  RolloutWriter(tmp_path / "without", ORIGIN).write(1, minibatch())
+  assert_same(SavedRollouts(tmp_path / "with", ORIGIN, 1).read(1), minibatch())
+  given = SavedRollouts(tmp_path / "with", ORIGIN, 1, (2, 4, 7)).read(1)
+  assert_same(given, minibatch(expert_ids=choices))
+  for experts in ((3, 4, 7), (2, 3, 7), (2, 4, 6)):
+    with pytest.raises(ValueError, match=f"are not {experts[1]} of {experts[2]} in {experts[0]} l"):
+      SavedRollouts(tmp_path / "with", ORIGIN, 1, experts)
+  with pytest.raises(ValueError, match=r"000001.parquet has no choices .* moe.replay=R3"):
+    SavedRollouts(tmp_path / "without", ORIGIN, 1, (2, 4, 7))
+
+
 def test_what_is_no_minibatch_is_neither_written_nor_read(tmp_path):
   writer = RolloutWriter(tmp_path, ORIGIN)
   mixed = minibatch()

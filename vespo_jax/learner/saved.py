@@ -110,14 +110,22 @@ class SavedRollouts:
     directory: where its `RolloutWriter` wrote.
     expected: what they must come from.
     updates: how many minibatches, from the first, there must be.
+    experts: (layers, experts of a token, experts) of a policy that replays the sampler's choices
+      (R3); None: it does not, and is given none.
 
   Raises:
     ValueError: naming the directory or file and what is wrong: a minibatch that is missing, or a
       first one that `read` refuses.
   """
 
-  def __init__(self, directory: Path, expected: Origin, updates: int):
-    self._directory, self._expected = directory, expected
+  def __init__(
+    self,
+    directory: Path,
+    expected: Origin,
+    updates: int,
+    experts: tuple[int, int, int] | None = None,
+  ):
+    self._directory, self._expected, self._experts = directory, expected, experts
     missing = [u for u in range(1, updates + 1) if not _file(directory, u).is_file()]
     if missing:
       raise ValueError(
@@ -127,8 +135,21 @@ class SavedRollouts:
     self.read(1)
 
   def read(self, update: int) -> list[Rollout]:
-    """See `read`."""
-    return read(self._directory, self._expected, update)
+    """See the function `read`. Raises ValueError too if the experts that were chosen are wanted
+    and are not there, or cannot be the policy's."""
+    rollouts = read(self._directory, self._expected, update)
+    if self._experts is None:
+      return [dataclasses.replace(rollout, expert_ids=None) for rollout in rollouts]
+    layers, active, experts = self._experts
+    for rollout in rollouts:
+      ids_TLA, name = rollout.expert_ids, _file(self._directory, update)
+      if ids_TLA is None:
+        raise ValueError(f"{name} has no choices of experts: its run was not of moe.replay=R3")
+      if ids_TLA.shape[1:] != (layers, active) or ids_TLA.max(initial=0) >= experts:
+        raise ValueError(
+          f"{name} has choices of experts that are not {active} of {experts} in {layers} layers"
+        )
+    return rollouts
 
 
 def read(directory: Path, expected: Origin, update: int) -> list[Rollout]:
