@@ -1,11 +1,15 @@
 """The command on a real run: it finds what the run found, and changes nothing there."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from tests.test_end_to_end import debug_config
-from vespo_jax import evaluate, launch, metrics, models, subjects
+from vespo_jax import evaluate, launch, metrics, models, subjects, training
 from vespo_jax.evaluation import records
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -74,6 +78,33 @@ def test_a_checkpoint_is_evaluated_as_the_run_did_and_nothing_is_changed(evaluat
   unfinished.rmdir()
   assert command(workdir=evaluated_run, checkpoint=3) == 2
   assert "no checkpoint of update 3; it has [1, 2]" in capsys.readouterr().err
+
+
+def test_a_run_that_was_extended_is_what_its_newest_checkpoint_is(evaluated_run, tmp_path):
+  """Its model is of the old end; on a machine of several devices a checkpoint is read by one."""
+  assert training.finished_updates(evaluated_run) == 2
+  workdir, out = tmp_path / "run", tmp_path / "converted"
+  shutil.copytree(evaluated_run, workdir)
+  result = json.loads((workdir / "result.json").read_text())
+  (workdir / "result.json").write_text(json.dumps(result | {"updates": 1}))
+  shutil.copytree(workdir / "checkpoints" / "1", workdir / "checkpoints" / "0")  # an older one
+  model = workdir / "model" / "model.safetensors"
+  expected = model.read_bytes()
+  model.write_bytes(b"of the old end")
+  assert training.finished_updates(workdir) is None
+  flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+  subprocess.run(
+    [sys.executable, "-m", "vespo_jax.convert", f"--model={workdir}", f"--out={out}"],
+    check=True,
+    timeout=300,
+    env={**os.environ, "XLA_FLAGS": flags},
+  )
+  assert (out / "model.safetensors").read_bytes() == expected
+  for change in ({"stop_reason": "preempted"}, {"updates": 2}):
+    (workdir / "result.json").write_text(json.dumps(result | change))
+    assert training.finished_updates(workdir) == (2 if "updates" in change else None)
+  shutil.rmtree(workdir / "model")
+  assert training.finished_updates(workdir) is None
 
 
 def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):

@@ -174,7 +174,7 @@ def test_a_run_stopped_in_the_middle_of_a_refill_ends_the_same(name, whole, data
 
 
 @pytest.mark.slow
-def test_adapters_are_resumed_and_their_checkpoint_converted(data_dir, tmp_path):
+def test_adapters_are_resumed_and_their_checkpoint_converted(data_dir, tmp_path, capsys):
   """Stopped within a rollout batch; the merged model is that which the run itself exports."""
   config = make_config(data_dir, "sync", **{"lora.rank": 2})
   workdir, exported = tmp_path / "run", tmp_path / "run" / "model" / "model.safetensors"
@@ -188,6 +188,11 @@ def test_adapters_are_resumed_and_their_checkpoint_converted(data_dir, tmp_path)
   shutil.rmtree(workdir / "model")
   assert convert.main(["", f"--model={workdir}", f"--out={tmp_path / 'converted'}"]) == 0
   assert (tmp_path / "converted" / "model.safetensors").read_bytes() == expected
+  stored = json.loads((workdir / "config.json").read_text())
+  stored["policy"]["path"] = str(tmp_path / "stopped")  # as if it had been trained again
+  (workdir / "config.json").write_text(json.dumps(stored))
+  assert convert.main(["", f"--model={workdir}", f"--out={tmp_path / 'refused'}"]) == 2
+  assert "adapted another policy than" in capsys.readouterr().err
 
 
 def command(workdir, data_dir, *arguments):

@@ -1,6 +1,7 @@
 """Converts a model: `python -m vespo_jax.convert --model=PATH --out=PATH --format=hf`.
 
-Of a run that has not finished, the policy is that of its newest checkpoint, with adapters merged.
+Of a run that has not finished, or was extended and is not at its new end, the policy is that of its
+newest checkpoint, with adapters merged.
 Exit codes: 0, or 2 for a model that cannot be read or a directory that cannot be written.
 """
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
       raise ValueError(f"--out={out} is not an empty directory")
     model, dtype = Path(arguments.model), DTYPES[arguments.dtype]
-    if (model / "checkpoints").is_dir() and not (model / "model").is_dir():
+    if training.checkpoint_steps(model) and training.finished_updates(model) is None:
       spec, params, tokenizer = training.load_checkpoint(model)
     else:
       spec, params, tokenizer = models.load(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,26 +20,29 @@ from vespo_jax.types import HostArray, Params
 HOST = "pinned_host"  # what JAX calls memory of the host that a device reads by itself
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
   """The mesh of the given axis sizes; one axis may be -1 and takes the devices that are left.
+
+  It is of all devices, of all processes, unless `devices` are given.
 
   Raises ValueError naming the axis, if one is unknown or the sizes do not give the device count.
   """
   unknown = set(sizes) - set(MESH_AXES)
   if unknown:
     raise ValueError(f"unknown mesh axis {sorted(unknown)[0]!r}; known: {', '.join(MESH_AXES)}")
-  devices = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   shape = [sizes.get(axis, 1) for axis in MESH_AXES]
   if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
     raise ValueError(f"mesh sizes must be positive, one may be -1: {dict(sizes)}")
   if -1 in shape:
-    shape[shape.index(-1)] = max(devices // -math.prod(shape), 1)
-  if math.prod(shape) != devices:
+    shape[shape.index(-1)] = max(count // -math.prod(shape), 1)
+  if math.prod(shape) != count:
     raise ValueError(
       f"mesh {dict(zip(MESH_AXES, shape, strict=True))} needs {math.prod(shape)} devices, "
-      f"this process has {devices}"
+      f"there are {count}"
     )
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+  types = (AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=types)
 
 
 def param_shardings(mesh: Mesh | AbstractMesh, spec: ModelSpec) -> Params:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
 from vespo_jax import config_tasks, metrics, models, parts, tasks, training, weights
@@ -107,7 +104,7 @@ def of_run(workdir: Path, checkpoint: int | None) -> Subject:
   Raises ConfigError, FileNotFoundError.
   """
   config = config_lib.read(workdir / "config.json")
-  updates = None if checkpoint is not None else _finished(config, workdir)
+  updates = None if checkpoint is not None else training.finished_updates(workdir)
   if updates is None and not training.checkpoint_steps(workdir):
     raise FileNotFoundError(f"{workdir} has not finished and has no checkpoint")
 
@@ -265,11 +262,3 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
     progress = metrics.Progress(count * len(seeds), unit="problem")
     stack.enter_context(progress)
     return session.collect(evaluator, sampler, about, path, progress, votable), path
-
-
-def _finished(config: FrozenConfigDict, workdir: Path) -> int | None:
-  """The updates of a finished run that has its model, else None."""
-  path = workdir / "result.json"
-  result = json.loads(path.read_text()) if path.is_file() else {}
-  done = result.get("stop_reason") == "finished" and result.get("updates") == config.updates
-  return config.updates if done and (workdir / "model").is_dir() else None

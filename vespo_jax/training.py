@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from vespo_jax import advantages, objectives, parts, sharding
 from vespo_jax import config as config_lib
 from vespo_jax.advantages import Advantage
 from vespo_jax.config import ConfigError
+from vespo_jax.learner import manifest
 from vespo_jax.learner.anchors import Anchors, copy
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState, abstract_like
 from vespo_jax.learner.gradient import LossSettings
@@ -218,7 +220,8 @@ def read_checkpoint(
     wanted = "no checkpoint" if step is None else f"no checkpoint of update {step}"
     raise FileNotFoundError(f"{workdir} has {wanted}; it has {there or 'none'}")
   spec, params, tokenizer = parts.load_policy(config)
-  learner = make_learner(config, sharding.make_mesh({"data": 1}), spec, params)
+  mesh = sharding.make_mesh({}, jax.local_devices()[:1])
+  learner = make_learner(config, mesh, spec, params)
   damaged: list[str] = []
   with contextlib.closing(
     Checkpoints(workdir / "checkpoints", spec, read_only=True)
@@ -231,7 +234,20 @@ def read_checkpoint(
   if run is None or found is None or (step is not None and found != step):
     why = "; ".join(damaged) or "the run has removed it"
     raise CheckpointError(f"a checkpoint in {workdir} cannot be read: {why}")
+  if learner.adapters and not run.reference.endswith(manifest.digest_of(learner.state.frozen)):
+    raise CheckpointError(f"{workdir} adapted another policy than {config.policy.path} holds now")
   return found, spec, learner.policy(run.state), tokenizer
+
+
+def finished_updates(workdir: Path) -> int | None:
+  """The updates behind a run's finished model; None if it has none, or a newer checkpoint, as a run
+  has that was extended and is not at its new end."""
+  path = workdir / "result.json"
+  result = json.loads(path.read_text()) if path.is_file() else {}
+  if result.get("stop_reason") != "finished" or not (workdir / "model").is_dir():
+    return None
+  newer = any(step > result["updates"] for step in checkpoint_steps(workdir))
+  return None if newer else result["updates"]
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
