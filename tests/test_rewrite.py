@@ -10,7 +10,7 @@ import pytest
 
 from configs import debug
 from vespo_jax import config as config_lib
-from vespo_jax import fine_tuning, metrics, rewriting
+from vespo_jax import config_supervised, fine_tuning, metrics, rewriting
 
 PROBLEMS = 24
 
@@ -92,9 +92,37 @@ def test_it_stops_between_pieces_and_goes_on(data_dir, tmp_path):
   assert len(records(tmp_path)) == 16
 
 
+WORDS = {"name": "reasoning_gym/spell_backward"}
+MIXTURE = {
+  "long": {**WORDS, "weight": 1, "options": {"min_word_len": 5, "answer_format": "text"}},
+  "short": {**WORDS, "weight": 3, "options": {"max_word_len": 4, "answer_format": "text"}},
+}
+
+
+def test_more_problems_than_all_tasks_have_are_refused(data_dir):
+  sizes = {"task.train_size": 30, "task.mixture": MIXTURE}
+  check = config_supervised.check_rewrite
+  check(make_config(data_dir, **sizes, **{"rewrite.problems": 60}))
+  with pytest.raises(config_lib.ConfigError, match="=61 must be at most .*=60 of the mixture"):
+    check(make_config(data_dir, **sizes, **{"rewrite.problems": 61}))
+  with pytest.raises(config_lib.ConfigError, match="=31 must be at most task.train_size=30$"):
+    check(make_config(data_dir, **{"task.train_size": 30, "rewrite.problems": 31}))
+
+
+@pytest.mark.slow
+def test_of_a_mixture_each_task_has_its_share(data_dir, tmp_path):
+  rewriting.train(
+    make_config(data_dir, **{"task.mixture": MIXTURE, "rewrite.problems": 8}), tmp_path
+  )
+  made = records(tmp_path)
+  assert [record["example_id"] for record in made] == list(range(8))
+  assert sorted(len(record["expert"]) > 4 for record in made) == [False] * 6 + [True] * 2
+
+
 @pytest.mark.slow
 def test_two_devices_of_the_expert_axis_measure_the_same(data_dir, tmp_path):
-  """Its rows, of which so few problems need one, are as many as the devices."""
+  """Its rows, of which so few problems need one, are as many as the devices. A policy that does not
+  divide over them is refused before anything is sampled."""
   changes = {"rewrite.problems": 3, "batch.prompts": 2, "batch.micro_batches": 1}
   spread, alone = tmp_path / "spread", tmp_path / "alone"
   flags = {
@@ -103,14 +131,18 @@ def test_two_devices_of_the_expert_axis_measure_the_same(data_dir, tmp_path):
   }
   argv = [f"--config.{key}={value}" for key, value in flags.items()]
   devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
-  done = subprocess.run(
+  run = lambda workdir, *more: subprocess.run(
     [sys.executable, "-m", "vespo_jax.rewrite", "--config=configs/debug.py"]
-    + [f"--workdir={spread}", *argv],
+    + [f"--workdir={workdir}", *argv, *more],
     capture_output=True,
     text=True,
     timeout=300,
     env={**os.environ, "XLA_FLAGS": devices},
   )
+  refused = run(tmp_path / "refused", "--config.mesh.expert=1", "--config.mesh.tensor=2")
+  assert refused.returncode == 2 and "axis of 259 does not divide" in refused.stderr
+  assert not (tmp_path / "refused" / "rewritten.jsonl").exists()
+  done = run(spread)
   assert done.returncode == 0, done.stderr
   rewriting.train(make_config(data_dir, **changes), alone)
   gaps = [json.loads((w / "result.json").read_text())["gap_before"] for w in (spread, alone)]

@@ -71,7 +71,8 @@ def test_a_run_leaves_its_directory_and_has_learned(run):
   _, workdir, result = run
   assert json.loads((workdir / "result.json").read_text()) == result
   assert (result["stop_reason"], result["updates"]) == ("finished", 6)
-  assert result["data"] == {"train": 35, "held_out": 5, "left_out": {"longer than 24 tokens": 1}}
+  counts = {"train": 35, "held_out": 5, "left_out": {"longer than 24 tokens": 1}}
+  assert {**result["data"], "digest": ""} == {**counts, "digest": ""}
   before, after = (result[f"held_out_{when}"]["nll_per_token"] for when in ("before", "after"))
   assert after < before - 0.1 and before == pytest.approx(math.log(259), abs=0.5)
   rows = metrics.read(workdir / "metrics.jsonl")
@@ -118,8 +119,10 @@ def test_a_directory_of_other_data_config_or_command_is_refused(run):
     fine_tuning.train(make_config(data, **{"sft.loss": "dft"}), workdir)
   text = Path(data).read_text()
   try:
-    (workdir / "result.json").rename(workdir / "result.bak")
     write_data(Path(data), letters="ba")
+    with pytest.raises(config_lib.ConfigError, match="holds a run on other data"):
+      fine_tuning.train(make_config(data), workdir)  # which has finished
+    (workdir / "result.json").rename(workdir / "result.bak")
     with pytest.raises(config_lib.ConfigError, match="holds a run on other data"):
       fine_tuning.train(make_config(data), workdir)
   finally:

@@ -6,6 +6,7 @@ import os
 
 from ml_collections import FrozenConfigDict
 
+from vespo_jax import config_tasks
 from vespo_jax.config_rules import ConfigError, shown
 
 
@@ -16,10 +17,8 @@ def check_sft(config: FrozenConfigDict) -> None:
     path = config.sft[key]
     if path and not os.path.isfile(path):
       raise ConfigError(f"sft.{key}={shown(path)}: no such file")
-  if not config.sft.data and 0 < config.task.test_size < config.sft.held_out:  # 0: all there are
-    raise ConfigError(
-      f"sft.held_out={config.sft.held_out} must be at most task.test_size={config.task.test_size}"
-    )
+  if not config.sft.data:
+    _check_problems(config, "sft.held_out", config.sft.held_out, "test_size")
   for key, value, off in (
     ("optimizer.ess_scaling", config.optimizer.ess_scaling, "none"),
     ("guards.max_log_w", config.guards.max_log_w, 0.0),
@@ -34,11 +33,15 @@ def check_sft(config: FrozenConfigDict) -> None:
 def check_rewrite(config: FrozenConfigDict) -> None:
   """Raises ConfigError if no rewriting can be made of a config."""
   _check_one_process(config)
-  if 0 < config.task.train_size < config.rewrite.problems:  # 0: all there are
-    raise ConfigError(
-      f"rewrite.problems={config.rewrite.problems} must be at most "
-      f"task.train_size={config.task.train_size}"
-    )
+  _check_problems(config, "rewrite.problems", config.rewrite.problems, "train_size")
+
+
+def _check_problems(config: FrozenConfigDict, key: str, value: int, size: str) -> None:
+  """Raises ConfigError if more problems are asked for than the tasks have together."""
+  sizes = [getattr(part, size) for part in config_tasks.ingredients(config).values()]
+  if all(sizes) and sum(sizes) < value:  # 0: all there are
+    where = "of the mixture together" if config.task.mixture else ""
+    raise ConfigError(f"{key}={value} must be at most task.{size}={sum(sizes)} {where}".rstrip())
 
 
 def _check_one_process(config: FrozenConfigDict) -> None:

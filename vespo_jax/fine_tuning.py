@@ -44,19 +44,19 @@ class Data:
   left_out: Counter[str]
 
   def counts(self) -> dict[str, Any]:
-    """Plain values, as in `result.json`."""
+    """Plain values, as in `result.json`; `digest` is the SHA-256 of what is trained on and of what
+    is held out, in their order."""
+    digest = hashlib.sha256(b"supervised")
+    for sequences in (self.train, self.held_out):
+      digest.update(len(sequences).to_bytes(8))
+      for one in sequences:
+        digest.update(len(one).to_bytes(8) + one.ids.tobytes() + one.trained.tobytes())
     return {
       "train": len(self.train),
       "held_out": len(self.held_out),
       "left_out": dict(self.left_out),
+      "digest": digest.hexdigest(),
     }
-
-  def digest(self) -> str:
-    """SHA-256 of what is trained on, in its order."""
-    digest = hashlib.sha256(b"supervised")
-    for one in self.train:
-      digest.update(len(one).to_bytes(8) + one.ids.tobytes() + one.trained.tobytes())
-    return digest.hexdigest()
 
   def __str__(self) -> str:
     lengths = [len(one) for one in self.train]
@@ -102,11 +102,14 @@ def _run(
   spec, params, tokenizer = parts.load_policy(config)
   config_lib.check_moe(config, spec.experts)
   data = _read(config, tokenizer, stack)
+  counts = data.counts()
   updates = config.updates
   if config.sft.epochs:
     updates = math.ceil(config.sft.epochs * len(data.train) / config.batch.prompts)
   finished = launch.finished_result(workdir, {"updates": updates}, "held_out_after")
   if finished is not None:
+    if finished["data"]["digest"] != counts["digest"]:
+      raise _other_data(workdir)
     return finished
   method = training.supervised_method(config)
   learner = training.make_learner(config, mesh, spec, params, method, updates)
@@ -114,7 +117,7 @@ def _run(
   stack.callback(checkpoints.close)
   progress = stack.enter_context(metrics.Progress(updates))
   progress.message(str(data))
-  reference = data.digest()
+  reference = counts["digest"]
   if learner.state.frozen is not None:
     reference += manifest.digest_of(learner.state.frozen)
   state = _restore(workdir, checkpoints, learner, reference, updates, progress)
@@ -147,7 +150,7 @@ def _run(
     reference=reference,
     elapsed_before_s=rows[-1]["wall_time_s"] if rows else time.perf_counter() - started,
   )
-  result: dict[str, Any] = {"data": data.counts(), "held_out_before": before}
+  result: dict[str, Any] = {"data": counts, "held_out_before": before}
   try:
     result["stop_reason"] = loop.run()
     if result["stop_reason"] == "finished":
@@ -185,12 +188,15 @@ def _restore(
   if found is None:
     return learner.state
   if found.reference != reference:
-    raise ConfigError(
-      f"--workdir={workdir} holds a run on other data or from another policy; give another "
-      "directory"
-    )
+    raise _other_data(workdir)
   progress.message(f"resuming after update {int(found.state.step)}")
   return found.state
+
+
+def _other_data(workdir: Path) -> ConfigError:
+  return ConfigError(
+    f"--workdir={workdir} holds a run on other data or from another policy; give another directory"
+  )
 
 
 def _loop_settings(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,14 @@ def open_problems(
   held_out = {label: problems for label, (_, problems) in made.items()}
   if not config.task.mixture:
     return train[config.task.name], held_out[config.task.name]
-  places = tasks.interleave(
-    [len(part.examples) for part in held_out.values()], [part.weight for part in parts.values()]
-  )
-  return Mixture.concatenated(train), Mixture(held_out, places)
+  return Mixture.concatenated(train), interleaved(config, held_out)
+
+
+def interleaved(config: FrozenConfigDict, problems: Mapping[str, Problems]) -> Mixture:
+  """The problems of the configured mixture in its proportions, until those of one task run out."""
+  weights = [part.weight for part in config_tasks.ingredients(config).values()]
+  places = tasks.interleave([len(part.examples) for part in problems.values()], weights)
+  return Mixture(problems, places)
 
 
 def _open_task(

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vespo_jax import files, launch, metrics, parts, supervised, training
 from vespo_jax.hosts import Hosts
+from vespo_jax.learner.mixed_problems import Mixture
 from vespo_jax.learner.update import compile_score
 from vespo_jax.models import ModelSpec, partition
 from vespo_jax.runtime import Preempted
@@ -62,10 +63,13 @@ def _run(
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
   spec, params, tokenizer = parts.load_policy(config)
+  training.check_mesh(mesh, spec)  # before anything is sampled
   hosts = Hosts(stop)
   pieces = parts.open_pieces(config, mesh, spec, workdir, hosts)
   sampler = parts.open_sampler(_with_samples(config), spec, tokenizer, stack, hosts, pieces)
   problems, _ = parts.open_problems(config, tokenizer, stack)
+  if config.rewrite.problems and isinstance(problems, Mixture):  # of each task its share
+    problems = parts.interleaved(config, problems.parts)
   there = len(problems.examples)
   count = min(config.rewrite.problems or there, there)
   sampler.publish(0, params)

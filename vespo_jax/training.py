@@ -133,10 +133,7 @@ def make_learner(
       sharding.check_host_memory(mesh.local_devices[0])
     except ValueError as error:
       raise ConfigError(f"optimizer.offload=True: {error}") from error
-  try:
-    sharding.param_shardings(mesh, spec)
-  except ValueError as error:
-    raise ConfigError(f"mesh: {error}") from error
+  check_mesh(mesh, spec)
   method = method or configured_method(config)
   step = make_step(config, spec, method, updates)
   optimizer, adapters = step.optimizer, step.adapters
@@ -157,6 +154,14 @@ def make_learner(
   )
   compiled = compile_update(step.update, mesh, spec, state, step.limits, offload)
   return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters, offload)
+
+
+def check_mesh(mesh: jax.sharding.Mesh, spec: ModelSpec) -> None:
+  """Raises ConfigError if the policy does not divide over the mesh."""
+  try:
+    sharding.param_shardings(mesh, spec)
+  except ValueError as error:
+    raise ConfigError(f"mesh: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

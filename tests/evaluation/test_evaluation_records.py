@@ -51,6 +51,14 @@ def test_an_unfinished_file_has_another_name_and_is_gone_on_with(tmp_path):
   assert path.read_bytes() == whole and not partial.exists()
 
 
+def test_an_option_that_is_a_list_is_the_same_when_it_is_gone_on_with(tmp_path):
+  """A config gives it as a tuple, and JSON has none."""
+  of = dataclasses.replace(ABOUT, options={"operators": ("+", "-")})
+  write(tmp_path / "a.jsonl", RECORDS[:1], finish=False, of=of)
+  write(tmp_path / "a.jsonl", RECORDS[1:], of=of)
+  assert records.read(tmp_path / "a.jsonl").about.options == {"operators": ["+", "-"]}
+
+
 def test_a_file_killed_in_its_first_line_is_begun_again(tmp_path):
   (tmp_path / "a.jsonl.partial").write_bytes(b'{"format": 1, "ab')
   assert records.read(write(tmp_path / "a.jsonl")).about == ABOUT

@@ -102,6 +102,16 @@ def test_answers_that_a_template_rewrites_are_sequences_of_their_own():
     assert one.ids[: len(prompt)].tolist() == prompt and not one.trained[: len(prompt)].any()
 
 
+def test_an_empty_answer_and_a_token_that_follows_nothing_are_not_trained_on():
+  """Its log-probability would be that of whatever stands before the sequence in its row."""
+  tokenizer = chat_tokenizer("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
+  (one,) = encode(tokenizer, [{"role": "assistant", "content": "abc"}])
+  assert len(one) == 4 and one.trained.tolist() == [False, True, True, True]
+  assert encode(tokenizer, turns_of("a", "")) == []
+  (one,) = encode(tokenizer, chat("1?", "", "2?", "two"))
+  assert [text for text, _ in spoken(tokenizer, one)] == ["two"]
+
+
 def test_what_cannot_be_trained_on_is_counted_by_reason():
   refuse = "{% if messages[0].content == 'no' %}{{ raise_exception('no') }}{% endif %}"
   strict = chat_tokenizer(refuse + TRIMMED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class RecordWriter:
       self._write(line({"format": FORMAT, "about": dataclasses.asdict(about)}))
       return set()
     found, records = parse(whole, self._partial)
-    if dataclasses.replace(found, model=about.model) != about:
+    wanted = json.loads(line(about))  # JSON has no tuples
+    if json.loads(line(dataclasses.replace(found, model=about.model))) != wanted:
       raise ValueError(
         f"{self._partial} holds another evaluation; remove it, or give another --out"
       )

@@ -64,17 +64,18 @@ def encode(tokenizer: Tokenizer, turns: Turns) -> list[Encoded]:
   Every answer stands after exactly the ids that a policy is given to write it, and is followed by
   the id that ends it. Where the template shows earlier answers as they were written, that is one
   sequence with several answers in it; a template that rewrites them (leaves out their thoughts, for
-  instance) makes a sequence of its own of each answer that does not continue the one before.
+  instance) makes a sequence of its own of each answer that does not continue the one before. An
+  empty answer is not one, and a sequence's first token, which follows nothing, is not trained on.
 
   Raises ValueError if the template refuses or something has no id.
   """
   sequences: list[Encoded] = []
   for i, turn in enumerate(turns):
-    if turn["role"] != "assistant":
+    if turn["role"] != "assistant" or not turn["content"]:
       continue
     prompt, response = tokenizer.encode_chat(turns[:i]), tokenizer.encode_response(turn["content"])
     trained = np.zeros(len(prompt) + len(response), bool)
-    trained[len(prompt) :] = True
+    trained[max(len(prompt), 1) :] = True
     last = sequences[-1] if sequences else None
     if last is not None and prompt[: len(last)] == last.ids.tolist():
       trained[: len(last)] = last.trained
