@@ -193,6 +193,11 @@ def test_a_finished_run_is_not_run_again_but_can_be_extended(first_run, data_dir
   assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "4"]
   seconds = [row["wall_time_s"] for row in metrics.read(workdir / "metrics.jsonl")]
   assert seconds == sorted(seconds)  # of the whole run, across its parts
+  files = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+  for updates in (1, 3):  # before its checkpoints, and between them
+    with pytest.raises(config_lib.ConfigError, match="holds a run of 4 updates already"):
+      launch.train(debug_config(data_dir, updates=updates), workdir)
+  assert files == {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
   with pytest.raises(config_lib.ConfigError, match="another optimizer.learning_rate"):
     launch.train(debug_config(data_dir, **{"optimizer.learning_rate": 1.0}), workdir)
 

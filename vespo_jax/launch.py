@@ -304,7 +304,7 @@ def _evaluate_during(
 def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
   """Writes the config into a run directory, new or this run's; returns whether it is new.
 
-  Raises ConfigError if it cannot be written, or holds a run of another config.
+  Raises ConfigError if it cannot be written, or holds a run of another config or of more updates.
   """
   path = workdir / "config.json"
   try:
@@ -319,6 +319,12 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
         raise ConfigError(
           f"--workdir={workdir} holds a run with another {', '.join(differing[:5])}; "
           "give another directory, or remove this one"
+        )
+      newest = max(training.checkpoint_steps(workdir), default=0)
+      if newest > config.updates < stored["updates"]:
+        raise ConfigError(
+          f"updates={config.updates}: --workdir={workdir} holds a run of {newest} updates already; "
+          "give another directory"
         )
     config_lib.write(config, path)
   except OSError as error:

@@ -66,6 +66,8 @@ def test_the_newest_that_fits_is_restored_and_none_is_written_twice(directory):
     assert restored.monitor == {"seen": [str(step)]}
     assert restored.state.step == step and (restored.state.params["w"] == step).all()
   assert restore(directory, at_most=1) is None
+  with pytest.raises(CheckpointError, match="update 5 is not saved: .* later ones, to 6"):
+    fill(directory, (5,))
 
 
 def test_what_is_kept_is_the_union_of_three_rules(directory):

@@ -125,7 +125,8 @@ class Checkpoints:
     """Starts saving the run after `step` updates; returns once its arrays may change.
 
     A save under way is waited for. `metrics` are those of the last update. Raises CheckpointError
-    if that save failed, for instance on a full disk; older checkpoints are intact.
+    if that save failed, for instance on a full disk, or there are checkpoints of later updates;
+    older checkpoints are intact.
     """
     if step in self._manager.all_steps():
       return
@@ -158,7 +159,11 @@ class Checkpoints:
       items["rates"] = ocp.args.StandardSave(run.rates)
     metric = (metrics or {}).get(self._metric)
     known = {} if metric is None else {self._metric: float(metric)}
-    self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**items), metrics=known))
+    args = ocp.args.Composite(**items)
+    if not self._checked(lambda: self._manager.save(step, args=args, metrics=known)):
+      raise CheckpointError(
+        f"update {step} is not saved: {self._directory} has later ones, to {self.newest()}"
+      )
 
   def restore(
     self, like: TrainState, at_most: int, set_aside: Callable[[Path, str], None]
@@ -270,9 +275,9 @@ class Checkpoints:
       for unnamed in self._directory.glob("*orbax-checkpoint-tmp*"):
         manifest.write(unnamed, leave_out=_TIMES)
 
-  def _checked(self, action: Callable[[], Any]) -> None:
+  def _checked(self, action: Callable[[], Any]) -> Any:
     try:
-      action()
+      return action()
     except (OSError, ValueError, RuntimeError) as error:  # what tensorstore and orbax raise
       raise CheckpointError(f"a checkpoint could not be written: {error}") from error
 
