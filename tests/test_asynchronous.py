@@ -122,7 +122,9 @@ def test_a_recorded_wall_clock_is_replayed(data_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("partial", ["keep_cache", "recompute_cache"])
 def test_responses_go_on_under_newer_weights(partial, data_dir, tmp_path):
+  """While an order waits for them, evaluations of those there are do not wait for it."""
   changes = {"runtime.max_staleness": 3, "runtime.partial_rollouts": partial}
+  changes |= {"evaluation.every": 1, "runtime.timeout_s": 60.0}
   config, _ = run(tmp_path, data_dir, **{**BEHIND, **changes}, **{"rollouts.save_all": True})
   assert plans(tmp_path)[4] == [[0, 1], [4, 2], [8, 3]]
   origin = parts.origin(config, byte_tokenizer())

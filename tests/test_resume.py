@@ -174,6 +174,17 @@ def test_a_run_stopped_in_the_middle_of_a_refill_ends_the_same(name, whole, data
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["sync", "logical"])
+def test_a_run_that_is_made_longer_ends_as_if_it_had_been_from_the_start(
+  name, whole, data_dir, tmp_path
+):
+  """It ends with weights that the orders beyond its first end are sampled by."""
+  launch.train(make_config(data_dir, name, updates=4), tmp_path)
+  launch.train(make_config(data_dir, name), tmp_path)
+  assert_same(outcome(tmp_path), whole(name))
+
+
+@pytest.mark.slow
 def test_adapters_are_resumed_and_their_checkpoint_converted(data_dir, tmp_path, capsys):
   """Stopped within a rollout batch; the merged model is that which the run itself exports."""
   config = make_config(data_dir, "sync", **{"lora.rank": 2})

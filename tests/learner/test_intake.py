@@ -213,7 +213,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_bit(name):
         taken.append(bits(intake.get(update)))
     saved = json.loads(json.dumps(intake.state()))
     rates = copy.deepcopy(intake.rates())
-    finished = list(intake.snapshot(newest=True).results)
+    finished = list(intake.snapshot(True, len(taken)).results)
     refills += len(saved["rounds"][str(len(taken))]) > 1
     for order_id in list(sampler.pending)[::2]:  # a sampler had finished these
       finished.append(sampler.get(1.0, order_id))
@@ -289,7 +289,7 @@ def test_at_the_bound_it_says_so_and_goes_on_with_a_higher_one():
     for update in range(4):
       intake.order(update)
       taken.append(intake.get(update))
-  finished, saved = intake.snapshot(newest=False).results, intake.state()
+  finished, saved = intake.snapshot(False, len(taken)).results, intake.state()
   refill = Refill(max_rounds=40)
   _, _, intake = make(schedule, 4, refill=refill, finished=finished, saved=saved)
   for update in range(len(taken), 4):
@@ -306,7 +306,22 @@ def test_the_weights_a_refill_will_need_are_saved():
       intake.order(update)
       intake.get(update)
     intake.order(4)
-    assert set(intake.snapshot(newest=False).weights) == versions
+    assert set(intake.snapshot(False, 4).weights) == versions
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_the_weights_that_a_longer_run_will_need_are_saved(in_flight):
+  """At its end; while it has updates left to order, only theirs, which are with the orders."""
+  schedule = Schedule(4, max_staleness=5, publish_every=2, logical=True, in_flight=in_flight)
+  _, _, intake = make(schedule, updates=6)
+  saved = []
+  for update in range(6):
+    intake.order(update)
+    intake.get(update)
+    saved.append(set(intake.snapshot(False, update + 1).weights))
+  assert saved[0] == set()
+  wanted = {version for update in range(6, 12) for _, version in schedule.plan(update, 4)}
+  assert {2, 4, 6} <= saved[-1] == wanted
 
 
 def test_a_curriculum_learns_from_what_was_trained_on_in_order():
@@ -337,4 +352,4 @@ def test_what_is_saved_is_what_was_not_trained_on():
   sampler.interrupted_at = 4  # the second part of the next minibatch
   with pytest.raises(Preempted):
     intake.get(1)
-  assert [result.order_id for result in intake.snapshot(newest=True).results] == [4]
+  assert [result.order_id for result in intake.snapshot(True, 1).results] == [4]

@@ -130,6 +130,29 @@ def test_a_plan_says_which_weights_sample_which_token(mode):
         assert_sampled_by_its_versions(one)
 
 
+@pytest.mark.parametrize("mode", ["keep_cache", "recompute_cache"])
+def test_while_a_plan_waits_what_needs_no_newer_weights_is_sampled(mode):
+  """The learner may be waiting for it, an evaluation or a refill, before it publishes any."""
+  first, second = order(0, plan=((0, 0), (4, 1), (6, 2))), order(1, plan=((0, 1), (6, 2)))
+  evaluation, refill = order(2, plan=((0, 1),), stream=1), order(3, plan=((0, 0), (4, 1)))
+  last = order(4, groups=(2,), plan=((0, 1),), stream=1)  # joins the evaluation
+  alone = {}
+  for one in (first, second, evaluation, refill, last):
+    made, _ = worker(0, 1, 2, partial_rollouts=mode)
+    made.accept(one)
+    alone |= finish(made)
+  made, channel = worker(0, 1, partial_rollouts=mode)
+  for one in (first, second, evaluation, refill, last):
+    made.accept(one)
+  results = {result.order_id: result for _ in range(60) for result in made.tick()}
+  assert set(results) == {2, 3, 4} and not made.idle
+  channel.versions.append(2)
+  results |= finish(made)
+  for order_id, result in alone.items():
+    for one, other in zip(result.rollouts, results[order_id].rollouts, strict=True):
+      assert_same(one, other)
+
+
 def test_a_plan_of_one_version_ignores_newer_weights():
   made, _ = worker(0, 1)
   made.accept(order(0, plan=((0, 0),)))

@@ -265,14 +265,15 @@ class Intake:
       queue_depth=queue_depth,
     )
 
-  def snapshot(self, newest: bool) -> Snapshot:
-    """What is to be saved between two updates, besides what they made: see `Sampler.snapshot`."""
-    wanted = {
-      version
-      for update in self._ledger.open()
-      for _, version in self._plan(update)
-      if self._refill is not None
-    }
+  def snapshot(self, newest: bool, version: int) -> Snapshot:
+    """What is to be saved once `version` updates are committed, besides what they made: see
+    `Sampler.snapshot`. Weights that a longer run could order by now are among it."""
+    updates = set(self._ledger.open()) if self._refill is not None else set()
+    beyond, recorded = max(self._ordered, self._updates), self._schedule.recorded
+    while self._schedule.may_order(beyond, version) and (recorded is None or beyond in recorded):
+      updates.add(beyond)
+      beyond += 1
+    wanted = {version for update in updates for _, version in self._plan(update)}
     samplers = self._sampler.snapshot(newest, wanted)
     return dataclasses.replace(samplers, results=[*self._finished.values(), *samplers.results])
 
@@ -349,7 +350,7 @@ class SavedIntake:
   def order(self, version: int) -> None:
     """Nothing is ordered."""
 
-  def snapshot(self, newest: bool) -> Snapshot:
+  def snapshot(self, newest: bool, version: int) -> Snapshot:
     """The newest weights, if they are wanted."""
     return self._sampler.snapshot(newest)
 

@@ -219,7 +219,8 @@ class Loop:
     self._checkpoint_s = time.perf_counter() - started
 
   def _run_state(self) -> RunState:
-    samplers = self.intake.snapshot(newest=not self.schedule.publishes(self.step))
+    newest = not self.schedule.publishes(self.step)
+    samplers = self.intake.snapshot(newest, self.step)
     return RunState(
       self.state,
       samplers,

@@ -35,8 +35,9 @@ class Worker:
   """Samples orders; one thread calls it.
 
   Orders with the same settings share the engine as long as the same weights may sample them; any
-  other order begins when nothing is in flight. What an order becomes depends on the order and the
-  weights alone.
+  other order begins when nothing is in flight. While a plan waits for weights, an order that needs
+  none but those there are is sampled in an engine of its own: the learner may be waiting for it
+  before it makes any others. What an order becomes depends on the order and the weights alone.
 
   Args:
     spec: of the policy.
@@ -63,6 +64,7 @@ class Worker:
     self._slots, self._longest_prompt = settings.slots, 0
     self._version, self._params = -1, {}
     self._stage = 0  # of the plan in flight
+    self._aside: tuple[Engine, list[_Flight], int] | None = None  # a plan that waits, and its stage
     self._idle_since = time.perf_counter()
     self._wait_s = self._weights_s = 0.0  # what the next order to begin will report
     self._asked_since: float | None = None  # when weights that have not come were first asked for
@@ -70,7 +72,7 @@ class Worker:
   @property
   def idle(self) -> bool:
     """Whether nothing is queued or in flight."""
-    return not self._queue and not self._flights
+    return not self._queue and not self._flights and self._aside is None
 
   def accept(self, order: Order) -> None:
     """Queues an order. Raises ValueError if it can never be sampled here."""
@@ -95,10 +97,9 @@ class Worker:
     if self.idle:
       return []
     if self._flights:
-      ready = self._change_weights_in_flight()
-    else:
-      ready = self._open(self._queue[0])
-    if not ready:
+      if not self._change_weights_in_flight() and not self._set_aside():
+        return []
+    elif not self._open(self._queue[0]):
       return []
     while self._queue and self._may_join(self._queue[0]):
       self._begin(self._queue.popleft())
@@ -138,6 +139,21 @@ class Worker:
     engine.adopt(self._version, self._params)
     self._begin(self._queue.popleft())
     return True
+
+  def _set_aside(self) -> bool:
+    """Begins the first order that the weights there are can sample to its end, and leaves the plan
+    in flight waiting for its next ones; False if there is none, or one waits already."""
+    newest = self._weights.newest()
+    last = lambda order: max((version for _, version in order.plan), default=order.weight_version)
+    complete = next((order for order in self._queue if last(order) <= newest), None)
+    if self._aside is not None or complete is None:
+      return False
+    self._running.release()
+    self._aside = (self._running, self._flights, self._stage)
+    self._engine, self._flights = None, []
+    self._queue.remove(complete)
+    self._queue.appendleft(complete)
+    return self._open(complete)
 
   def _fits(self, order: Order, slots: int) -> bool:
     return (
@@ -216,6 +232,8 @@ class Worker:
     now = time.perf_counter()
     done = [f for f in self._flights if all(s.finish for s in f.sequences)]
     self._flights = [f for f in self._flights if f not in done]
+    if not self._flights and self._aside is not None:
+      (self._engine, self._flights, self._stage), self._aside = self._aside, None
     if self.idle:
       self._idle_since = now
     return [
