@@ -130,8 +130,8 @@ def test_compiled_programs_are_kept_where_the_config_says_unless_the_environment
   """The programs of the process itself, and by its environment those of its children."""
   program = """
 import os, sys, jax
-from vespo_jax import launch
-launch.keep_programs(sys.argv[1])
+from vespo_jax import rundirs
+rundirs.keep_programs(sys.argv[1])
 jax.block_until_ready(jax.jit(lambda x: jax.numpy.sin(x @ x))(jax.numpy.ones((9, 9))))
 print(os.environ["JAX_COMPILATION_CACHE_DIR"])
 """

@@ -24,6 +24,7 @@ ROOMS = [
     "config_supervised",
     "parts",
     "training",
+    "rundirs",
     "launch",
     "fine_tuning",
     "rewriting",

@@ -14,7 +14,16 @@ import pytest
 
 from configs import debug
 from vespo_jax import config as config_lib
-from vespo_jax import config_supervised, convert, fine_tuning, launch, metrics, models, sft
+from vespo_jax import (
+  config_supervised,
+  convert,
+  fine_tuning,
+  launch,
+  metrics,
+  models,
+  rewriting,
+  sft,
+)
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = {
@@ -117,6 +126,18 @@ def test_a_directory_of_other_data_config_or_command_is_refused(run):
     fine_tuning.train(make_config(data, updates=7), workdir)  # the rate falls to the end of a run
   with pytest.raises(config_lib.ConfigError, match="another sft.loss"):
     fine_tuning.train(make_config(data, **{"sft.loss": "dft"}), workdir)
+  before = (workdir / "result.json").read_bytes()
+  with pytest.raises(config_lib.ConfigError, match=r"holds a run of vespo_jax.sft; give another"):
+    rewriting.train(make_config(data), workdir)
+  asked = []
+
+  def stop():
+    with pytest.raises(config_lib.ConfigError, match="is being written by another process"):
+      fine_tuning.train(make_config(data), workdir.parent / "two")
+    return asked.append(None) is None
+
+  assert fine_tuning.train(make_config(data), workdir.parent / "two", stop)["updates"] < 6 and asked
+  assert (workdir / "result.json").read_bytes() == before
   text = Path(data).read_text()
   try:
     write_data(Path(data), letters="ba")

@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import files, launch, metrics, parts, supervised, training
+from vespo_jax import files, launch, metrics, parts, rundirs, supervised, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import Checkpoints, Retention
@@ -79,7 +79,7 @@ def train(
     CheckpointError: if the run cannot be restored or saved.
     Diverged: with the evidence in `failure/`, after `result.json` says so.
   """
-  with launch.claimed(config, workdir), contextlib.ExitStack() as stack:
+  with rundirs.claimed(config, workdir, "sft"), contextlib.ExitStack() as stack:
     return _run(config, workdir, stop, stack)
 
 
@@ -106,7 +106,7 @@ def _run(
   updates = config.updates
   if config.sft.epochs:
     updates = math.ceil(config.sft.epochs * len(data.train) / config.batch.prompts)
-  finished = launch.finished_result(workdir, {"updates": updates}, "held_out_after")
+  finished = rundirs.finished_result(workdir, {"updates": updates}, "held_out_after")
   if finished is not None:
     if finished["data"]["digest"] != counts["digest"]:
       raise _other_data(workdir)

@@ -7,15 +7,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import files, memory, metrics, models, parts, report, sharding, training, weights
+from vespo_jax import files, metrics, models, parts, report, rundirs, sharding, training, weights
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.hosts import Hosts, HostsFailed
@@ -41,21 +40,6 @@ __all__ = [
   "SamplersFailed",
   "train",
 ]
-
-# keys that may differ when a run is resumed
-CHANGEABLE = (
-  "updates",
-  "mesh.",
-  "policy.attention",  # what devices have
-  "policy.gathered_mb",
-  "sampler.attention",
-  "optimizer.offload",
-  "checkpoint.",
-  "runtime.compilation_cache",
-  "batch.dynamic.max_rounds",
-  "distributed.",
-  "task.grade_processes",
-)
 
 
 def train(
@@ -83,45 +67,15 @@ def train(
     HostsFailed: if another process failed.
   """
   hosts = hosts or Hosts(stop)
-  with claimed(config, workdir, hosts.first), contextlib.ExitStack() as stack:
+  with rundirs.claimed(config, workdir, "train", hosts.first), contextlib.ExitStack() as stack:
     finished = hosts.tell(
-      lambda: finished_result(workdir, {"updates": config.updates}, "evaluation_after")
+      lambda: rundirs.finished_result(workdir, {"updates": config.updates}, "evaluation_after")
     )
     if finished is None:
       return _run(config, workdir, hosts, stack)
   if hosts.first and not (workdir / report.PAGE).is_file():  # the last thing that a run writes
     report.write(workdir)
   return finished
-
-
-@contextlib.contextmanager
-def claimed(config: FrozenConfigDict, workdir: Path, writes: bool = True) -> Iterator[None]:
-  """Makes this process and the directory those of a run: programs are kept, memory is given back
-  after compiling, the config is written by the process that `writes`. A new directory is free again
-  after a ConfigError, since nothing has run under this config.
-
-  Raises ConfigError if the directory cannot be written, or holds a run of another config.
-  """
-  keep_programs(config.runtime.compilation_cache)
-  memory.return_after_compiling()
-  fresh = writes and _claim(config, workdir)
-  try:
-    yield
-  except ConfigError:
-    if fresh:
-      (workdir / "config.json").unlink()
-    raise
-
-
-def keep_programs(directory: str) -> None:
-  """Keeps what is compiled, by this process and those it starts, in `directory` for the next run:
-  unless that is "", or the environment's JAX_COMPILATION_CACHE_DIR names another place."""
-  if directory:
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(directory))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-      value = os.environ[name]  # JAX is imported by now and has read these
-      jax.config.update(name.lower(), float(value) if name.endswith("SECS") else value)
 
 
 def summary(result: dict[str, Any], workdir: Path) -> str:
@@ -299,45 +253,6 @@ def _evaluate_during(
     "evaluation/high": evaluation.high,
     **{f"evaluation/pass_at_{k}": passed for k, passed in evaluation.pass_at_k.items()},
   }
-
-
-def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
-  """Writes the config into a run directory, new or this run's; returns whether it is new.
-
-  Raises ConfigError if it cannot be written, or holds a run of another config or of more updates.
-  """
-  path = workdir / "config.json"
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    fresh = not path.is_file()
-    if not fresh:
-      stored, mine = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
-      changed = config_lib.differences(stored, mine)
-      fixed = ("updates",) if config.optimizer.decay != "none" else ()  # the rate depends on it
-      differing = [key for key in changed if key in fixed or not key.startswith(CHANGEABLE)]
-      if differing:
-        raise ConfigError(
-          f"--workdir={workdir} holds a run with another {', '.join(differing[:5])}; "
-          "give another directory, or remove this one"
-        )
-      newest = max(training.checkpoint_steps(workdir), default=0)
-      if newest > config.updates < stored["updates"]:
-        raise ConfigError(
-          f"updates={config.updates}: --workdir={workdir} holds a run of {newest} updates already; "
-          "give another directory"
-        )
-    config_lib.write(config, path)
-  except OSError as error:
-    raise ConfigError(f"--workdir={workdir} cannot be written: {error}") from error
-  return fresh
-
-
-def finished_result(workdir: Path, made: Mapping[str, int], last: str) -> dict[str, Any] | None:
-  """What `result.json` holds, if it is of a run that made that much and ended with `last`."""
-  path = workdir / "result.json"
-  result = json.loads(path.read_text()) if path.is_file() else {}
-  done = result.get("stop_reason") == "finished" and made.items() <= result.items()
-  return result if done and last in result else None
 
 
 def _evaluate_before(

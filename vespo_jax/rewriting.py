@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vespo_jax import files, launch, metrics, parts, supervised, training
+from vespo_jax import files, metrics, parts, rundirs, supervised, training
 from vespo_jax.hosts import Hosts
 from vespo_jax.learner.mixed_problems import Mixture
 from vespo_jax.learner.update import compile_score
@@ -38,8 +38,8 @@ def train(
 
   Raises ConfigError, SamplersFailed, ChildDied and TimeoutError as `launch.train`.
   """
-  with launch.claimed(config, workdir), contextlib.ExitStack() as stack:
-    finished = launch.finished_result(workdir, {}, "gap_after")
+  with rundirs.claimed(config, workdir, "rewrite"), contextlib.ExitStack() as stack:
+    finished = rundirs.finished_result(workdir, {}, "gap_after")
     return finished if finished is not None else _run(config, workdir, stop, stack)
 
 

@@ -239,7 +239,8 @@ def read_checkpoint(
   if run is None or found is None or (step is not None and found != step):
     why = "; ".join(damaged) or "the run has removed it"
     raise CheckpointError(f"a checkpoint in {workdir} cannot be read: {why}")
-  if learner.adapters and not run.reference.endswith(manifest.digest_of(learner.state.frozen)):
+  base = learner.state.frozen
+  if base is not None and not run.reference.endswith(manifest.digest_of(base)):
     raise CheckpointError(f"{workdir} adapted another policy than {config.policy.path} holds now")
   return found, spec, learner.policy(run.state), tokenizer
 

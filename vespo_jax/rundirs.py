@@ -1,0 +1,136 @@
+"""Whose a run directory is: of one process at a time, one command, one config."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import FrozenConfigDict
+
+from vespo_jax import config as config_lib
+from vespo_jax import memory, training
+from vespo_jax.config import ConfigError
+
+COMMAND = "command"  # in a run directory: which one made it, and locked while it runs
+
+# keys that may differ when a run is resumed
+CHANGEABLE = (
+  "updates",
+  "mesh.",
+  "policy.attention",  # what devices have
+  "policy.gathered_mb",
+  "sampler.attention",
+  "optimizer.offload",
+  "checkpoint.",
+  "runtime.compilation_cache",
+  "batch.dynamic.max_rounds",
+  "distributed.",
+  "task.grade_processes",
+)
+
+
+@contextlib.contextmanager
+def claimed(
+  config: FrozenConfigDict, workdir: Path, command: str, writes: bool = True
+) -> Iterator[None]:
+  """Makes this process and the directory those of a run: programs are kept, memory is given back
+  after compiling, the config is written by the process that `writes`, and no other one may write
+  while it does. A new directory is free again after a ConfigError, since nothing has run under this
+  config.
+
+  Raises ConfigError if the directory cannot be written, or holds a run of another config or another
+  `command`, or one that is under way.
+  """
+  keep_programs(config.runtime.compilation_cache)
+  memory.return_after_compiling()
+  with _alone(workdir, command) if writes else contextlib.nullcontext():
+    fresh = writes and _claim(config, workdir)
+    try:
+      yield
+    except ConfigError:
+      if fresh:
+        (workdir / "config.json").unlink()
+        (workdir / COMMAND).unlink()
+      raise
+
+
+def keep_programs(directory: str) -> None:
+  """Keeps what is compiled, by this process and those it starts, in `directory` for the next run:
+  unless that is "", or the environment's JAX_COMPILATION_CACHE_DIR names another place."""
+  if directory:
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.abspath(directory))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+      value = os.environ[name]  # JAX is imported by now and has read these
+      jax.config.update(name.lower(), float(value) if name.endswith("SECS") else value)
+
+
+def finished_result(workdir: Path, made: Mapping[str, int], last: str) -> dict[str, Any] | None:
+  """What `result.json` holds, if it is of a run that made that much and ended with `last`."""
+  path = workdir / "result.json"
+  result = json.loads(path.read_text()) if path.is_file() else {}
+  done = result.get("stop_reason") == "finished" and made.items() <= result.items()
+  return result if done and last in result else None
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path, command: str) -> Iterator[None]:
+  """Holds the directory for this process; its file says whose runs it is for."""
+  path = workdir / COMMAND
+  with contextlib.ExitStack() as stack:
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+      file = stack.enter_context(os.fdopen(descriptor, "r+"))
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back
+    except BlockingIOError as error:
+      raise ConfigError(f"--workdir={workdir} is being written by another process") from error
+    except OSError as error:
+      raise ConfigError(f"--workdir={workdir} cannot be written: {error}") from error
+    holder = file.read().strip() or command
+    if holder != command:
+      raise ConfigError(
+        f"--workdir={workdir} holds a run of vespo_jax.{holder}; give another directory"
+      )
+    if not (workdir / "config.json").is_file():  # new
+      file.seek(0)
+      file.write(f"{command}\n")
+      file.flush()
+    yield
+
+
+def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
+  """Writes the config into a run directory, new or this run's; returns whether it is new.
+
+  Raises ConfigError if it cannot be written, or holds a run of another config or of more updates.
+  """
+  path = workdir / "config.json"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    fresh = not path.is_file()
+    if not fresh:
+      stored, mine = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
+      changed = config_lib.differences(stored, mine)
+      fixed = ("updates",) if config.optimizer.decay != "none" else ()  # the rate depends on it
+      differing = [key for key in changed if key in fixed or not key.startswith(CHANGEABLE)]
+      if differing:
+        raise ConfigError(
+          f"--workdir={workdir} holds a run with another {', '.join(differing[:5])}; "
+          "give another directory, or remove this one"
+        )
+      newest = max(training.checkpoint_steps(workdir), default=0)
+      if newest > config.updates < stored["updates"]:
+        raise ConfigError(
+          f"updates={config.updates}: --workdir={workdir} holds a run of {newest} updates already; "
+          "give another directory"
+        )
+    config_lib.write(config, path)
+  except OSError as error:
+    raise ConfigError(f"--workdir={workdir} cannot be written: {error}") from error
+  return fresh
