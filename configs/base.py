@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
 
   # What is optimised. Each method has its hyper-parameters, with their published defaults, under
   # its own name: objective.vespo.k_pos, objective.grpo.clip_high, ... (their meaning, paper and
-  # equation: vespo_jax/objectives/NAME.py).
+  # equation: vespo_jax/objectives/).
   config.objective = ConfigDict({name: objectives.defaults(name) for name in objectives.names()})
   config.objective.name = "vespo"  # of the method
   config.objective.aggregation = ""  # token-mean, seq-mean-token-mean, ...; "": the method's own

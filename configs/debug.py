@@ -3,7 +3,7 @@
     python -m vespo_jax.train --config=configs/debug.py --workdir=runs/debug
 
 Reproduces nothing. Hardware: any CPU. Wall time: half a minute, most of it compiling.
-Expected: exit code 0, about 50 % accuracy before and after, and a report.
+Expected: exit code 0, 70 % accuracy before and after (28 of 40 responses), and a report.
 """
 
 from ml_collections import ConfigDict

@@ -51,6 +51,13 @@ def test_exit_codes_say_how_a_run_ended(outcome, code, monkeypatch, capsys):
   assert ("stopped after update 4" in printed.out) == (code == 75)
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_given(flag, capsys):
+  assert train.main(["vespo_jax/train.py", flag]) == 0
+  text = capsys.readouterr().out
+  assert "python -m vespo_jax.train --config=FILE" in text and "75\npreempted" in text
+
+
 def test_what_is_found_out_later_is_the_configs_fault_too(tmp_path, monkeypatch):
   """A policy whose numbers are damaged, and a task with too few problems."""
   good, _ = parse()

@@ -272,6 +272,18 @@ def test_overrides_reach_the_config_whatever_their_order():
     (["--config.task.mixture=sums"], ["task.mixture='sums'", "tasks by label"]),
     (['--config.task.mixture={"a": 3}'], ["task.mixture: a must have name and weight"]),
     (["--config.task.mixture.a=3"], ["task.mixture: a must have name and weight"]),
+    (['--config.task.mixture={"a.b": {}}'], ["dots in field names", "a.b"]),
+    (
+      [
+        '--config.task.mixture={"a": {"name": "reasoning_gym/gcd"}}',
+        "--config.task.mixture.a.weight=0",
+      ],
+      ["task.mixture: a.weight=0 must be a number"],
+    ),
+    (
+      ["--config.task.options.answer_format.x=2"],
+      ["task.options.answer_format.x: answer_format is a value, not a section"],
+    ),
     (
       ['--config.task.mixture={"a": {"name": "reasoning_gym/chain_sun", "weight": 1}}'],
       ["task.mixture.a.name='reasoning_gym/chain_sun'", "did you mean 'chain_sum'"],

@@ -119,6 +119,11 @@ def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):
   found = json.loads(capsys.readouterr().out)
   assert found["differences"]["avg@2"]["low"] <= found["differences"]["avg@2"]["high"]
   assert command(workdir=evaluated_run) == 0
+  (tmp_path / "run").mkdir()  # a run that has not been evaluated yet has other records
+  for name in ("config.json", "metrics.jsonl"):
+    shutil.copy(evaluated_run / name, tmp_path / "run")
+  assert command("--compare", str(tmp_path / "a"), str(tmp_path / "run")) == 2
+  assert "run has no finished evaluation: make one" in capsys.readouterr().err
   assert command("--compare", str(tmp_path / "a"), str(evaluated_run)) == 2
   assert "problems is 4 of one" in capsys.readouterr().err
 
@@ -173,7 +178,7 @@ def test_bad_usage_is_one_message_before_anything_is_loaded(
     ("--workdir=x", "--model=y"),
     ("--model=x",),
     ("--model=x", "--task=y", "--checkpoint=1"),
-    ("--workdir=x", "--task=y"),
+    ("--workdir=x", "--task=y"),  # a run is evaluated on its own
     ("--compare", "x", "y", "--samples=2"),
     ("--workdir=x", "--seeds=a"),
     ("--model=x", "--task=y", "--task_options=[]"),

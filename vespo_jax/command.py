@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,13 @@ def command(
   `runner` is the module whose `train` does it and whose `summary` is printed; `check` raises
   ConfigError for a config that it could not do.
   """
+  if {"-h", "--help"} & set(argv[1:]):
+    name = Path(argv[0]).stem
+    print(
+      f"usage: python -m vespo_jax.{name} --config=FILE --workdir=DIR [--config.KEY=VALUE ...]\n"
+    )
+    print(f"configs/base.py lists every key, what it means and its default.\n{__doc__}")
+    return 0
   try:
     config, workdir = config_lib.parse(argv)
     check(config)

@@ -62,9 +62,11 @@ def _check(values: Values) -> FrozenConfigDict:
   missing = [key for key in RULES if key not in values]
   if missing:
     raise ConfigError(f"{missing[0]} is missing; configs/base.py lists every key")
-  config = FrozenConfigDict(
-    _nest({key: rule.check(key, values[key]) for key, rule in RULES.items()})
-  )
+  nested = _nest({key: rule.check(key, values[key]) for key, rule in RULES.items()})
+  try:
+    config = FrozenConfigDict(nested)
+  except ValueError as error:  # a name of free options has a dot in it
+    raise ConfigError(one_line(error)) from error
   _check_methods(config)
   _check_correction(config, make_objective(config), make_correction(config))
   _check_runtime(config)
@@ -147,7 +149,10 @@ def make_spec(config: FrozenConfigDict) -> ModelSpec:
     vocab_size = byte_tokenizer().vocab_size
     return ModelSpec(vocab_size, **{size: policy[size] for size in (*sizes, *experts)})
   if not os.path.exists(policy.path):
-    raise ConfigError(f"policy.path={shown(policy.path)} does not exist")
+    raise ConfigError(
+      f"policy.path={shown(policy.path)} does not exist; nothing is downloaded: give a run's "
+      "directory, one in Hugging Face's layout, or a GGUF file"
+    )
   try:
     return weights.read_spec(policy.path)
   except (ValueError, OSError) as error:

@@ -5,6 +5,7 @@ A config file is Python and runs as code; a run directory's `config.json` is dat
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib.machinery
 import json
@@ -113,7 +114,13 @@ def _override(values: Values, key: str, text: str) -> None:
   section = _options_of(key)
   options = values.get(section)
   if isinstance(options, dict):  # anything else is refused later
-    values[section] = {**options, key.removeprefix(f"{section}."): RULES[section].read(text)}
+    *outer, last = key.removeprefix(f"{section}.").split(".")
+    values[section] = options = copy.deepcopy(options)
+    for name in outer:
+      options = options.setdefault(name, {})
+      if not isinstance(options, dict):
+        raise ConfigError(f"{key}: {name} is a value, not a section")
+    options[last] = RULES[section].read(text)
 
 
 def _options_of(key: str) -> str:

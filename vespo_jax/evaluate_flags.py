@@ -56,7 +56,8 @@ def parse(arguments: list[str], description: str) -> argparse.Namespace:
   needless += [field.name for field in dataclasses.fields(Changes)] if flags.compare else []
   for name in needless:
     if getattr(flags, name) is not None:
-      parser.error(f"--{name} says nothing of what is given")
+      why = "needs --model: a run is evaluated on its own task" if name in _OF_A_MODEL else ""
+      parser.error(f"--{name} {why or 'says nothing of what is given'}")
   if flags.model and not flags.task:
     parser.error("--model needs a --task")
   return flags

@@ -257,8 +257,9 @@ def _read(config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.Exit
   if not data.train:
     source = f"sft.data={config.sft.data!r}" if config.sft.data else f"task {config.task.name}"
     raise ConfigError(
-      f"{source} has nothing to train on: {len(conversations)} demonstrations, and all "
-      f"{left_out.most_common() or 'are held out (sft.held_out)'}"
+      f"{source} has nothing to train on: of {len(conversations) + len(held_out)} demonstrations "
+      f"{len(held_out)} are held out (sft.held_out={kept}), and the others "
+      f"{dict(left_out) or 'are none'}"
     )
   return data
 

@@ -15,7 +15,8 @@ publications, the last of which is trained on 7 updates after the weights that b
 (max_staleness); partial_rollout=True goes on with a response under new weights, its keys and values
 computed again (recompute_cache); use_rollout_log_probs=True takes W against what really sampled.
 Their overlong buffer has a factor of 0, so it is off.
-Hardware: the learner on 32 H200; the paper had 16 GPUs that learned and 48 that sampled.
+Hardware: the learner on 32 H200, started as configs/paper/protocol.py says; the paper had 16
+GPUs that learned and 48 that sampled.
 Wall time, predicted and not measured (docs/scale.md): at least 55 s for an update, so 1.0 days for
 1,500 updates with enough samplers.
 Expected, read off the figure at update 1,450: AIME25 of .32 and AIME24 of .445 (GRPO .285 and .38,

@@ -5,14 +5,16 @@
 
 Reproduces table 4 at N = 8. Which model it is of is in no source that was read; Qwen3-30B-A3B-Base,
 the main one, is taken. Everything but the task is configs/paper/qwen3_30b_a3b.py.
-Hardware: the learner on 32 H200, and cores for 32 programs at a time.
+Hardware: the learner on 32 H200, and cores for 32 programs at a time; how it is started there says
+configs/paper/protocol.py.
 Wall time, predicted and not measured: at least 55 s for an update and 13 s for scoring its
 minibatch, by `python -m experiments.scale --config=configs/paper/code.py`, if none waits for
 programs.
 Expected, from the paper, pass@10 of HumanEval+, MBPP+ and LiveCodeBench v6: 88.4, 75.4, 25.3 (GRPO
 84.8, 74.9, 23.1; GSPO 82.9, 73.0, 23.1; SAPO 86.6, 74.6, 24.2). Not reproduced here.
 
-    python -m vespo_jax.evaluate --workdir=runs/code --task=dataset/humaneval_plus --samples=10
+    python -m vespo_jax.evaluate --model=runs/code --task=dataset/humaneval_plus --samples=10
+      --max_new_tokens=15360 --dtype=bfloat16
 """
 
 from ml_collections import ConfigDict

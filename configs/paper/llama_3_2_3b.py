@@ -9,8 +9,9 @@ with a clone of meta-llama/Llama-3.2-3B-Instruct in models/. `python -m experime
 flags of that layout.
 
 Reproduces the row of Llama-3.2-3B-Instruct of table 1.
-Hardware: the learner on 32 H200 (four nodes of eight), samplers beside it; other layouts in
-configs/paper/layouts.py. The paper: 32 H20.
+Hardware: the learner on 32 H200 (four nodes of eight), samplers on others; how it is started there
+says configs/paper/protocol.py, and other layouts are in configs/paper/layouts.py. The paper: 32
+H20.
 Wall time, predicted and not measured (docs/scale.md): at least 39 s for an update and 9 s for
 scoring its minibatch, so 0.8 days for 1,500 updates if sampling never waits.
 Expected, from the paper: average of AIME24, AIME25, AMC23 and MATH-500 of 28.3 (GRPO 26.8, GSPO

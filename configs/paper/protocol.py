@@ -2,6 +2,11 @@
 official scripts): data, sampling, batch, staleness and optimizer. The files beside this one say
 which model, on which devices.
 
+On several hosts each gives the command, with `--config.distributed.enabled=True` (README, Several
+hosts); samplers on GPUs of their own are those of a Ray cluster. `experiments/launch/ray.sh` starts
+both: CONFIG=configs/paper/qwen3_8b.py WORKDIR=... RAY_HEAD=... SAMPLERS=8 ... "HOST HOST HOST HOST"
+--config.runtime.ray.num_gpus=4, which is `sampler.tensor`.
+
 What is ours, because no source that was read gives it: no warm-up, no weight decay, gradients
 clipped at a norm of 1 and Adam's usual moments. The scripts ask at most 1,024 tokens of a prompt;
 no key says so here, and a longer prompt is trained on too.
@@ -39,6 +44,7 @@ def get_config(model: str, hardware: str) -> ConfigDict:
   config.sampler.chunk = 128
   config.sampler.attention = layouts.DECODE_ATTENTION[hardware.split(":")[0]]
   config.sampler.tensor = layouts.SAMPLERS[model][hardware]
+  config.runtime.gpu_memory_fraction = 0.92  # as `experiments.scale` counts it; not for one GPU
   config.runtime.weights = "pieces"  # through --workdir, which all hosts share
   config.optimizer.learning_rate = 1e-6  # constant
   config.optimizer.warmup_updates = 0

@@ -9,15 +9,17 @@ with a clone of Qwen/Qwen3-30B-A3B-Base in models/. `python -m experiments.scale
 flags of that layout.
 
 Reproduces the row of Qwen3-30B-A3B-Base of table 1, and table 2: N = 4, 8, 16, 32, 64.
-Hardware: the learner on 32 H200 (four nodes of eight), samplers beside it; other layouts in
-configs/paper/layouts.py. On 32 GB chips (v6e) it does not fit: docs/scale.md. The paper: 32 H20.
+Hardware: the learner on 32 H200 (four nodes of eight), samplers on others; how it is started there
+says configs/paper/protocol.py, and other layouts are in configs/paper/layouts.py. On 32 GB chips
+(v6e) it does not fit: docs/scale.md. The paper: 32 H20.
 Wall time, predicted and not measured (docs/scale.md): at least 55 s for an update and 13 s for
 scoring its minibatch, so 1.2 days for 1,500 updates if sampling never waits.
 Expected, from the paper: average of AIME24, AIME25, AMC23 and MATH-500 of 70.0 at N = 8 (GRPO 57.0,
 GSPO 59.1, SAPO 51.7), of 70.0, 67.3, 64.5 and 61.8 at N = 4, 16, 32 and 64; of the best checkpoint
 by that average, one seed. Nothing of it has been reproduced here.
 
-    python -m vespo_jax.evaluate --workdir=runs/qwen3_30b_a3b --preset=vespo --task=dataset/aime25
+    python -m vespo_jax.evaluate --model=runs/qwen3_30b_a3b --preset=vespo --task=dataset/aime25
+      --max_new_tokens=15360 --dtype=bfloat16
 """
 
 from ml_collections import ConfigDict

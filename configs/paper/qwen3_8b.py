@@ -9,8 +9,9 @@ with a clone of Qwen/Qwen3-8B-Base in models/. `python -m experiments.scale
 of that layout.
 
 Reproduces the row of Qwen3-8B-Base of table 1.
-Hardware: the learner on 32 H200 (four nodes of eight), samplers beside it; other layouts in
-configs/paper/layouts.py. The paper: 32 H20.
+Hardware: the learner on 32 H200 (four nodes of eight), samplers on others; how it is started there
+says configs/paper/protocol.py, and other layouts are in configs/paper/layouts.py. The paper: 32
+H20.
 Wall time, predicted and not measured (docs/scale.md): at least 84 s for an update and 20 s for
 scoring its minibatch, so 1.8 days for 1,500 updates if sampling never waits.
 Expected, from the paper: average of AIME24, AIME25, AMC23 and MATH-500 of 60.9 (GRPO 54.6, GSPO

@@ -230,7 +230,8 @@ def newest(place: Path) -> Path:
   folder of records. Raises ValueError if there is none."""
   if place.is_file():
     return place
-  folder = place / "evaluation" if (place / "evaluation").is_dir() else place
+  is_run = (place / "config.json").is_file() or (place / "evaluation").is_dir()
+  folder = place / "evaluation" if is_run else place
   files = sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
   if not folder.is_dir() or not files:
     raise ValueError(f"{place} has no finished evaluation: make one with --workdir or --model")

@@ -81,12 +81,12 @@ def main(argv: list[str]) -> int:
     connection.send_bytes(b"ready")
     while True:
       _serve(connection, judge, alarm_s)
-  except (EOFError, BrokenPipeError):  # the parent hung up
+  except (EOFError, ConnectionError):  # the parent hung up
     return 0
 
 
 def _serve(connection: Connection, judge: Callable[[Example, str], Score], alarm_s: float) -> None:
-  """Takes one list, sends the verdicts. Raises EOFError or BrokenPipeError if nobody is there."""
+  """Takes one list, sends the verdicts. Raises EOFError or ConnectionError if nobody is there."""
   message = connection.recv_bytes()
   connection.send_bytes(b"%d" % _memory())  # from here on an answer is to blame for what happens
   for number, (example, response) in enumerate(json.loads(message)):
