@@ -10,9 +10,12 @@ from example import EXPERTS, SPEC, example_batch, fresh_state, plain_update
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AbstractMesh
 
+from tests.marks import slow_but
 from vespo_jax import models, sampler
+from vespo_jax.learner.update import NO_LIMITS, first_skips, jit_update
 from vespo_jax.models.partition import MESH_AXES
 from vespo_jax.sampler import decode as device
+from vespo_jax.supervised import Encoded, pack
 
 
 def lowered(function, *arguments, platform):
@@ -28,6 +31,21 @@ def test_an_update_is_lowered(spec, platform):
   assert text.count("stablehlo.dot_general") > 20
   kernels = {"tpu": ("tpu_custom_call", "gmm", "tgmm"), "cuda": ("ragged_dot",)}[platform]
   assert all((kernel in text) == bool(spec.experts) for kernel in kernels)
+
+
+@pytest.mark.parametrize("axis", slow_but(["data", "fsdp", "expert"], "expert"))
+def test_experts_of_packed_rows_are_lowered_over_two_devices(axis):
+  """XLA divides that program by itself, and it refuses to divide a Pallas kernel."""
+  mesh = AbstractMesh(tuple(1 + (name == axis) for name in MESH_AXES), MESH_AXES)
+  state = jax.eval_shape(functools.partial(fresh_state, EXPERTS))
+  update = jit_update(plain_update("reinforce", spec=EXPERTS), mesh, EXPERTS, state)
+  sequences = [
+    Encoded(np.arange(3, 3 + n, dtype=np.int32), np.arange(n) > 2) for n in (5, 7, 9, 12)
+  ]
+  batch = pack(sequences, 16, 2).batch
+  traced = update.trace(state, None, batch, first_skips(NO_LIMITS))
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  assert "ragged_dot" in text and "tpu_custom_call" not in text
 
 
 @pytest.mark.parametrize("dtype", models.DTYPES)

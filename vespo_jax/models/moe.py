@@ -97,12 +97,14 @@ def _experts(x_MD: Array, layer: Params, expert_ids_MA: Array, weights_MA: Array
   """sum_a weight_a expert_a(x), float32 [M, D]; 0 of a token whose experts are none, which is a
   number beyond the last. No token is dropped, and shapes are fixed."""
   kernels = [dequantize(layer[f"expert_{name}"]) for name in ("gate", "up", "down")]
+  # XLA divides a program over a mesh by itself where rows are packed, but no Pallas kernel
+  of_sorted = _grouped if partition.current_mesh() is None else jax.lax.ragged_dot
 
   def product(x_MD: Array, flat_I: Array) -> Array:
     return jax.lax.platform_dependent(
       *(x_MD, *kernels, flat_I),
       cpu=_by_blocks,
-      tpu=functools.partial(_by_sorting, product=_grouped),
+      tpu=functools.partial(_by_sorting, product=of_sorted),
       default=functools.partial(_by_sorting, product=jax.lax.ragged_dot),
     )
 
