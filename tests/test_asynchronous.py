@@ -92,6 +92,19 @@ def test_saved_rollouts_train_the_same_policy_without_a_sampler(logical, data_di
   same_run(workdir, tmp_path / "replay", drop=("integrity/",))
 
 
+def test_of_another_runs_rollouts_only_the_first_weights_are_this_runs(data_dir, tmp_path):
+  """Later ones of the same version are others, and what they differ by is no mismatch."""
+  on_policy = {**SMALL, "staleness.minibatches": 1, "updates": 2}
+  run(tmp_path / "one", data_dir, **on_policy, **{"rollouts.save_all": True})
+  source = {"sampler.source": f"replay:{tmp_path / 'one'}", "objective.name": "grpo"}
+  run(tmp_path / "other", data_dir, **on_policy, **source)
+  measured = [
+    ["mismatch/tokens" in row for row in metrics.read(tmp_path / name / "metrics.jsonl")]
+    for name in ("one", "other")
+  ]
+  assert measured == [[True, True], [True, False]]
+
+
 @pytest.mark.slow
 def test_saved_rollouts_train_another_objective_on_the_same_data(logical, data_dir, tmp_path):
   workdir, _ = logical

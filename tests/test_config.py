@@ -171,6 +171,27 @@ def test_overrides_reach_the_config_whatever_their_order():
       ],
       ["needs correction.denominator='behaviour', and it is 'proximal'"],
     ),
+    (
+      [
+        "--config.runtime.weights=pieces",
+        "--config.runtime.pieces.dtype=bfloat16",
+        "--config.sampler.dtype=bfloat16",
+        "--config.proximal_step.divergence=kl",
+      ],
+      ["needs proximal_step.divergence='none', and it is 'kl'"],
+    ),
+    (
+      [
+        "--config.runtime.weights=pieces",
+        "--config.runtime.pieces.dtype=bfloat16",
+        "--config.sampler.dtype=bfloat16",
+        "--config.policy.path=",
+        "--config.policy.experts=4",
+        "--config.policy.active_experts=2",
+        "--config.moe.replay=R2",
+      ],
+      ["needs moe.replay='off' or 'R3', and it is 'R2'"],
+    ),
     (["--config.sampler.attention=paged"], ["needs sampler.dtype='bfloat16', not 'float32'"]),
     (["--config.mesh.fsdp=-1"], ["mesh.data and mesh.fsdp are -1"]),
     (["--config.mesh.data=3"], ["batch.prompts=4 in batch.micro_batches=2", "mesh.data=3"]),

@@ -275,14 +275,17 @@ def _check_weights(config: FrozenConfigDict, spec: ModelSpec) -> None:
   """How weights are published, and what holds them."""
   sampler, dtype = config.sampler, config.runtime.pieces.dtype
   if config.runtime.weights == "pieces" and dtype != "float32":
-    denominator = config.correction.denominator
-    for key, value, needed in (
-      ("sampler.dtype", sampler.dtype, dtype),
-      ("correction.denominator", denominator, "behaviour"),  # others go on from what was published
+    proximal = config.proximal_step.divergence
+    for key, value, needed in (  # a run goes on with a proximal policy as it was published: rounded
+      ("sampler.dtype", sampler.dtype, (dtype,)),
+      ("correction.denominator", config.correction.denominator, ("behaviour",)),
+      ("proximal_step.divergence", proximal, ("none",)),
+      ("moe.replay", config.moe.replay, ("off", "R3")),
     ):
-      if value != needed:
+      if value not in needed:
+        choices = " or ".join(map(repr, needed))
         raise ConfigError(
-          f"runtime.pieces.dtype={dtype!r} needs {key}={needed!r}, and it is {value!r}"
+          f"runtime.pieces.dtype={dtype!r} needs {key}={choices}, and it is {value!r}"
         )
   if sampler.devices and config.runtime.transport != "local":
     raise ConfigError(

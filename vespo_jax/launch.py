@@ -52,7 +52,7 @@ def train(
 
   Args:
     config: from `config.parse` or `config.validate`.
-    workdir: made if missing; its layout is that of DESIGN section 7.
+    workdir: made if missing; the README says what it holds.
     stop: asked between updates and while samplers are waited for; True saves the run and ends with
       "preempted".
     hosts: the processes of the run, where there are several: all of them call this, the first

@@ -13,7 +13,7 @@ from vespo_jax.types import REWARD_STATUS, Rollout, TrainBatch
 
 
 def make_batch(
-  rollouts: Sequence[Rollout], samples_per_prompt: int, response_width: int, version: int
+  rollouts: Sequence[Rollout], samples_per_prompt: int, response_width: int, version: int | None
 ) -> tuple[TrainBatch, dict[str, float]]:
   """One `TrainBatch` of graded rollouts, and the metrics of their rewards and lengths.
 
@@ -21,7 +21,8 @@ def make_batch(
     rollouts: prompt-major, `samples_per_prompt` consecutive ones to each group.
     samples_per_prompt: R.
     response_width: T, the width responses are padded to.
-    version: committed updates behind the policy that trains on them.
+    version: of the weights that are updated, where they may have sampled; tokens of this version
+      are `fresh`.
 
   Expert ids become part of the batch where the rollouts have them.
 

@@ -143,6 +143,7 @@ class Minibatch:
     wait_s: seconds the learner waited.
     sampler_wait_s: seconds a sampler had nothing to do before it began, the mean over samplers.
     queue_depth: orders under way or waiting when this minibatch was taken.
+    replayed: whether another run sampled them, whose weights of a version are not this run's.
   """
 
   rollouts: list[Rollout]
@@ -153,6 +154,7 @@ class Minibatch:
   wait_s: float = 0.0
   sampler_wait_s: float = 0.0
   queue_depth: int = 0
+  replayed: bool = False
 
 
 class Intake:
@@ -374,6 +376,7 @@ class SavedIntake:
       sample_s=0.0,
       metrics=_metrics(selection, self._problems),
       sampled_tokens=sum(len(rollout.response_ids) for rollout in rollouts),
+      replayed=True,
     )
 
 

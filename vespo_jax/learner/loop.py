@@ -165,7 +165,7 @@ class Loop:
       minibatch.rollouts,
       self.settings.samples_per_prompt,
       self.settings.max_new_tokens,
-      self.step,
+      None if minibatch.replayed and self.step else self.step,  # all runs of a policy begin alike
     )
     device_batch = sharding.place(batch, sharding.batch_sharding(self.mesh))
     dispatched = time.perf_counter()
