@@ -1,6 +1,7 @@
 """Whole runs off the learner's clock: equal where theory says so, deterministic where promised."""
 
 import json
+import shutil
 import time
 
 import jax
@@ -103,6 +104,21 @@ def test_of_another_runs_rollouts_only_the_first_weights_are_this_runs(data_dir,
     for name in ("one", "other")
   ]
   assert measured == [[True, True], [True, False]]
+
+
+def test_saved_rollouts_that_cannot_be_trained_on_end_the_run_with_a_message(
+  logical, data_dir, tmp_path
+):
+  workdir, config = logical
+  source = {"sampler.source": f"replay:{tmp_path}", "rollouts.save_all": False}
+  shutil.copytree(workdir / parts.SAVED, tmp_path / parts.SAVED)
+  with pytest.raises(OSError, match="response of [0-9]+ tokens .* sampler.max_new_tokens=2$"):
+    run(tmp_path / "short", data_dir, **BEHIND, **source, **{"sampler.max_new_tokens": 2})
+  damaged = tmp_path / parts.SAVED / "000002.parquet"
+  damaged.write_bytes(damaged.read_bytes()[:-9])
+  with pytest.raises(OSError, match="000002.parquet cannot be trained on"):
+    run(tmp_path / "damaged", data_dir, **BEHIND, **source)
+  assert json.loads((tmp_path / "damaged" / "result.json").read_text())["updates"] == 1
 
 
 @pytest.mark.slow

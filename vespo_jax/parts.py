@@ -366,7 +366,13 @@ def make_intake(
     saved = SavedRollouts(replayed / SAVED, origin, config.updates, experts)
   except ValueError as error:
     raise ConfigError(f"sampler.source='replay:{replayed}': {error}") from error
-  return SavedIntake(saved, sampler, problems, config.batch.samples_per_prompt)
+  return SavedIntake(
+    saved,
+    sampler,
+    problems,
+    config.batch.samples_per_prompt,
+    config.sampler.max_new_tokens,
+  )
 
 
 def pick(settings: type, section: FrozenConfigDict) -> Any:

@@ -343,11 +343,26 @@ class Intake:
 
 class SavedIntake:
   """The minibatches that another run saved, in the place of an `Intake`: the sampler only
-  evaluates."""
+  evaluates.
 
-  def __init__(self, saved: SavedRollouts, sampler: Sampler, problems: ProblemSet, samples: int):
+  Args:
+    saved: the minibatches.
+    sampler: of the run.
+    problems: the training problems.
+    samples: of each prompt.
+    longest: response in tokens that is trained on.
+  """
+
+  def __init__(
+    self,
+    saved: SavedRollouts,
+    sampler: Sampler,
+    problems: ProblemSet,
+    samples: int,
+    longest: int,
+  ):
     self._saved, self._sampler, self._problems = saved, sampler, problems
-    self._samples = samples  # per prompt
+    self._samples, self._longest = samples, longest
 
   def order(self, version: int) -> None:
     """Nothing is ordered."""
@@ -365,8 +380,17 @@ class SavedIntake:
     return {}
 
   def get(self, update: int) -> Minibatch:
-    """The graded minibatch of `update`. Raises ValueError if its file cannot be trained on."""
-    rollouts = self._saved.read(update + 1)
+    """The graded minibatch of `update`. Raises OSError if its file cannot be trained on."""
+    try:
+      rollouts = self._saved.read(update + 1)
+    except ValueError as error:  # the first was read before the run began; this one is damaged
+      raise OSError(str(error)) from error
+    longest = max(len(rollout.response_ids) for rollout in rollouts)
+    if longest > self._longest:
+      raise OSError(
+        f"update {update + 1} would train on a response of {longest} tokens that another run "
+        f"sampled, more than sampler.max_new_tokens={self._longest}"
+      )
     workers = [0] * len(rollouts)
     selection = Selection(len(rollouts) // self._samples, self._samples, everything=True)
     selection.add(rollouts, workers)
