@@ -84,6 +84,15 @@ def test_a_problem_without_an_answer_that_can_be_said_is_left_out():
   assert 0 < len(problems) < 200 and all(answer for _, answer, _ in problems)
 
 
+def test_an_integral_that_sympy_could_not_find_is_no_answer():
+  """The question stays: what is right is judged by its derivative."""
+  task = tasks.make("reasoning_gym/intermediate_integration", answer_format="text")
+  examples = first(task, 12, seed=3)
+  (unsolved, *_) = [example for example in examples if not example.answer]
+  assert "Integral(" in unsolved.metadata and task.solution(unsolved) == ""
+  assert all("Integral(" not in example.answer for example in examples)
+
+
 def test_metadata_keeps_tuples_and_keys():
   value = {"a": (1, [2, (3,)]), "b": {1: "x", (2, 3): None}, "c": {"d": 1.5, "e": True}}
   back = exact_json.loads(exact_json.dumps(value))
