@@ -179,7 +179,7 @@ def test_data_that_cannot_be_read_or_is_all_left_out_is_refused(run, tmp_path):
   assert not (tmp_path / "run" / "config.json").exists()  # the corrected config may have it
   with pytest.raises(config_lib.ConfigError, match="nothing to train on: .*longer than 2 tokens"):
     fine_tuning.train(make_config(run[0], **{"sft.row_tokens": 2}), tmp_path / "run")
-  with pytest.raises(config_lib.ConfigError, match="0 demonstrations, and all are held out"):
+  with pytest.raises(config_lib.ConfigError, match="41 demonstrations, 41 of them held out"):
     fine_tuning.train(make_config(run[0], **{"sft.held_out": 50}), tmp_path / "run")
 
 

@@ -256,10 +256,10 @@ def _read(config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.Exit
   data = Data(flat(encoded), flat(encoded_held_out), left_out + left_out_too)
   if not data.train:
     source = f"sft.data={config.sft.data!r}" if config.sft.data else f"task {config.task.name}"
+    rest = f", the others left out: {dict(left_out)}" if left_out else ""
     raise ConfigError(
-      f"{source} has nothing to train on: of {len(conversations) + len(held_out)} demonstrations "
-      f"{len(held_out)} are held out (sft.held_out={kept}), and the others "
-      f"{dict(left_out) or 'are none'}"
+      f"{source} has nothing to train on: {len(conversations) + len(held_out)} demonstrations, "
+      f"{len(held_out)} of them held out (sft.held_out={kept}){rest}"
     )
   return data
 

@@ -22,10 +22,11 @@ from vespo_jax.hosts import Hosts
 from vespo_jax.learner.checkpoint import RunState
 from vespo_jax.learner.groups import Refill
 from vespo_jax.learner.guard import Guard
-from vespo_jax.learner.intake import Intake, Problems, ProblemSet, SavedIntake
+from vespo_jax.learner.intake import Intake, Problems, ProblemSet
 from vespo_jax.learner.integrity import Monitor, Thresholds
 from vespo_jax.learner.mixed_problems import Mixture
 from vespo_jax.learner.saved import Origin, SavedRollouts, vocabulary_digest
+from vespo_jax.learner.saved_intake import SavedIntake
 from vespo_jax.learner.shaping import Shaping
 from vespo_jax.models import ModelSpec, partition
 from vespo_jax.runtime import (
@@ -366,13 +367,8 @@ def make_intake(
     saved = SavedRollouts(replayed / SAVED, origin, config.updates, experts)
   except ValueError as error:
     raise ConfigError(f"sampler.source='replay:{replayed}': {error}") from error
-  return SavedIntake(
-    saved,
-    sampler,
-    problems,
-    config.batch.samples_per_prompt,
-    config.sampler.max_new_tokens,
-  )
+  samples, longest = config.batch.samples_per_prompt, config.sampler.max_new_tokens
+  return SavedIntake(saved, sampler, problems, samples, longest)
 
 
 def pick(settings: type, section: FrozenConfigDict) -> Any:

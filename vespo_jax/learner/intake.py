@@ -13,7 +13,6 @@ import numpy as np
 
 from vespo_jax.learner.groups import NoSignal, Refill, Selection, success_rates
 from vespo_jax.learner.ledger import Ledger, Portion
-from vespo_jax.learner.saved import SavedRollouts
 from vespo_jax.learner.shaping import Shaping
 from vespo_jax.runtime import Sampler, Schedule, SharedGrader, Snapshot
 from vespo_jax.sampler import Order, Result, Settings
@@ -250,7 +249,7 @@ class Intake:
     for result in results:  # only now: if waiting for a later one is interrupted, none is lost
       del self._finished[result.order_id]
     self._ledger.close(update)
-    metrics = _metrics(selection, self._problems)
+    metrics = group_metrics(selection, self._problems)
     if self._curricula is not None:
       indices = [index for portion in portions for index in portion.indices]
       self._curricula.measure(indices, success_rates(selection.asked, samples).tolist())
@@ -341,70 +340,7 @@ class Intake:
     return self._schedule.plan(update, self._settings.max_new_tokens)
 
 
-class SavedIntake:
-  """The minibatches that another run saved, in the place of an `Intake`: the sampler only
-  evaluates.
-
-  Args:
-    saved: the minibatches.
-    sampler: of the run.
-    problems: the training problems.
-    samples: of each prompt.
-    longest: response in tokens that is trained on.
-  """
-
-  def __init__(
-    self,
-    saved: SavedRollouts,
-    sampler: Sampler,
-    problems: ProblemSet,
-    samples: int,
-    longest: int,
-  ):
-    self._saved, self._sampler, self._problems = saved, sampler, problems
-    self._samples, self._longest = samples, longest
-
-  def order(self, version: int) -> None:
-    """Nothing is ordered."""
-
-  def snapshot(self, newest: bool, version: int) -> Snapshot:
-    """The newest weights, if they are wanted."""
-    return self._sampler.snapshot(newest)
-
-  def state(self) -> dict[str, Any]:
-    """Nothing was given out."""
-    return {}
-
-  def rates(self) -> dict[str, np.ndarray]:
-    """There are none."""
-    return {}
-
-  def get(self, update: int) -> Minibatch:
-    """The graded minibatch of `update`. Raises OSError if its file cannot be trained on."""
-    try:
-      rollouts = self._saved.read(update + 1)
-    except ValueError as error:  # the first was read before the run began; this one is damaged
-      raise OSError(str(error)) from error
-    longest = max(len(rollout.response_ids) for rollout in rollouts)
-    if longest > self._longest:
-      raise OSError(
-        f"update {update + 1} would train on a response of {longest} tokens that another run "
-        f"sampled, more than sampler.max_new_tokens={self._longest}"
-      )
-    workers = [0] * len(rollouts)
-    selection = Selection(len(rollouts) // self._samples, self._samples, everything=True)
-    selection.add(rollouts, workers)
-    return Minibatch(
-      rollouts,
-      workers,
-      sample_s=0.0,
-      metrics=_metrics(selection, self._problems),
-      sampled_tokens=sum(len(rollout.response_ids) for rollout in rollouts),
-      replayed=True,
-    )
-
-
-def _metrics(selection: Selection, problems: ProblemSet) -> dict[str, float]:
+def group_metrics(selection: Selection, problems: ProblemSet) -> dict[str, float]:
   """Of the groups, by task too where there are several."""
   several = len(problems.names) > 1
   return selection.metrics() | (selection.task_metrics() if several else {})

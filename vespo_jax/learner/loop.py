@@ -19,7 +19,7 @@ from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
 from vespo_jax.learner.failure import Breakdown, Diverged, explain
 from vespo_jax.learner.groups import NoSignal
 from vespo_jax.learner.guard import Guard
-from vespo_jax.learner.intake import Intake, Minibatch, ProblemSet, SavedIntake
+from vespo_jax.learner.intake import Intake, Minibatch, ProblemSet
 from vespo_jax.learner.numerics import (
   CAUSES,
   PER_LEAF,
@@ -31,6 +31,7 @@ from vespo_jax.learner.numerics import (
 from vespo_jax.learner.records import write_rollouts
 from vespo_jax.learner.rows import host_metrics
 from vespo_jax.learner.saved import RolloutWriter
+from vespo_jax.learner.saved_intake import SavedIntake
 from vespo_jax.learner.update import PER_SEQUENCE, PER_TOKEN
 from vespo_jax.runtime import Preempted, Sampler, Schedule
 from vespo_jax.runtime.schedule import plan_of, record
