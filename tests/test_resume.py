@@ -174,7 +174,7 @@ def test_a_run_stopped_in_the_middle_of_a_refill_ends_the_same(name, whole, data
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sync", "logical"])
+@pytest.mark.parametrize("name", ["sync", "logical", "logical in pieces"])
 def test_a_run_that_is_made_longer_ends_as_if_it_had_been_from_the_start(
   name, whole, data_dir, tmp_path
 ):
