@@ -75,8 +75,7 @@ def test_right_answers_stay_right_and_code_is_not_run(dataset, tmp_path):
   """In this process, where nothing else would stop it."""
   task = tasks.make(f"reasoning_gym/{dataset}", answer_format="text")
   examples = [Example(i, *problem) for i, problem in enumerate(task.generate(0, 12))]
-  # what SymPy could not integrate is an answer that the package's scorer refuses as well
-  examples = [example for example in examples if "Integral" not in example.answer][:8]
+  examples = [example for example in examples if example.answer][:8]  # some have none
   assert [task.score(example, example.answer).reward for example in examples] == [1.0] * 8
   for text in HOSTILE:
     assert task.score(examples[0], text.replace("{path}", str(tmp_path / "x"))).reward == 0.0
