@@ -178,7 +178,7 @@ def test_bad_usage_is_one_message_before_anything_is_loaded(
     ("--workdir=x", "--model=y"),
     ("--model=x",),
     ("--model=x", "--task=y", "--checkpoint=1"),
-    ("--workdir=x", "--task=y"),  # a run is evaluated on its own
+    ("--workdir=x", "--task=y"),
     ("--compare", "x", "y", "--samples=2"),
     ("--workdir=x", "--seeds=a"),
     ("--model=x", "--task=y", "--task_options=[]"),
@@ -189,6 +189,12 @@ def test_what_makes_no_command_is_refused(arguments, capsys):
   with pytest.raises(SystemExit) as error:
     command(*arguments)
   assert error.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+def test_a_run_has_a_task_of_its_own(capsys):
+  with pytest.raises(SystemExit):
+    command(workdir="x", task="y")
+  assert "--task needs --model: a run is evaluated on its own task" in capsys.readouterr().err
 
 
 def test_a_model_and_its_task_are_checked_first(evaluated_run, capsys, monkeypatch):

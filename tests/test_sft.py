@@ -127,7 +127,7 @@ def test_a_directory_of_other_data_config_or_command_is_refused(run):
   with pytest.raises(config_lib.ConfigError, match="another sft.loss"):
     fine_tuning.train(make_config(data, **{"sft.loss": "dft"}), workdir)
   before = (workdir / "result.json").read_bytes()
-  with pytest.raises(config_lib.ConfigError, match=r"holds a run of vespo_jax.sft; give another"):
+  with pytest.raises(config_lib.ConfigError, match="holds a run of 'sft', not 'rewrite'"):
     rewriting.train(make_config(data), workdir)
   asked = []
 

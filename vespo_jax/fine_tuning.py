@@ -108,7 +108,7 @@ def _run(
     updates = math.ceil(config.sft.epochs * len(data.train) / config.batch.prompts)
   finished = rundirs.finished_result(workdir, {"updates": updates}, "held_out_after")
   if finished is not None:
-    if finished["data"]["digest"] != counts["digest"]:
+    if finished["data"].get("digest") != counts["digest"]:
       raise _other_data(workdir)
     return finished
   method = training.supervised_method(config)

@@ -93,10 +93,10 @@ def _alone(workdir: Path, command: str) -> Iterator[None]:
       raise ConfigError(f"--workdir={workdir} is being written by another process") from error
     except OSError as error:
       raise ConfigError(f"--workdir={workdir} cannot be written: {error}") from error
-    holder = file.read().strip() or command
+    holder = file.read(100).strip() or command
     if holder != command:
       raise ConfigError(
-        f"--workdir={workdir} holds a run of vespo_jax.{holder}; give another directory"
+        f"--workdir={workdir} holds a run of {holder!r}, not {command!r}; give another directory"
       )
     if not (workdir / "config.json").is_file():  # new
       file.seek(0)
@@ -112,7 +112,6 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
   """
   path = workdir / "config.json"
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
     fresh = not path.is_file()
     if not fresh:
       stored, mine = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
@@ -125,7 +124,7 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
           "give another directory, or remove this one"
         )
       newest = max(training.checkpoint_steps(workdir), default=0)
-      if newest > config.updates < stored["updates"]:
+      if config.updates < min(newest, stored["updates"]):  # by epochs, more may have been made
         raise ConfigError(
           f"updates={config.updates}: --workdir={workdir} holds a run of {newest} updates already; "
           "give another directory"

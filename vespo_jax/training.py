@@ -250,10 +250,11 @@ def finished_updates(workdir: Path) -> int | None:
   has that was extended and is not at its new end."""
   path = workdir / "result.json"
   result = json.loads(path.read_text()) if path.is_file() else {}
-  if result.get("stop_reason") != "finished" or not (workdir / "model").is_dir():
+  updates = result.get("updates")
+  if result.get("stop_reason") != "finished" or updates is None:
     return None
-  newer = any(step > result["updates"] for step in checkpoint_steps(workdir))
-  return None if newer else result["updates"]
+  newer = any(step > updates for step in checkpoint_steps(workdir))
+  return None if newer or not (workdir / "model").is_dir() else updates
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:

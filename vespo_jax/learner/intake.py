@@ -274,7 +274,7 @@ class Intake:
     while self._schedule.may_order(beyond, version) and (recorded is None or beyond in recorded):
       updates.add(beyond)
       beyond += 1
-    wanted = {version for update in updates for _, version in self._plan(update)}
+    wanted = {needed for update in updates for _, needed in self._plan(update)}
     samplers = self._sampler.snapshot(newest, wanted)
     return dataclasses.replace(samplers, results=[*self._finished.values(), *samplers.results])
 
