@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
+import venv
 
 import psutil
 import pytest
@@ -58,6 +60,30 @@ def test_a_program_runs_as_often_as_it_is_asked_to(level):
   with Session({"main.py": "print(hash(input()))"}, QUICK, level) as session:
     answers = [session.run(text).stdout for text in ("a", "a", "b" * (1 << 20))]
   assert answers[0] == answers[1] != answers[2]  # hashes have one seed
+
+
+def test_an_interpreter_in_tmp_is_not_hidden():
+  """Its directory is the one that a program's own /tmp, and the root of the level, lie over."""
+  if missing("namespaces"):
+    pytest.skip(missing("namespaces"))
+  with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+    os.chmod(folder, 0o755)  # the program is nobody
+    venv.create(folder, symlinks=True)
+    program = (
+      "import sys, tempfile\ntempfile.TemporaryFile().write(b'x')\n"
+      "try: open(sys.prefix + '/new', 'w')\nexcept OSError: print(sys.prefix)"
+    )
+    script = (
+      "from vespo_jax.sandbox.client import Session\nfrom vespo_jax.sandbox.limits import Limits\n"
+      f"with Session({{'main.py': {program!r}}}, Limits(), 'namespaces') as session:\n"
+      "  print(session.run().stdout)"
+    )
+    command = [f"{folder}/bin/python", "-c", script]
+    paths = os.pathsep.join(sys.path[1:])
+    ended = subprocess.run(
+      command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.stdout.strip(), ended.returncode) == (folder, 0), ended
 
 
 HOSTILE = {

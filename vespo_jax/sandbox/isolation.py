@@ -128,14 +128,16 @@ class Namespaces:
     sources = {path: os.open(path, os.O_PATH) for path in (*readable(), *_devices())}
     size = (4 << 20) + sum(len(text.encode(errors="surrogatepass")) for text in files.values())
     _mount_memory(self._root, f"size={size},mode=755")
-    for path, fd in sources.items():
+    temporary = f"{self._root}{self.temporary}"
+    os.mkdir(temporary)
+    _mount_memory(temporary, f"size={limits.file_bytes},mode=1777")
+    for path, fd in sources.items():  # the interpreter may itself be in /tmp
       _bind(f"/proc/self/fd/{fd}", f"{self._root}{path}", os.path.isdir(f"/proc/self/fd/{fd}"))
       os.close(fd)
     os.mkdir(f"{self._root}{self.program}")
     _write_files(f"{self._root}{self.program}", files)
-    os.mkdir(f"{self._root}{self.temporary}")
     linux.make_read_only(self._root)
-    _mount_memory(f"{self._root}{self.temporary}", f"size={limits.file_bytes},mode=1777")
+    linux.make_writable(temporary)
 
   def enter(self, limits: Limits) -> None:
     """See `Interpreter.enter`."""

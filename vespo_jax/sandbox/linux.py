@@ -50,9 +50,17 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 
 def make_read_only(path: str) -> None:
   """Every mount at and below `path` becomes read-only and honours no set-user-id."""
-  attributes = struct.pack("=4Q", _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID, 0, 0, 0)
-  flags = ctypes.c_uint(_AT_RECURSIVE)
-  at = (ctypes.c_int(_AT_FDCWD), path.encode(), flags)
+  _set_mount(path, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID, 0)
+
+
+def make_writable(path: str) -> None:
+  """The mount at `path`, and none below it, may be written again."""
+  _set_mount(path, 0, 0, _MOUNT_ATTR_RDONLY)
+
+
+def _set_mount(path: str, flags: int, on: int, off: int) -> None:
+  attributes = struct.pack("=4Q", on, off, 0, 0)
+  at = (ctypes.c_int(_AT_FDCWD), path.encode(), ctypes.c_uint(flags))
   _call(_MOUNT_SETATTR, "mount_setattr", *at, attributes, ctypes.c_size_t(len(attributes)))
 
 
