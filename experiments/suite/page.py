@@ -74,6 +74,15 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
   return "\n".join([*lines, ""])
 
 
+def judged(
+  experiment: Experiment, results: Sequence[Result]
+) -> list[tuple[Claim, Sequence[float]]]:
+  """The claims of an experiment that have the seeds for a verdict, with their differences."""
+  cells = by_cell(results)
+  found = [(claim, claim.differences(cells)) for claim in experiment.claims]
+  return [(claim, d) for claim, d in found if len(d) >= statistics.FEWEST]
+
+
 def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
   """Curves of every method: the mean over seeds, and the range they span. A column for each
   staleness and a row for each metric; with one staleness, the metrics side by side."""
@@ -140,10 +149,8 @@ def draw_claims(
   such a claim, no figure."""
   rows: list[tuple[str, Claim | None, Sequence[float]]] = []
   for experiment in experiments:
-    cells = by_cell(made[experiment.name])
-    found = [(claim.text, claim, claim.differences(cells)) for claim in experiment.claims]
-    judged = [row for row in found if len(row[2]) >= statistics.FEWEST]
-    rows += [(experiment.name, None, ()), *judged] if judged else []
+    found = [(claim.text, claim, d) for claim, d in judged(experiment, made[experiment.name])]
+    rows += [(experiment.name, None, ()), *found] if found else []
   if not rows:
     return
   reach = 0.0  # of the axis: all points are on it, and intervals may go on

@@ -35,6 +35,14 @@ def paired_p(differences: Sequence[float]) -> float:
   return float(stats.ttest_1samp(d, 0.0).pvalue)
 
 
+def discoveries(p_values: Sequence[float]) -> int:
+  """How many of many tests stand when of those that do a share of `LEVEL` at most is expected to be
+  chance's (Benjamini and Hochberg 1995)."""
+  if not p_values:
+    return 0
+  return int(np.sum(stats.false_discovery_control(p_values) < LEVEL))
+
+
 def verdict(differences: Sequence[float], of_the_paper: bool = True) -> str:
   """Whether paired differences, positive where a claim says so, bear it out at `LEVEL`, in other
   words for a claim that is not the paper's; no verdict on fewer than `FEWEST`."""

@@ -251,6 +251,25 @@ def test_the_figure_of_claims_has_each_that_has_its_seeds(tmp_path, monkeypatch)
   assert not (tmp_path / "nothing.png").exists()
 
 
+def test_the_page_says_what_is_left_of_many_tests():
+  """Ranked, p of 0.01, 0.02, 0.04 and 0.8 of four tests are held against 0.0125, 0.025, 0.0375 and
+  0.05: two stand, and one alone of 0.03 does not among two."""
+  assert statistics.discoveries([0.8, 0.02, 0.04, 0.01]) == 2
+  assert statistics.discoveries([0.03, 0.9]) == statistics.discoveries([]) == 0
+  cells = [(method, 4, "", ()) for method in ("vespo", "grpo", "gspo")]
+  claims = [
+    Claim(f"{a} above {b}", None, (a, 4), (b, 4))
+    for a, b in (("vespo", "grpo"), ("vespo", "gspo"), ("gspo", "vespo"))
+  ]
+  one = Experiment("one", "", cells, claims)
+  found = [result("vespo", s, 0.8 + 0.01 * s) for s in range(3)]
+  found += [result("grpo", s, 0.8 - 0.01 * s) for s in range(3)]  # 0, 2 and 4 points: p = 0.18
+  found += [result("gspo", s, 0.5 + 0.012 * s) for s in range(3)]
+  text = summary.many_tests([one], {"one": found})
+  assert "Of 3 claims 2 have p < 0.05" in text and "0.2; held" in text and "2 stand." in text
+  assert "Of 0 claims" in summary.many_tests([one], {"one": found[:2]})
+
+
 def test_the_page_says_how_long_the_rest_takes():
   """A run of 10 minutes, two at a time: of five missing ones 25; alone, one at a time."""
   experiment = Experiment("toy", "", [("vespo", n, "x.py", (("n", n),)) for n in (4, 8)], [])
