@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import Claim, Experiment, variants
+from experiments.suite.experiment import ACCURACY, Claim, Experiment, variants
 
 STALENESSES = (8, 32)
 VARIANTS = {
@@ -24,12 +24,11 @@ EXPERIMENT = Experiment(
       "the curve of two kernels is on top",
       ("vespo", n),
       (name, n),
-      "last_reward",
     )
     for n in STALENESSES
     for name in ("all_positive", "all_negative")
   ],
-  curves=("reward/mean", "grad/norm", "kl/behaviour_policy", "entropy/mean"),
+  curves=(ACCURACY, "reward/mean", "grad/norm", "kl/behaviour_policy", "entropy/mean"),
 )
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Figure 11 and table 3, and newer rivals, at N = 8. `python -m experiments.baselines`."""
+"""Figure 11 and table 3, and newer rivals, at N = 8. `python -m experiments.baselines`.
+
+All but VCPO with GRPO's advantages: what is compared is the objective.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import Claim, Experiment, synchronous
+from experiments.suite.experiment import ACCURACY, Claim, Experiment, synchronous
 
 N = 8
 PAPER = {"topr": 48.7, "cispo": 48.7, "bapo": 63.6}  # table 3; VESPO has 70.0
@@ -19,7 +22,7 @@ EXPERIMENT = Experiment(
     Claim(f"VESPO is above {rival.upper()}", (70.0, paper), ("vespo", N), (rival, N))
     for rival, paper in PAPER.items()
   ],
-  curves=("reward/mean", "entropy/mean", "grad/norm"),
+  curves=(ACCURACY, "reward/mean", "entropy/mean", "grad/norm"),
 )
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import CODE, Claim, Experiment, synchronous
+from experiments.suite.experiment import ACCURACY, CODE, Claim, Experiment, synchronous
 
 N = 8
 RIVALS = {"grpo": 60.9, "gspo": 59.7, "sapo": 61.8}  # VESPO has 63.0
@@ -22,7 +22,7 @@ EXPERIMENT = Experiment(
     Claim(f"VESPO is above {rival.upper()} on code", (63.0, paper), ("vespo", N), (rival, N))
     for rival, paper in RIVALS.items()
   ],
-  curves=("reward/mean", "response/length", "kl/behaviour_policy", "entropy/mean"),
+  curves=(ACCURACY, "reward/mean", "response/length", "kl/behaviour_policy", "entropy/mean"),
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import Claim, Experiment, variants
+from experiments.suite.experiment import ACCURACY, Claim, Experiment, variants
 
 N = 32
 BASELINE = ("advantage.name", "vcpo")
@@ -31,7 +31,7 @@ EXPERIMENT = Experiment(
     for name in VARIANTS
     if name != "vespo"
   ],
-  curves=("reward/mean", "grad/norm", "kl/behaviour_policy", "weight/ess_fraction"),
+  curves=(ACCURACY, "reward/mean", "grad/norm", "kl/behaviour_policy", "weight/ess_fraction"),
   seeds=8,
 )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import DENSE, METHODS, MOE, Claim, Experiment
+from experiments.suite.experiment import ACCURACY, DENSE, METHODS, MOE, Claim, Experiment
 
 N = 8
 SHAPES = {"dense": DENSE, "moe": MOE}
@@ -32,11 +32,12 @@ EXPERIMENT = Experiment(
       paper[i],
       (f"vespo, {shape}", N),
       (f"{rival}, {shape}", N),
+      tie=paper[i][0] == paper[i][1],
     )
     for i, shape in enumerate(SHAPES)
     for rival, paper in RIVALS.items()
   ],
-  curves=("reward/mean", "response/length", "kl/behaviour_policy", "entropy/mean"),
+  curves=(ACCURACY, "reward/mean", "response/length", "kl/behaviour_policy", "entropy/mean"),
   paper={DENSE: "configs/paper/qwen3_8b.py", MOE: "configs/paper/qwen3_30b_a3b.py"},
 )
 

@@ -3,10 +3,10 @@
 Proposition 3.1 bounds the second moment of the coefficients. This runs nothing: it reads the runs
 of all other experiments for what their minibatches said about their weights. Each statistic is a
 detector, which alarms where its running mean first passes a threshold (of the reward: where it is
-so far below its best). The threshold is the one
-that leaves 90 % of the runs that did not fall in peace, so that detectors are compared at equal
-cost; what counts is how many falling runs are caught before the reward has fallen, and how long
-before. The reward itself is one of them.
+so far below its best). The threshold is the one that leaves 90 % of the runs that did not fall in
+peace, so that detectors are compared at equal cost; it is that of these same runs. What counts is
+how many falling runs are caught before an evaluation shows the fall, and how long before. The
+reward of training, which is of weights up to N updates older, is one of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from experiments.suite.cli import FIGURES
 from experiments.suite.results import Result
 from vespo_jax.report.drawing import STYLE
 
-FALL, STAYS = 0.8, 0.9  # it falls where it is below 0.8 of its best, and is below 0.9 from then on
+FALL = 0.8  # a run has fallen that ends below this share of its best evaluation
 FALSE_ALARMS = 0.1
 WINDOW = 4  # points of a curve that a running mean is over
 
@@ -54,9 +54,9 @@ class Detection:
 
   Attributes:
     name: of the statistic.
-    caught: falling runs it alarmed in before they had fallen.
+    caught: falling runs it alarmed in before an evaluation showed the fall.
     falls: falling runs there were.
-    lead: median over those caught, updates from alarm to fall; NaN if none was.
+    lead: median over those caught, updates from alarm to that evaluation; NaN if none was.
   """
 
   name: str
@@ -65,14 +65,14 @@ class Detection:
   lead: float
 
 
-def fall(reward: Sequence[float]) -> int | None:
-  """The point of a reward curve at which it has fallen for good; None if it has not."""
-  smooth = _running_mean(np.asarray(reward, float))
-  best = np.maximum.accumulate(smooth)
-  for i in range(len(smooth)):
-    if smooth[i] < FALL * best[i] and (smooth[i:] < STAYS * best[i]).all():
-      return i
-  return None
+def fall(run: Result) -> int | None:
+  """The update of the evaluation from which on all are below `FALL` of the best before them; None
+  if the run did not end so."""
+  steps, accuracies = zip((0, run["before"]), *run["evaluations"], strict=True)
+  low = accuracies < FALL * np.maximum.accumulate(accuracies)
+  if not low[-1]:
+    return None
+  return steps[len(low) - np.argmin(low[::-1])]  # the first accuracy is its own best, so not low
 
 
 def detect(
@@ -82,7 +82,7 @@ def detect(
   falling, standing = [], []
   for run in runs:
     score = alarm(_running_mean(np.asarray(run["curves"][name], float)))
-    at = fall(run["curves"]["reward/mean"])
+    at = fall(run)
     if at is None:
       standing.append(score.max())
     else:
@@ -91,8 +91,8 @@ def detect(
   leads = []
   for score, at, steps in falling:
     alarms = np.flatnonzero(score > threshold)
-    if len(alarms) and alarms[0] < at:
-      leads.append(steps[at] - steps[alarms[0]])
+    if len(alarms) and steps[alarms[0]] < at:
+      leads.append(at - steps[alarms[0]])
   return Detection(name, len(leads), len(falling), float(np.median(leads)) if leads else math.nan)
 
 
@@ -109,9 +109,10 @@ def markdown(detections: Sequence[Detection], runs: int) -> str:
   lines = [
     "## Past the paper: what warns of a fall before the reward does",
     "",
-    f"{falls} of {runs} runs fell. Thresholds leave {1 - FALSE_ALARMS:.0%} of the others in peace.",
+    f"{falls} of {runs} runs ended below {FALL:.0%} of their best evaluation. Thresholds leave",
+    f"{1 - FALSE_ALARMS:.0%} of the others in peace, and are set by these same runs.",
     "",
-    "| statistic | caught before the fall | 95 % interval | updates before, median |",
+    "| statistic | caught before an evaluation | 95 % interval | updates before, median |",
     "| --- | --- | --- | --- |",
   ]
   for d in detections:
@@ -129,7 +130,7 @@ def draw(detections: Sequence[Detection], path: Path) -> None:
     axis = figure.subplots()
     axis.barh([d.name for d in detections][::-1], [d.caught / d.falls for d in detections][::-1])
     axis.set_xlim(0, 1)
-    axis.set_xlabel("share of falling runs that it caught before they had fallen")
+    axis.set_xlabel("share of falls that it told of before an evaluation did")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 

@@ -1,4 +1,7 @@
-"""The sweep over k and lambda that the paper describes. `python -m experiments.kernel_grid`."""
+"""A sweep over k and lambda. `python -m experiments.kernel_grid`.
+
+The paper says that VESPO is robust to moderate changes of them, and has no table; the grid is ours.
+"""
 
 from __future__ import annotations
 

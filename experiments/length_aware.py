@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import LONG, METHODS, Claim, Experiment
+from experiments.suite.experiment import ACCURACY, LONG, METHODS, Claim, Experiment
 
 N = 32
 REFERENCE = ("objective.vespo.length_reference", 11)
@@ -32,7 +32,13 @@ EXPERIMENT = Experiment(
       ("vespo", N),
     )
   ],
-  curves=("reward/mean", "weight/log_z", "gradient_share/length_q4", "kl/behaviour_policy"),
+  curves=(
+    ACCURACY,
+    "reward/mean",
+    "weight/log_z",
+    "gradient_share/length_q4",
+    "kl/behaviour_policy",
+  ),
   seeds=8,
   paper={},  # L is of the testbed's lengths
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import Claim, Experiment, variants
+from experiments.suite.experiment import ACCURACY, Claim, Experiment, variants
 
 STALENESSES = (8, 32)
 VARIANTS = {
@@ -24,7 +24,6 @@ EXPERIMENT = Experiment(
       story,
       ("vespo", n),
       (name, n),
-      "last_reward",
     )
     for n in STALENESSES
     for name, story in (
@@ -32,7 +31,7 @@ EXPERIMENT = Experiment(
       ("vespo_sqrt", "reward 0.58, then decays (v1)"),
     )
   ],
-  curves=("reward/mean", "grad/norm", "kl/behaviour_policy", "entropy/mean"),
+  curves=(ACCURACY, "reward/mean", "grad/norm", "kl/behaviour_policy", "entropy/mean"),
 )
 
 if __name__ == "__main__":

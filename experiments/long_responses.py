@@ -10,7 +10,7 @@ import sys
 
 from experiments.staleness import PAPER, STALENESSES
 from experiments.suite import cli
-from experiments.suite.experiment import LONG, Claim, Experiment, synchronous
+from experiments.suite.experiment import ACCURACY, LONG, Claim, Experiment, synchronous
 
 NS = (8, 32)
 RIVALS = ("grpo", "gspo", "sapo")
@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
     ),
     *(Claim(f"the kernel helps W at N = {n}", None, ("vespo", n), ("sequence_is", n)) for n in NS),
   ],
-  curves=("reward/mean", "response/length", "weight/log_w_std", "weight/ess_fraction"),
+  curves=(ACCURACY, "reward/mean", "response/length", "weight/log_w_std", "weight/ess_fraction"),
 )
 
 if __name__ == "__main__":

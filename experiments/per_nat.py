@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.suite import cli, page
-from experiments.suite.experiment import DENSE, METHODS, Experiment, synchronous
+from experiments.suite.experiment import ACCURACY, DENSE, METHODS, Experiment, synchronous
 from experiments.suite.results import Result
 
 NOISES = (0.0, 0.01, 0.02, 0.04, 0.08)
@@ -51,7 +51,7 @@ EXPERIMENT = Experiment(
     *(_noisy(method, noise) for method in COMPARED for noise in NOISES),
   ],
   claims=[],
-  curves=("reward/mean", "kl/behaviour_policy"),
+  curves=(ACCURACY, "reward/mean", "kl/behaviour_policy"),
   draw=draw,
 )
 

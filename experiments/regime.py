@@ -10,7 +10,7 @@ import sys
 
 from configs import testbed
 from experiments.suite import cli
-from experiments.suite.experiment import DENSE, METHODS, Experiment
+from experiments.suite.experiment import ACCURACY, DENSE, METHODS, Experiment
 
 N = 32
 RATES = (1e-4, 2e-4, 4e-4, 8e-4)
@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
     for rate in RATES
   ],
   claims=[],
-  curves=("reward/mean", "response/length", "kl/behaviour_policy", "weight/ess_fraction"),
+  curves=(ACCURACY, "reward/mean", "response/length", "kl/behaviour_policy", "weight/ess_fraction"),
   seeds=1,
   paper={},
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from experiments.suite import cli
-from experiments.suite.experiment import Claim, Experiment, synchronous
+from experiments.suite.experiment import ACCURACY, Claim, Experiment, synchronous
 
 METHODS = ("vespo", "grpo", "gspo", "sapo")
 STALENESSES = (4, 8, 16, 32, 64)
@@ -34,6 +34,7 @@ EXPERIMENT = Experiment(
     for i, n in enumerate(STALENESSES)
   ],
   curves=(
+    ACCURACY,
     "reward/mean",
     "response/length",
     "kl/behaviour_policy",

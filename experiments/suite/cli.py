@@ -35,11 +35,8 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
   paper = options.preset == "paper"
   if paper and (options.quick or not experiment.paper):
     parser.error("--preset=paper: there is no quick one, and none of what is about the testbed")
-  runs = experiment.runs(
-    1 if options.quick else options.seeds,
-    QUICK if options.quick else (),
-    experiment.paper if paper else None,
-  )
+  settings = (QUICK if options.quick else (), experiment.paper if paper else None)
+  runs = experiment.runs(1 if options.quick else options.seeds, *settings)
   if options.only:
     wanted = set(options.only)
     unknown = wanted - {run.method for run in runs}
@@ -67,7 +64,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     return 1
   for failure in failures:
     print(f"failed: {failure}", file=sys.stderr)
-  results = results_lib.read(path)
+  results = experiment.own(results_lib.read(path), *settings)
   if not results:
     print("there are no results yet", file=sys.stderr)
     return 1

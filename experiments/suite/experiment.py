@@ -14,6 +14,7 @@ DENSE, MOE = "configs/testbed.py", "configs/testbed_moe.py"
 CODE, LONG = "configs/testbed_code.py", "configs/testbed_long.py"
 PAPER = {config: "configs/paper/qwen3_30b_a3b.py" for config in (DENSE, MOE, LONG)}  # main model
 PAPER[CODE] = "configs/paper/code.py"
+ACCURACY = "evaluation/accuracy"  # the curve of the evaluations
 Cell = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 Draw = Callable[["Experiment", Sequence[Result], Path], None]
 METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, under their names
@@ -40,20 +41,19 @@ class Claim:
     text: what is claimed: `better` ends above `worse`.
     paper: the paper's figures for `better` and `worse`, in per cent; its words, where it has no
       figures; None: it is not the paper's.
-    better, worse: (method, staleness) of two cells.
-    score: which score is compared; more is better.
+    better, worse: (method, staleness) of two cells, whose accuracies at the end are compared.
+    tie: the paper has the two alike, which no such test can bear out: there is no verdict.
   """
 
   text: str
   paper: tuple[float, float] | str | None
   better: tuple[str, int]
   worse: tuple[str, int]
-  score: str = "after"
+  tie: bool = False
 
   def differences(self, cells: Mapping[tuple[str, int], Mapping[int, Result]]) -> list[float]:
     """By how much `better` ends above `worse`, for every seed that both have been run with."""
-    better, worse = cells.get(self.better, {}), cells.get(self.worse, {})
-    return paired_differences(better, worse, self.score)
+    return paired_differences(cells.get(self.better, {}), cells.get(self.worse, {}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +66,12 @@ class Experiment:
     cells: (method, staleness, config, changes) of every cell; each is run with every seed. What
       follows ", " in a method's name is what its VESPO shares with it ("vespo, int8").
     claims: what is tested.
-    curves: metrics of its figure, a row each.
+    curves: metrics of its figure, a row each, `ACCURACY` among them.
     seeds: how many, unless the command says otherwise.
     first_seed: of them.
     alone: the clock is measured: one run at a time, on all cores.
     draw: its figure; None: the curves.
+    testbed: changes that all runs make at the testbed's scale; the paper's configs have their own.
     paper: the config in the place of each of the testbed's, at the paper's scale; empty: there is
       none, because it is about the testbed.
   """
@@ -79,11 +80,12 @@ class Experiment:
   title: str
   cells: Sequence[Cell]
   claims: Sequence[Claim]
-  curves: Sequence[str] = ("reward/mean",)
+  curves: Sequence[str] = (ACCURACY, "reward/mean")
   seeds: int = 3
   first_seed: int = 0
   alone: bool = False
   draw: Draw | None = None
+  testbed: tuple[tuple[str, Any], ...] = ()
   paper: Mapping[str, str] = dataclasses.field(default_factory=lambda: PAPER)
 
   def runs(
@@ -94,12 +96,28 @@ class Experiment:
   ) -> list[Run]:
     """All runs, seed by seed, so that a part of them is a smaller experiment; with changes that all
     make, and with the configs that `configs` puts in the place of others."""
+    added = (*(() if configs else self.testbed), *extra)
+    configs = configs or {}
     return [
-      Run(
-        self.name, method, seed, staleness, (configs or {}).get(config, config), (*changes, *extra)
-      )
+      Run(self.name, method, seed, staleness, configs.get(config, config), (*changes, *added))
       for seed in range(self.first_seed, self.first_seed + seeds)
       for method, staleness, config, changes in self.cells
+    ]
+
+  def own(
+    self,
+    results: Sequence[Result],
+    extra: Sequence[tuple[str, Any]] = (),
+    configs: Mapping[str, str] | None = None,
+  ) -> list[Result]:
+    """Those results that are of its runs, as `runs` has them, under the names they have here: a
+    file keeps what was run under earlier settings too."""
+    seeds = 1 + max((result["seed"] for result in results), default=0) - self.first_seed
+    runs = {run.key: run for run in self.runs(max(seeds, 0), extra, configs)}
+    return [
+      {**result, "method": run.method, "staleness": run.staleness}
+      for result in results
+      if (run := runs.get(result["key"]))
     ]
 
 
@@ -125,11 +143,10 @@ def variants(
   ]
 
 
-def paired_differences(
-  one: Mapping[int, Result], other: Mapping[int, Result], score: str
-) -> list[float]:
-  """A score of one cell less another's, for every seed that both have been run with."""
-  return [one[seed][score] - other[seed][score] for seed in sorted(one) if seed in other]
+def paired_differences(one: Mapping[int, Result], other: Mapping[int, Result]) -> list[float]:
+  """The accuracy at the end of one cell less another's, for every seed that both have been run
+  with."""
+  return [one[seed]["after"] - other[seed]["after"] for seed in sorted(one) if seed in other]
 
 
 def by_cell(results: Sequence[Result]) -> dict[tuple[str, int], dict[int, Result]]:

@@ -11,16 +11,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.suite import results as results_lib
 from experiments.suite import statistics
-from experiments.suite.experiment import Claim, Experiment, by_cell, paired_differences
+from experiments.suite.experiment import ACCURACY, Claim, Experiment, by_cell, paired_differences
 from experiments.suite.results import Result
 from vespo_jax.report.drawing import STYLE
 
-SCORES = {  # nothing is selected: how a run ends, its last rewards, and its best evaluation
-  "after": "accuracy at the end",
-  "last_evaluations": "mean of the last 3 evaluations",
-  "last_reward": "mean reward, last tenth",
-  "best": "best evaluation",
+SCORES: Mapping[str, Callable[[Result], float]] = {
+  "accuracy at the end": lambda result: result["after"],
+  "mean over the second half": results_lib.second_half,
+  "best evaluation": results_lib.best,
+  "reward, last tenth": lambda result: result["last_reward"],
 }
 BASE = "vespo"
 COLORS = {
@@ -42,20 +43,21 @@ Panels = Mapping[str, Mapping[str, Sequence[tuple[str, tuple[str, int]]]]]
 
 def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
   """The table of an experiment: mean and 95 % interval over seeds, in per cent, p of the paired
-  test of the first score against VESPO at the same staleness, and a verdict for every claim."""
+  test of the accuracy at the end against VESPO at the same staleness, and a verdict for every
+  claim, of the same accuracy."""
   cells = by_cell(results)
   lines = [f"## {experiment.title}", ""]
-  lines += [f"| method | N | seeds | {' | '.join(SCORES.values())} | p against VESPO | collapsed |"]
+  lines += [f"| method | N | seeds | {' | '.join(SCORES)} | p against VESPO | collapsed |"]
   lines += ["| --- " * (len(SCORES) + 5) + "|"]
   for method, staleness, _, _ in experiment.cells:
     cell = cells.get((method, staleness), {})
     if not cell:
       continue
-    figures = [_interval([r[score] for r in cell.values()]) for score in SCORES]
+    figures = [_interval(list(map(score, cell.values()))) for score in SCORES.values()]
     base_name = ", ".join([BASE, *method.split(", ")[1:]])
     base = cells.get((base_name, staleness), {})
     p = "" if method == base_name or not base else _p(cell, base)
-    collapsed = f"{sum(r['collapsed'] for r in cell.values())}"
+    collapsed = f"{sum(map(results_lib.collapsed, cell.values()))}"
     row = [method, str(staleness), str(len(cell)), *figures, p, collapsed]
     lines.append("| " + " | ".join(row) + " |")
   if experiment.claims:
@@ -70,6 +72,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
       if len(differences) == 1:
         here = f"{points} points, one seed"
       verdict = statistics.verdict(differences, claim.paper is not None)
+      verdict = statistics.TIE if claim.tie else verdict
     lines.append(f"| {claim.text} | {_published(claim)} | {here} | {verdict} |")
   return "\n".join([*lines, ""])
 
@@ -77,9 +80,9 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
 def judged(
   experiment: Experiment, results: Sequence[Result]
 ) -> list[tuple[Claim, Sequence[float]]]:
-  """The claims of an experiment that have the seeds for a verdict, with their differences."""
+  """The claims of an experiment that have a verdict, with their differences."""
   cells = by_cell(results)
-  found = [(claim, claim.differences(cells)) for claim in experiment.claims]
+  found = [(claim, claim.differences(cells)) for claim in experiment.claims if not claim.tie]
   return [(claim, d) for claim, d in found if len(d) >= statistics.FEWEST]
 
 
@@ -188,15 +191,24 @@ def draw_claims(
 
 def _curve(axis: Axes, name: str, results: Iterable[Result], color: str, label: str) -> None:
   """One method's mean and range of a metric over updates, where it has it."""
-  runs = [r["curves"] for r in results if name in r["curves"]]
+  runs = [points for result in results if (points := _points(result, name))]
   if not runs:
     return
-  length = min(len(run[name]) for run in runs)
-  values = np.array([run[name][:length] for run in runs])
-  steps = runs[0]["step"][:length]
+  length = min(len(steps) for steps, _ in runs)
+  values = np.array([values[:length] for _, values in runs])
+  steps = runs[0][0][:length]
   axis.plot(steps, values.mean(axis=0), color=color, label=label, linewidth=1.3)
   low, high = values.min(axis=0), values.max(axis=0)
   axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _points(result: Result, name: str) -> tuple[Sequence[float], Sequence[float]] | None:
+  """Updates, and what a metric was there; None where the run does not have it."""
+  if name == ACCURACY:
+    steps, accuracies = zip((0, result["before"]), *result["evaluations"], strict=True)
+    return steps, accuracies
+  curves = result["curves"]
+  return (curves["step"], curves[name]) if name in curves else None
 
 
 def _interval(values: Sequence[float], sign: str = "") -> str:
@@ -211,5 +223,5 @@ def _published(claim: Claim) -> str:
 
 
 def _p(cell: dict[int, Result], base: dict[int, Result]) -> str:
-  differences = paired_differences(cell, base, next(iter(SCORES)))
+  differences = paired_differences(cell, base)
   return f"{statistics.paired_p(differences):.3g}" if len(differences) > 1 else ""

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 RESULTS = Path(__file__).parent.parent / "results"
 
 Result = dict[str, Any]
+COLLAPSE = 0.5  # a run has collapsed when it ends below this share of its best evaluation
 
 
 def read(path: Path) -> list[Result]:
@@ -34,6 +36,23 @@ def append(path: Path, result: Result) -> None:
     file.write(line)
     file.flush()
     os.fsync(file.fileno())
+
+
+def best(result: Result) -> float:
+  """The highest accuracy of a run's evaluations."""
+  return max(accuracy for _, accuracy in result["evaluations"])
+
+
+def second_half(result: Result) -> float:
+  """The mean accuracy of the evaluations after more than half of a run's updates: of the same
+  stretch, however often a run evaluates."""
+  late = [a for step, a in result["evaluations"] if 2 * step > result["updates"]]
+  return statistics.fmean(late)
+
+
+def collapsed(result: Result) -> bool:
+  """Whether a run ended below `COLLAPSE` of its best evaluation."""
+  return result["after"] < COLLAPSE * best(result)
 
 
 @contextlib.contextmanager

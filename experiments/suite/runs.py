@@ -23,9 +23,7 @@ CURVES = (
   *("gradient_share/length_q1", "gradient_share/length_q4", "wall_time_s"),
 )
 CURVE_POINTS = 64
-LAST = 0.1  # the share of updates whose mean reward stands beside the last evaluation
-LAST_EVALUATIONS = 3  # whose mean stands beside it too
-COLLAPSE = 0.5  # a run has collapsed when its reward ends below this share of its best
+LAST = 0.1  # the share of updates whose mean reward is kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +65,8 @@ class Run:
 
 
 def scores(workdir: Path) -> dict[str, Any]:
-  """What a finished run's directory says: accuracies before and after, the best and the mean of the
-  last `LAST_EVALUATIONS` ones, mean reward of the last updates, whether it collapsed, curves.
+  """What a finished run's directory says: accuracies before, during and after training, the mean
+  reward of the last updates, curves.
 
   A run that diverged has no accuracy after; its own is then 0, and `stop_reason` says so. A curve
   with a value that JSON has no number for is left out: bounds are infinite where k < 1.
@@ -80,15 +78,10 @@ def scores(workdir: Path) -> dict[str, Any]:
   evaluations = {r["step"]: r["evaluation/accuracy"] for r in rows if "evaluation/accuracy" in r}
   after = result.get("evaluation_after", {}).get("accuracy", 0.0)
   evaluations[result["updates"]] = after
-  accuracies = list(evaluations.values())
-  smooth = np.convolve(reward, np.ones(last) / last, "valid")
   return {
     "before": result["evaluation_before"]["accuracy"],
     "after": after,
-    "best": max(accuracies),
-    "last_evaluations": float(np.mean(accuracies[-LAST_EVALUATIONS:])),
     "last_reward": float(reward[-last:].mean()),
-    "collapsed": bool(smooth[-1] < COLLAPSE * smooth.max()),
     "updates": result["updates"],
     "stop_reason": result["stop_reason"],
     "evaluations": list(evaluations.items()),

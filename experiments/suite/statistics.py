@@ -12,6 +12,7 @@ LEVEL = 0.05
 REPRODUCED, NOT_SEEN, CONTRADICTED = "reproduced", "not seen at this scale", "contradicted"
 HOLDS, NO_DIFFERENCE, REVERSED = "holds here", "no difference seen", "the reverse holds here"
 TOO_FEW = "too few seeds yet"
+TIE = "a tie in the paper: no verdict"
 FEWEST = 3  # seeds that a verdict needs
 
 

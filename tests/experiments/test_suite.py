@@ -34,7 +34,7 @@ from experiments import (
   tuned,
 )
 from experiments.suite import cli, page, results, statistics
-from experiments.suite.experiment import Claim, Experiment
+from experiments.suite.experiment import ACCURACY, Claim, Experiment
 from experiments.suite.pool import Pool
 from experiments.suite.runs import Run, scores
 from vespo_jax import config_file
@@ -149,14 +149,47 @@ def test_scores_of_a_run(tmp_path):
   result = {"evaluation_before": {"accuracy": 0.2}, "stop_reason": "Diverged", "updates": 100}
   (tmp_path / "result.json").write_text(json.dumps(result))
   found = scores(tmp_path)
-  assert found["after"] == 0.0 and found["best"] == 0.7 and found["collapsed"]
-  assert found["evaluations"] == [(50, 0.7), (100, 0.0)]
-  assert found["last_evaluations"] == pytest.approx(0.35)
+  assert found["after"] == 0.0 and found["evaluations"] == [(50, 0.7), (100, 0.0)]
+  assert results.best(found) == 0.7 and results.collapsed(found)
   assert found["last_reward"] == pytest.approx(0.1)
   assert len(found["curves"]["reward/mean"]) == len(found["curves"]["step"]) == 64
   assert np.mean(found["curves"]["grad/norm"]) == 1.0
   assert bound not in found["curves"]
   results.append(tmp_path / "some.jsonl", found)
+
+
+def test_scores_of_evaluations():
+  """The second half is of the same updates however often a run evaluates."""
+  often = {"updates": 96, "after": 0.5, "evaluations": [(24, 0.2), (48, 0.9), (72, 0.7), (96, 0.5)]}
+  seldom = {"updates": 96, "after": 0.5, "evaluations": [(64, 0.6), (96, 0.4)]}
+  assert results.second_half(often) == pytest.approx(0.6)
+  assert results.second_half(seldom) == pytest.approx(0.5)
+  assert results.best(often) == 0.9 and not results.collapsed(often)
+  assert results.collapsed({**often, "after": 0.44})
+
+
+def test_results_are_those_of_the_runs_there_are_now(monkeypatch):
+  """What was run under other settings is left out, and names are the present ones."""
+  cells = [("new name", 8, "x.py", (("a", 1),))]
+  experiment = Experiment("toy", "", cells, [], first_seed=1, testbed=(("chunk", 8),))
+  mine = [{"key": run.key, "seed": run.seed, "method": "old name"} for run in experiment.runs(3)]
+  quick = {"key": experiment.runs(1, (("updates", 8),))[0].key, "seed": 1}
+  stranger = {"key": "of other changes", "seed": 5}
+  found = experiment.own([*mine, quick, stranger])
+  assert [result["seed"] for result in found] == [1, 2, 3]
+  assert {(result["method"], result["staleness"]) for result in found} == {("new name", 8)}
+  assert experiment.own([quick, *mine], (("updates", 8),))[0]["key"] == quick["key"]
+  assert experiment.own([]) == []
+  monkeypatch.setattr("experiments.suite.runs.VERSION", 0)
+  assert experiment.own(mine) == []
+
+
+def test_the_papers_configs_make_no_change_of_the_testbeds():
+  cells = [("vespo", 8, "x.py", (("a", 1),))]
+  experiment = Experiment("toy", "", cells, [], testbed=(("chunk", 8),))
+  assert experiment.runs(1)[0].flags == ["--config.a=1", "--config.chunk=8", "--config.seed=0"]
+  at_scale = experiment.runs(1, (), {"x.py": "paper.py"})[0]
+  assert at_scale.config == "paper.py" and at_scale.flags == ["--config.a=1", "--config.seed=0"]
 
 
 def test_intervals_and_tests_are_students():
@@ -192,13 +225,13 @@ def test_verdicts(differences, expected):
 def result(method, seed, after):
   curves = {"step": [1, 2], "reward/mean": [0.1, after]}
   return {
-    **{"method": method, "seed": seed, "staleness": 4, "after": after, "best": after},
-    **{"last_reward": after, "last_evaluations": after, "collapsed": False},
+    **{"method": method, "seed": seed, "staleness": 4, "before": 0.1, "after": after},
+    **{"last_reward": after, "updates": 2, "evaluations": [[2, after]]},
     **{"curves": curves, "key": f"{method}{seed}"},
   }
 
 
-def test_a_page_holds_the_numbers_and_the_verdict(tmp_path):
+def test_a_page_holds_the_numbers_and_the_verdict(tmp_path, monkeypatch):
   experiment = Experiment(
     "toy",
     "A title",
@@ -206,6 +239,7 @@ def test_a_page_holds_the_numbers_and_the_verdict(tmp_path):
     [
       Claim("VESPO wins", (70, 54), ("vespo", 4), ("grpo", 4)),
       Claim("GRPO wins", None, ("grpo", 4), ("vespo", 4)),
+      Claim("they are alike", (70, 70), ("vespo", 4), ("grpo", 4), tie=True),
     ],
   )
   found = [result("vespo", s, 0.8 + 0.01 * s) for s in range(3)]
@@ -215,7 +249,22 @@ def test_a_page_holds_the_numbers_and_the_verdict(tmp_path):
   assert "+29.8 ± 0.5 points" in text and text.count("| reproduced |") == 1
   ours = next(line for line in text.splitlines() if "GRPO wins" in line)
   assert "| not in the paper |" in ours and ours.endswith(f"| {statistics.REVERSED} |")
+  alike = next(line for line in text.splitlines() if "they are alike" in line)
+  assert "+29.8 ± 0.5" in alike and alike.endswith(f"| {statistics.TIE} |")
+  assert [claim.text for claim, _ in page.judged(experiment, found)] == ["VESPO wins", "GRPO wins"]
+  lines = {}
+  plot = Axes.plot
+  monkeypatch.setattr(
+    "matplotlib.axes.Axes.plot",
+    lambda axis, x, y, *a, **k: (
+      lines.setdefault((axis, k["label"]), (x, y)) and plot(axis, x, y, *a, **k)
+    ),
+  )
   page.draw(experiment, found, tmp_path / "toy.png")
+  drawn = {
+    method: xy for (axis, method), xy in lines.items() if axis.get_title(loc="left") == ACCURACY
+  }
+  assert drawn["vespo"][0] == (0, 2) and drawn["vespo"][1] == pytest.approx([0.1, 0.81])
   assert (tmp_path / "toy.png").stat().st_size > 5000
 
 
