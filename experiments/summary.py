@@ -31,9 +31,8 @@ Figures and tables of the paper at a scale that two CPU cores can run. Each is o
 line a run, and draws what is there. Every run starts from the same bytes and asks the same prompts
 in the same order. Kernels, clip widths and temperatures are the published ones of each method;
 learning rate (2e-4 where none is named), Adam, GRPO's advantages (divided by their deviation) and
-W against what the sampler reported are shared, but for VCPO's own advantages and step. So DPPO and
-MiniRL have not their undivided advantages, MiniRL not its recomputed anchor, TOPR not its rewards
-of -1 and 1 without a baseline, and GRPO no dual clip.
+W against what the sampler reported are shared, but for VCPO's own advantages and step and where a
+name says "(own)". GRPO has no dual clip.
 
 Figures are means over seeds with 95 % intervals (Student's t); p is of the paired t-test over
 seeds. A claim is judged by the accuracy on held-out problems at the end: one of the paper is

@@ -104,6 +104,16 @@ def test_without_std_it_is_reward_minus_mean():
     np.testing.assert_allclose(values, [[0.75, -0.25, -0.25, -0.25]], rtol=1e-6)
 
 
+def test_a_constant_baseline_leaves_groups_without_variance_their_gradient():
+  rewards = jnp.asarray([[1.0, 0, 1.0, 0], [1.0, 1.0, 1.0, 1.0], [0.0, 0, 0, 0]])
+  valid = jnp.asarray([[True, True, False, True], [True] * 4, [True] * 4])
+  values, flags = call("constant", rewards, valid)
+  np.testing.assert_array_equal(values, [[1, -1, 0, -1], [1] * 4, [-1] * 4])
+  assert flags.tolist() == [False, True, True]
+  values, _ = call("constant", rewards, valid, baseline=0.25, scale=1.0)
+  np.testing.assert_array_equal(values[0], [0.75, -0.25, 0, -0.25])
+
+
 def test_rloo_by_hand():
   values, _ = call("rloo", ONE_RIGHT, ALL)
   np.testing.assert_allclose(values, [[1.0, -1 / 3, -1 / 3, -1 / 3]], rtol=1e-6)

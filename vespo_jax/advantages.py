@@ -116,6 +116,21 @@ def dr_grpo() -> Advantage:
   return dataclasses.replace(grpo(normalize_std=False), name="dr_grpo")
 
 
+@registry.register("constant")
+def constant(*, baseline: float = 0.5, scale: float = 2.0) -> Advantage:
+  """scale (R - baseline) whatever the group: with the defaults, rewards 0 and 1 count as -1 and 1.
+
+  A group whose samples all fail, or all succeed, is learned from too. Source: TOPR's rewards
+  without a baseline, arXiv 2503.14286.
+  """
+
+  def function(rewards_PR: Array, valid_PR: Array, extras: Extras) -> Array:
+    del valid_PR, extras
+    return scale * (rewards_PR - baseline)
+
+  return Advantage("constant", function, group_relative=False)
+
+
 @registry.register("rloo")
 def rloo() -> Advantage:
   """R - mean of the group's other samples, = n / (n - 1) (R - mean); a single sample keeps R.
