@@ -116,7 +116,7 @@ def _run(
     saved = RolloutWriter(workdir / parts.SAVED, origin) if config.rollouts.save_all else None
     _cut_back(workdir, writer, saved, step)
   needed = config.guards.max_skipped + 1  # rows of metrics, to go on from
-  rows = hosts.tell(lambda: metrics.read(workdir / "metrics.jsonl")[-needed:])
+  rows = hosts.tell(lambda: metrics.read(workdir / "metrics.jsonl", last=needed))
   try:
     before = _evaluate_before(workdir, params, sampler, evaluator, progress, hosts)
   except Preempted:
