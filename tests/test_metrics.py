@@ -155,6 +155,18 @@ def test_strip_timings_leaves_what_a_seed_determines():
   assert metrics.strip_timings(timed) == row(4)
 
 
+def test_text_of_any_language_reaches_a_terminal_and_orders_do_not():
+  french, japanese, persian = (
+    "10\u202f000\u00a0\u20ac\t",
+    "\u6f22\u3000\u5b57\n",
+    "\u0645\u06cc\u200c\u062e",
+  )
+  family, orders = "\U0001f468\u200d\U0001f469", "\x1b\x07\r\x0b\x7f\x9b\u2028\u200b\ufeff\ud800"
+  orders += "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+  text = french + japanese + persian + family
+  assert metrics.printable(text + orders) == text + "\ufffd" * len(orders)
+
+
 class Clock:
   """A `time` module whose clock the test moves."""
 

@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -101,8 +102,13 @@ def read(path: str | os.PathLike[str], last: int | None = None) -> list[dict[str
 
 
 def printable(text: str) -> str:
-  """A text of somebody else's for a terminal: what it would obey is replaced, lines are kept."""
-  return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+  """A text of somebody else's for a terminal: what it would obey is replaced, orders to change the
+  direction of text among it. Lines, tabs and the spaces and joiners of any language are kept."""
+  return "".join(c if c.isprintable() or _is_harmless(c) else "\ufffd" for c in text)
+
+
+def _is_harmless(c: str) -> bool:
+  return c in "\n\t\u200c\u200d" or unicodedata.category(c) == "Zs"
 
 
 def strip_timings(row: Mapping[str, Any]) -> dict[str, Any]:
