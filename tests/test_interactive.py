@@ -61,6 +61,22 @@ def test_an_answer_is_stopped_where_it_is(model):
 def test_a_prompt_that_does_not_fit_is_refused(model):
   with pytest.raises(ValueError, match="250 tokens and 10 new ones do not fit the model's 256"):
     next(answer(model, [7] * 250, jax.random.key(0), SETTINGS))
+  with pytest.raises(ValueError, match="a prompt of no tokens"):
+    next(answer(model, [], jax.random.key(0), SETTINGS))
+
+
+@pytest.mark.parametrize(
+  "prompt, message",
+  [("", "a prompt of no tokens"), ("x" * 250, "250 tokens and 64 new ones do not fit")],
+)
+def test_a_prompt_of_the_command_line_is_refused_in_one_message(
+  prompt, message, model, monkeypatch, capsys
+):
+  without_bos = chat_tokenizer(CHATML, add_bos=False)
+  monkeypatch.setattr(models, "load", lambda path: (*model[:2], without_bos))
+  assert sample.main(["sample", "--model=any", "--raw", f"--prompt={prompt}"]) == 2
+  captured = capsys.readouterr()
+  assert captured.out == "" and message in captured.err and captured.err.count("\n") == 1
 
 
 @pytest.fixture
