@@ -139,7 +139,13 @@ def test_a_run_that_failed_shows_why_and_what_it_failed_on(small_run):
   found = Page(text).data()["rollouts"]
   assert len(found) == 64 + 8 and found[-1]["log_ratio"] == ["NaN"]  # in place of the 64 recorded
   with metrics.MetricsWriter(small_run / "metrics.jsonl") as writer:
-    writer.write({"step": 10})  # it was resumed
+    writer.truncate(7)  # it was resumed, and is not there again
+    (small_run / "rollouts" / "000009.jsonl").unlink()
+    text = rendered(small_run)
+    assert "could not go on" not in text and len(Page(text).data()["rollouts"]) == 64
+    for step in (8, 9, 10):
+      writer.write({"step": step})
+  (small_run / "rollouts" / "000009.jsonl").write_text(last)
   (small_run / "rollouts" / "000010.jsonl").write_text(last)
   text = rendered(small_run)
   assert "could not go on" not in text and len(Page(text).data()["rollouts"]) == 3 * 64

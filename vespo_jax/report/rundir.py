@@ -69,8 +69,9 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     raise RunError(f"{workdir}/metrics.jsonl is empty: no update has been committed yet")
   if "data/nll" in rows[-1]:
     raise RunError(f"{workdir} is of vespo_jax.sft, which has no report: see its metrics.jsonl")
+  failure = _failure(path, rows[-1]["step"])
   try:
-    sample, total = rollouts.load(path)
+    sample, total = rollouts.load(path, failed=bool(failure))
   except ValueError as error:
     raise RunError(str(error)) from error
   return Run(
@@ -78,7 +79,7 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     rows=rows,
     config=_load_object(path / "config.json"),
     result=_current(_load_object(path / "result.json"), rows[-1]["step"]),
-    failure=_failure(path, rows[-1]["step"]),
+    failure=failure,
     rollouts=sample,
     rollouts_total=total,
   )
