@@ -24,12 +24,14 @@ STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32)  # lower edges, in updates
 def ess_fraction(log_w_B: Array, valid_B: Array) -> Array:
   """Effective sample size of the weights exp(log_w) over their number: (sum w)^2 / (n sum w^2).
 
-  Computed in log space, so it is in (0, 1] for any finite log weights; 0 if nothing is valid.
+  Computed in log space, so it is in (0, 1] for any finite log weights; a weight of 0 may be given
+  as -inf. 0 if nothing is valid, or all weights are 0.
   """
   log_w_B = jnp.where(valid_B, log_w_B, -jnp.inf)
   n = jnp.sum(valid_B, dtype=jnp.float32)
-  log_ess = 2 * jax.nn.logsumexp(log_w_B) - jax.nn.logsumexp(2 * log_w_B)
-  return jnp.where(n > 0, jnp.exp(log_ess) / jnp.maximum(n, 1.0), 0.0)
+  log_sum = jax.nn.logsumexp(log_w_B)
+  log_ess = 2 * log_sum - jax.nn.logsumexp(2 * log_w_B)
+  return jnp.where(jnp.isneginf(log_sum), 0.0, jnp.exp(log_ess) / jnp.maximum(n, 1.0))
 
 
 def off_policy_metrics(
@@ -48,8 +50,9 @@ def off_policy_metrics(
     `weight/log_w_{mean,std,min,max}` of log W = sum_t log ratio (unclipped);
     `weight/ess_fraction` of W, `objective/ess_fraction` of the coefficients phi (of a sequence: the
     mean over its tokens);
-    `weight/log_z` = log E_mu[phi] and `weight/q_mean_w` = E_Q[W] = E_mu[phi W] / E_mu[phi], of the
-    distribution Q = mu phi / Z the objective really ascends on (arXiv 2602.10693 eq. 9-10);
+    `weight/log_z` = log E_mu[phi], at least log 1e-37, and `weight/q_mean_w` = E_Q[W] =
+    E_mu[phi W] / E_mu[phi], of the distribution Q = mu phi / Z the objective really ascends on
+    (arXiv 2602.10693 eq. 9-10);
     `objective/coefficient_{mean,mean_pos,mean_neg}` over tokens, all and by sign of the advantage;
     `ratio/outside_{0.8_1.25,0.5_2}`, the fraction of token ratios outside each band.
   """
@@ -64,19 +67,20 @@ def off_policy_metrics(
   negative_BT = mask_BT & (advantages_B[:, None] < 0)
 
   tokens_B = jnp.maximum(jnp.sum(mask_BT, axis=1), 1)
-  log_phi_B = jnp.log(jnp.maximum(jnp.sum(coefficients_BT, axis=1) / tokens_B, 1e-37))
+  log_phi_B = jnp.log(jnp.maximum(jnp.sum(coefficients_BT, axis=1) / tokens_B, 0.0))
   log_phi_B = jnp.where(valid_B, log_phi_B, -jnp.inf)
   log_sum_phi = jax.nn.logsumexp(log_phi_B)
   log_sum_phi_w = jax.nn.logsumexp(log_phi_B + jnp.clip(log_w_B, -20.0, 20.0))
-  log_n = jnp.log(jnp.maximum(jnp.sum(valid_B), 1))
+  log_z = log_sum_phi - jnp.log(jnp.maximum(jnp.sum(valid_B), 1))
+  q_mean_w = jnp.where(jnp.isneginf(log_sum_phi), 0.0, jnp.exp(log_sum_phi_w - log_sum_phi))
   return {
     "weight/log_w_mean": mean,
     "weight/log_w_std": jnp.sqrt(_mean((log_w_B - mean) ** 2, valid_B)),
     "weight/log_w_min": jnp.where(any_valid, low, 0.0),
     "weight/log_w_max": jnp.where(any_valid, high, 0.0),
     "weight/ess_fraction": ess_fraction(log_w_B, valid_B),
-    "weight/log_z": jnp.where(any_valid, log_sum_phi - log_n, 0.0),
-    "weight/q_mean_w": jnp.where(any_valid, jnp.exp(log_sum_phi_w - log_sum_phi), 0.0),
+    "weight/log_z": jnp.where(any_valid, jnp.maximum(log_z, np.log(1e-37)), 0.0),
+    "weight/q_mean_w": q_mean_w,
     "objective/ess_fraction": ess_fraction(log_phi_B, valid_B),
     "objective/coefficient_mean": _mean(coefficients_BT, mask_BT),
     "objective/coefficient_mean_pos": _mean(coefficients_BT, positive_BT),
