@@ -117,9 +117,13 @@ def mismatch_metrics(log_ratio_BT: Array, mask_BT: Array) -> dict[str, Array]:
 
 
 def kl_metrics(name: str, sampled_BT: Array, other_BT: Array, mask_BT: Array) -> dict[str, Array]:
-  """KL(sampled || other) per token in nats from tokens of the first policy, by three estimators.
+  """KL(sampled || other) per token in nats, by three estimators.
 
-  `kl/NAME` is the non-negative k3, with `_k1` (unbiased, of either sign) and `_k2` beside it.
+  `kl/NAME` is the non-negative k3, with `_k1` (of either sign) and `_k2` beside it. They are means
+  over the tokens as they were sampled, and k1 and k3 are unbiased if that was by the first policy.
+  The learner's tokens are of the behaviour policy: so `kl/behaviour_policy` is, and
+  `kl/proximal_policy` and `kl/policy_reference` are not where their first policy is another one, as
+  under staleness.
   """
   kls = {k: _mean(kl_estimate(sampled_BT, other_BT, k), mask_BT) for k in ("k3", "k1", "k2")}
   return {f"kl/{name}" if k == "k3" else f"kl/{name}_{k}": value for k, value in kls.items()}
