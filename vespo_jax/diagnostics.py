@@ -35,7 +35,11 @@ def ess_fraction(log_w_B: Array, valid_B: Array) -> Array:
 
 
 def off_policy_metrics(
-  log_ratio_BT: Array, coefficients_BT: Array, advantages_B: Array, mask_BT: Array
+  log_ratio_BT: Array,
+  coefficients_BT: Array,
+  advantages_B: Array,
+  mask_BT: Array,
+  log_correction_B: Array | float = 0.0,
 ) -> dict[str, Array]:
   """Statistics of the importance weights and of the coefficients of one whole minibatch.
 
@@ -44,10 +48,13 @@ def off_policy_metrics(
     coefficients_BT: the objective's coefficients.
     advantages_B: float32.
     mask_BT: bool. Rows without any True are left out.
+    log_correction_B: log of a rollout correction that is a factor of W.
 
   Returns:
     float32 scalars:
-    `weight/log_w_{mean,std,min,max}` of log W = sum_t log ratio (unclipped);
+    `weight/log_w_{mean,std,min,max}` of log W = sum_t log ratio + log correction (unclipped): the W
+    of the objective, against the denominator that it has, where the histogram of log W,
+    `guards.max_log_w` and VCPO's effective sample size are of policy / behaviour always;
     `weight/ess_fraction` of W, `objective/ess_fraction` of the coefficients phi (of a sequence: the
     mean over its tokens);
     `weight/log_z` = log E_mu[phi], at least log 1e-37, and `weight/q_mean_w` = E_Q[W] =
@@ -58,7 +65,7 @@ def off_policy_metrics(
   """
   valid_B = jnp.any(mask_BT, axis=1)
   log_ratio_BT = jnp.where(mask_BT, log_ratio_BT, 0.0)
-  log_w_B = jnp.sum(log_ratio_BT, axis=1)
+  log_w_B = jnp.sum(log_ratio_BT, axis=1) + log_correction_B
   mean = _mean(log_w_B, valid_B)
   any_valid = jnp.any(valid_B)
   low = jnp.min(jnp.where(valid_B, log_w_B, jnp.inf))
@@ -160,7 +167,8 @@ def staleness_metrics(
 
 
 def log_w_histogram(log_w: np.ndarray) -> list[int]:
-  """Counts of log W between `HISTOGRAM_EDGES`, with an open bin at either end."""
+  """Counts of log W, W = policy / behaviour whatever the objective's denominator is, between
+  `HISTOGRAM_EDGES`, with an open bin at either end."""
   bins = np.searchsorted(HISTOGRAM_EDGES, log_w.ravel(), side="right")
   return np.bincount(bins, minlength=len(HISTOGRAM_EDGES) + 1).tolist()
 
