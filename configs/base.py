@@ -253,7 +253,7 @@ def get_config() -> ConfigDict:
   # Bad updates: a loss, gradient or reward that is not finite, and what is beyond these limits.
   config.guards = ConfigDict()
   config.guards.max_grad_norm = 0.0  # before clipping; 0: no limit
-  config.guards.max_log_w = 0.0  # |log W| of any sequence, in nats; 0: no limit
+  config.guards.max_log_w = 0.0  # |log W|, policy against behaviour, in nats; 0: no limit
   config.guards.max_skipped = 0  # bad updates in a row that are skipped; the next one ends the run
 
   config.rollouts = ConfigDict()

@@ -16,6 +16,9 @@ def test_effective_sample_size():
   huge = jnp.asarray([1e4, -1e4, 0.0, 0.0])
   np.testing.assert_allclose(diagnostics.ess_fraction(huge, every), 0.25, rtol=1e-6)
   assert diagnostics.ess_fraction(log_w, jnp.zeros(4, bool)) == 0.0
+  of_two = jnp.asarray([0.0, 0.0, -jnp.inf, -jnp.inf])  # two weights of 0
+  np.testing.assert_allclose(diagnostics.ess_fraction(of_two, every), 0.5, rtol=1e-6)
+  assert diagnostics.ess_fraction(of_two, ~valid) == 0.0
 
 
 def test_off_policy_metrics_by_hand():
@@ -41,6 +44,16 @@ def test_off_policy_metrics_by_hand():
   }
   for key, value in expected.items():
     np.testing.assert_allclose(metrics[key], value, rtol=1e-5, err_msg=key)
+
+
+def test_coefficients_that_are_all_0_have_no_effective_sample():
+  ones = jnp.ones((3, 2))
+  metrics = diagnostics.off_policy_metrics(ones, 0 * ones, ones[:, 0], ones > 0)
+  assert metrics["objective/ess_fraction"] == metrics["weight/q_mean_w"] == 0.0
+  assert metrics["weight/log_z"] < -80
+  some = ones.at[:2].set(0.0)
+  metrics = diagnostics.off_policy_metrics(ones, some, ones[:, 0], ones > 0)
+  np.testing.assert_allclose(metrics["objective/ess_fraction"], 1 / 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [1, 19, 20, 21, 100, 640])

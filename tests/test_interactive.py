@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_tokenizers import CHATML, chat_tokenizer
 
-from vespo_jax import conversation, interactive, models, sample, sampler
+from vespo_jax import conversation, interactive, metrics, models, sample, sampler
 from vespo_jax.conversation import Conversation, answer
 from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import byte_tokenizer
@@ -61,6 +61,22 @@ def test_an_answer_is_stopped_where_it_is(model):
 def test_a_prompt_that_does_not_fit_is_refused(model):
   with pytest.raises(ValueError, match="250 tokens and 10 new ones do not fit the model's 256"):
     next(answer(model, [7] * 250, jax.random.key(0), SETTINGS))
+  with pytest.raises(ValueError, match="a prompt of no tokens"):
+    next(answer(model, [], jax.random.key(0), SETTINGS))
+
+
+@pytest.mark.parametrize(
+  "prompt, message",
+  [("", "a prompt of no tokens"), ("x" * 250, "250 tokens and 64 new ones do not fit")],
+)
+def test_a_prompt_of_the_command_line_is_refused_in_one_message(
+  prompt, message, model, monkeypatch, capsys
+):
+  without_bos = chat_tokenizer(CHATML, add_bos=False)
+  monkeypatch.setattr(models, "load", lambda path: (*model[:2], without_bos))
+  assert sample.main(["sample", "--model=any", "--raw", f"--prompt={prompt}"]) == 2
+  captured = capsys.readouterr()
+  assert captured.out == "" and message in captured.err and captured.err.count("\n") == 1
 
 
 @pytest.fixture
@@ -147,7 +163,7 @@ def test_a_session_obeys_its_commands_and_lives_on_after_mistakes(
   assert [decode(prompt).count("user\n") for prompt in prompts[:4]] == [1, 2, 3, 1]
   assert decode(prompts[2]).endswith("user\n/c\nassistant\n")
   assert decode(prompts[3]) == "system\nbe brief\nuser\nd\nassistant\n"
-  assert not set(out) - {"\n"} - set(filter(str.isprintable, out))  # no order to the terminal
+  assert not set(out) - {*"\n\t"} - set(filter(str.isprintable, out))  # no order to the terminal
 
 
 def test_what_cannot_be_a_prompt_is_told_and_forgotten(model, monkeypatch, capsys):
@@ -186,16 +202,16 @@ def test_a_pipe_has_a_prompt_a_line_and_gets_answers_alone(model, monkeypatch, c
   for line in ("1", "/quit", "2"):
     ids = tokenizer.encode_prompt(line)
     (rollout,) = sampler.generate(params, spec, [ids], jax.random.key(0), settings)
-    expected += interactive._plain(tokenizer.decode(rollout.response_ids)) + "\n"
+    expected += metrics.printable(tokenizer.decode(rollout.response_ids)) + "\n"
   assert (code, captured.out, captured.err) == (0, expected, "")
-  assert not set(expected) - {"\n"} - set(filter(str.isprintable, expected))
+  assert not set(expected) - {*"\n\t"} - set(filter(str.isprintable, expected))
 
 
 def test_every_line_of_a_pipe_stands_alone(model, prompts, monkeypatch, capsys):
   monkeypatch.setattr(models, "load", lambda path: model)
   code, captured = piped(monkeypatch, capsys, "1\n/reset\n", "--samples=2")
   assert code == 0 and prompts == [model[2].encode_prompt(line) for line in ("1", "/reset")]
-  answers = [f"<|im_end|>no {n}{i}\ufffd[2J\ufffd\ufffd    ." for n in (1, 2) for i in (0, 1)]
+  answers = [f"<|im_end|>no {n}{i}\ufffd[2J\ufffd\ufffd\t." for n in (1, 2) for i in (0, 1)]
   assert captured.out.splitlines() == answers
 
 

@@ -3,7 +3,9 @@
 import io
 import json
 import math
+import os
 import re
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -114,9 +116,55 @@ def test_a_bad_line_is_an_error_that_names_it(tmp_path, line):
     metrics.read(path)
 
 
+def test_of_the_last_rows_alone_anything_is_decoded(tmp_path, monkeypatch):
+  path = tmp_path / "m.jsonl"
+  path.write_bytes(b"".join(b'{"step": %d}\n' % step for step in range(1, 8)) + b'{"step": 8')
+  decoded, loads = [], json.loads
+  monkeypatch.setattr(json, "loads", lambda line: decoded.append(line) or loads(line))
+  assert [row["step"] for row in metrics.read(path, last=2)] == [6, 7]
+  assert len(decoded) == 2
+  assert len(metrics.read(path, last=100)) == 7
+  with pytest.raises(ValueError, match="line 7"):
+    path.write_bytes(path.read_bytes().replace(b'{"step": 7}', b"seven"))
+    metrics.read(path, last=1)
+
+
+def test_the_last_row_is_amended_and_no_other_decoded(tmp_path, monkeypatch):
+  path, decoded, loads = tmp_path / "m.jsonl", [], json.loads
+  with metrics.MetricsWriter(path) as writer:
+    for step in (1, 2, 3):
+      writer.write(row(step, loss=math.nan))
+    before = path.read_bytes().splitlines(keepends=True)
+    monkeypatch.setattr(json, "loads", lambda line: decoded.append(line) or loads(line))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+      patch.setattr(os, "replace", lambda half, path: sys.exit())
+      writer.amend({"evaluation/accuracy": 0.5})
+    assert path.read_bytes() == b"".join(before)  # whoever is killed meanwhile
+    decoded.clear()
+    writer.amend({"evaluation/accuracy": 0.25})
+    assert decoded == before[-1:]
+    writer.write(row(4))
+  assert path.read_bytes().splitlines(keepends=True)[:2] == before[:2]
+  rows = metrics.read(path)
+  assert [row["step"] for row in rows] == [1, 2, 3, 4]
+  assert rows[2]["evaluation/accuracy"] == 0.25 and math.isnan(rows[2]["loss"])
+
+
 def test_strip_timings_leaves_what_a_seed_determines():
   timed = row(4, **{"time/update_s": 0.3, "throughput/sampled_tokens_per_s": 9.0, "wall_time_s": 8})
   assert metrics.strip_timings(timed) == row(4)
+
+
+def test_text_of_any_language_reaches_a_terminal_and_orders_do_not():
+  french, japanese, persian = (
+    "10\u202f000\u00a0\u20ac\t",
+    "\u6f22\u3000\u5b57\n",
+    "\u0645\u06cc\u200c\u062e",
+  )
+  family, orders = "\U0001f468\u200d\U0001f469", "\x1b\x07\r\x0b\x7f\x9b\u2028\u200b\ufeff\ud800"
+  orders += "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+  text = french + japanese + persian + family
+  assert metrics.printable(text + orders) == text + "\ufffd" * len(orders)
 
 
 class Clock:

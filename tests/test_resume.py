@@ -19,6 +19,7 @@ from tests.watched import pickle_watch
 from vespo_jax import config as config_lib
 from vespo_jax import convert, launch, metrics
 from vespo_jax.learner.intake import Intake
+from vespo_jax.runtime import schedule as schedules
 
 pytestmark = pytest.mark.usefixtures("no_report")
 REPOSITORY = Path(__file__).parent.parent
@@ -110,6 +111,21 @@ def whole(data_dir, tmp_path_factory):
     return known[name]
 
   return run
+
+
+def test_what_was_written_after_the_checkpoint_is_cut_back(tmp_path):
+  (tmp_path / "rollouts").mkdir()
+  for name in ("000001.jsonl", "000002.jsonl", "000003.jsonl", "mine.jsonl"):
+    (tmp_path / "rollouts" / name).write_text("{}\n")
+  with metrics.MetricsWriter(tmp_path / "metrics.jsonl") as writer:
+    for step in (1, 2, 3):
+      writer.write({"step": step})
+      schedules.record(tmp_path / "schedule.jsonl", step - 1, None)
+    launch._cut_back(tmp_path, writer, None, 1)
+  assert [row["step"] for row in metrics.read(tmp_path / "metrics.jsonl")] == [1]
+  assert len((tmp_path / "schedule.jsonl").read_text().splitlines()) == 1
+  kept = [path.name for path in sorted((tmp_path / "rollouts").iterdir())]
+  assert kept == ["000001.jsonl", "mine.jsonl"]
 
 
 def lines(workdir):

@@ -59,6 +59,18 @@ class Statistics:
     return f"{self.tokens} tokens, {speed}log-prob {self.logprob:.2f}, {self.finish}"
 
 
+def check_prompt(spec: ModelSpec, prompt: TokenIds, settings: Settings) -> None:
+  """Raises ValueError if the prompt is empty, or does not fit the context that the model was made
+  for with the answer."""
+  if not len(prompt):
+    raise ValueError("a prompt of no tokens cannot be answered")
+  if len(prompt) + settings.max_new_tokens > spec.context:
+    raise ValueError(
+      f"a prompt of {len(prompt)} tokens and {settings.max_new_tokens} new ones do not fit the "
+      f"model's {spec.context} positions"
+    )
+
+
 def answer(
   model: Model,
   prompt: TokenIds,
@@ -68,15 +80,10 @@ def answer(
 ) -> Iterator[Piece]:
   """Samples `settings.samples_per_prompt` answers, and yields their text while it is decoded.
 
-  Asked between chunks, `stopped` ends them all where they are. Raises ValueError if the prompt is
-  empty or does not fit the context that the model was made for.
+  Asked between chunks, `stopped` ends them all where they are. Raises ValueError as `check_prompt`.
   """
   spec, params, tokenizer = model
-  if len(prompt) + settings.max_new_tokens > spec.context:
-    raise ValueError(
-      f"a prompt of {len(prompt)} tokens and {settings.max_new_tokens} new ones do not fit the "
-      f"model's {spec.context} positions"
-    )
+  check_prompt(spec, prompt, settings)
   engine = Engine(
     spec,
     settings,

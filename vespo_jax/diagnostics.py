@@ -24,16 +24,22 @@ STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32)  # lower edges, in updates
 def ess_fraction(log_w_B: Array, valid_B: Array) -> Array:
   """Effective sample size of the weights exp(log_w) over their number: (sum w)^2 / (n sum w^2).
 
-  Computed in log space, so it is in (0, 1] for any finite log weights; 0 if nothing is valid.
+  Computed in log space, so it is in (0, 1] for any finite log weights; a weight of 0 may be given
+  as -inf. 0 if nothing is valid, or all weights are 0.
   """
   log_w_B = jnp.where(valid_B, log_w_B, -jnp.inf)
   n = jnp.sum(valid_B, dtype=jnp.float32)
-  log_ess = 2 * jax.nn.logsumexp(log_w_B) - jax.nn.logsumexp(2 * log_w_B)
-  return jnp.where(n > 0, jnp.exp(log_ess) / jnp.maximum(n, 1.0), 0.0)
+  log_sum = jax.nn.logsumexp(log_w_B)
+  log_ess = 2 * log_sum - jax.nn.logsumexp(2 * log_w_B)
+  return jnp.where(jnp.isneginf(log_sum), 0.0, jnp.exp(log_ess) / jnp.maximum(n, 1.0))
 
 
 def off_policy_metrics(
-  log_ratio_BT: Array, coefficients_BT: Array, advantages_B: Array, mask_BT: Array
+  log_ratio_BT: Array,
+  coefficients_BT: Array,
+  advantages_B: Array,
+  mask_BT: Array,
+  log_correction_B: Array | float = 0.0,
 ) -> dict[str, Array]:
   """Statistics of the importance weights and of the coefficients of one whole minibatch.
 
@@ -42,20 +48,24 @@ def off_policy_metrics(
     coefficients_BT: the objective's coefficients.
     advantages_B: float32.
     mask_BT: bool. Rows without any True are left out.
+    log_correction_B: log of a rollout correction that is a factor of W.
 
   Returns:
     float32 scalars:
-    `weight/log_w_{mean,std,min,max}` of log W = sum_t log ratio (unclipped);
+    `weight/log_w_{mean,std,min,max}` of log W = sum_t log ratio + log correction (unclipped): the W
+    of the objective, against the denominator that it has, where the histogram of log W,
+    `guards.max_log_w` and VCPO's effective sample size are of policy / behaviour always;
     `weight/ess_fraction` of W, `objective/ess_fraction` of the coefficients phi (of a sequence: the
     mean over its tokens);
-    `weight/log_z` = log E_mu[phi] and `weight/q_mean_w` = E_Q[W] = E_mu[phi W] / E_mu[phi], of the
-    distribution Q = mu phi / Z the objective really ascends on (arXiv 2602.10693 eq. 9-10);
+    `weight/log_z` = log E_mu[phi], at least log 1e-37, and `weight/q_mean_w` = E_Q[W] =
+    E_mu[phi W] / E_mu[phi], of the distribution Q = mu phi / Z the objective really ascends on
+    (arXiv 2602.10693 eq. 9-10);
     `objective/coefficient_{mean,mean_pos,mean_neg}` over tokens, all and by sign of the advantage;
     `ratio/outside_{0.8_1.25,0.5_2}`, the fraction of token ratios outside each band.
   """
   valid_B = jnp.any(mask_BT, axis=1)
   log_ratio_BT = jnp.where(mask_BT, log_ratio_BT, 0.0)
-  log_w_B = jnp.sum(log_ratio_BT, axis=1)
+  log_w_B = jnp.sum(log_ratio_BT, axis=1) + log_correction_B
   mean = _mean(log_w_B, valid_B)
   any_valid = jnp.any(valid_B)
   low = jnp.min(jnp.where(valid_B, log_w_B, jnp.inf))
@@ -64,19 +74,20 @@ def off_policy_metrics(
   negative_BT = mask_BT & (advantages_B[:, None] < 0)
 
   tokens_B = jnp.maximum(jnp.sum(mask_BT, axis=1), 1)
-  log_phi_B = jnp.log(jnp.maximum(jnp.sum(coefficients_BT, axis=1) / tokens_B, 1e-37))
+  log_phi_B = jnp.log(jnp.maximum(jnp.sum(coefficients_BT, axis=1) / tokens_B, 0.0))
   log_phi_B = jnp.where(valid_B, log_phi_B, -jnp.inf)
   log_sum_phi = jax.nn.logsumexp(log_phi_B)
   log_sum_phi_w = jax.nn.logsumexp(log_phi_B + jnp.clip(log_w_B, -20.0, 20.0))
-  log_n = jnp.log(jnp.maximum(jnp.sum(valid_B), 1))
+  log_z = log_sum_phi - jnp.log(jnp.maximum(jnp.sum(valid_B), 1))
+  q_mean_w = jnp.where(jnp.isneginf(log_sum_phi), 0.0, jnp.exp(log_sum_phi_w - log_sum_phi))
   return {
     "weight/log_w_mean": mean,
     "weight/log_w_std": jnp.sqrt(_mean((log_w_B - mean) ** 2, valid_B)),
     "weight/log_w_min": jnp.where(any_valid, low, 0.0),
     "weight/log_w_max": jnp.where(any_valid, high, 0.0),
     "weight/ess_fraction": ess_fraction(log_w_B, valid_B),
-    "weight/log_z": jnp.where(any_valid, log_sum_phi - log_n, 0.0),
-    "weight/q_mean_w": jnp.where(any_valid, jnp.exp(log_sum_phi_w - log_sum_phi), 0.0),
+    "weight/log_z": jnp.where(any_valid, jnp.maximum(log_z, np.log(1e-37)), 0.0),
+    "weight/q_mean_w": q_mean_w,
     "objective/ess_fraction": ess_fraction(log_phi_B, valid_B),
     "objective/coefficient_mean": _mean(coefficients_BT, mask_BT),
     "objective/coefficient_mean_pos": _mean(coefficients_BT, positive_BT),
@@ -113,9 +124,13 @@ def mismatch_metrics(log_ratio_BT: Array, mask_BT: Array) -> dict[str, Array]:
 
 
 def kl_metrics(name: str, sampled_BT: Array, other_BT: Array, mask_BT: Array) -> dict[str, Array]:
-  """KL(sampled || other) per token in nats from tokens of the first policy, by three estimators.
+  """KL(sampled || other) per token in nats, by three estimators.
 
-  `kl/NAME` is the non-negative k3, with `_k1` (unbiased, of either sign) and `_k2` beside it.
+  `kl/NAME` is the non-negative k3, with `_k1` (of either sign) and `_k2` beside it. They are means
+  over the tokens as they were sampled, and k1 and k3 are unbiased if that was by the first policy.
+  The learner's tokens are of the behaviour policy: so `kl/behaviour_policy` is, and
+  `kl/proximal_policy` and `kl/policy_reference` are not where their first policy is another one, as
+  under staleness.
   """
   kls = {k: _mean(kl_estimate(sampled_BT, other_BT, k), mask_BT) for k in ("k3", "k1", "k2")}
   return {f"kl/{name}" if k == "k3" else f"kl/{name}_{k}": value for k, value in kls.items()}
@@ -152,7 +167,8 @@ def staleness_metrics(
 
 
 def log_w_histogram(log_w: np.ndarray) -> list[int]:
-  """Counts of log W between `HISTOGRAM_EDGES`, with an open bin at either end."""
+  """Counts of log W, W = policy / behaviour whatever the objective's denominator is, between
+  `HISTOGRAM_EDGES`, with an open bin at either end."""
   bins = np.searchsorted(HISTOGRAM_EDGES, log_w.ravel(), side="right")
   return np.bincount(bins, minlength=len(HISTOGRAM_EDGES) + 1).tolist()
 

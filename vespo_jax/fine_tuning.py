@@ -123,7 +123,7 @@ def _run(
   state = _restore(workdir, checkpoints, learner, reference, updates, progress)
   writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
   writer.truncate(int(state.step))
-  rows = metrics.read(writer.path)
+  rows = metrics.read(writer.path, last=1)
   settings = _loop_settings(config, mesh, updates)
   scorer = Scorer(learner.anchors.score, mesh, settings.width, settings.unit)
   held_out = None

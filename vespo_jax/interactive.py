@@ -58,7 +58,7 @@ def _pipe(conversation: Conversation) -> int:
       code = 2
       continue
     for sample in range(conversation.settings.samples_per_prompt):
-      print(_plain("".join(piece.text for piece in pieces if piece.sample == sample)), flush=True)
+      print(printable("".join(p.text for p in pieces if p.sample == sample)), flush=True)
   return code
 
 
@@ -126,9 +126,9 @@ def _show(conversation: Conversation, line: str) -> None:
     for piece in conversation.ask(line, stopped):
       texts.setdefault(piece.sample, []).append(piece.text)
       if not several:
-        print(_plain(piece.text), end="", flush=True)
+        print(printable(piece.text), end="", flush=True)
       if piece.end is not None:
-        whole = _plain("".join(texts[piece.sample]))
+        whole = printable("".join(texts[piece.sample]))
         if several:
           print(f"[{piece.sample + 1}] {whole}", end="")
         print(_end(whole, piece))
@@ -136,10 +136,6 @@ def _show(conversation: Conversation, line: str) -> None:
 
 def _end(text: str, piece: Piece) -> str:
   return f"{'' if text.endswith(chr(10)) or not text else chr(10)}  ({piece.end})"
-
-
-def _plain(text: str) -> str:
-  return printable(text.replace("\t", "    "))
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ def _run(
     saved = RolloutWriter(workdir / parts.SAVED, origin) if config.rollouts.save_all else None
     _cut_back(workdir, writer, saved, step)
   needed = config.guards.max_skipped + 1  # rows of metrics, to go on from
-  rows = hosts.tell(lambda: metrics.read(workdir / "metrics.jsonl")[-needed:])
+  rows = hosts.tell(lambda: metrics.read(workdir / "metrics.jsonl", last=needed))
   try:
     before = _evaluate_before(workdir, params, sampler, evaluator, progress, hosts)
   except Preempted:
@@ -203,8 +203,11 @@ def _restore(
 def _cut_back(
   workdir: Path, writer: metrics.MetricsWriter, saved: RolloutWriter | None, step: int
 ) -> None:
-  """Cuts what a run writes line by line back to its first `step` updates."""
+  """Cuts what a run writes update by update back to its first `step` updates."""
   writer.truncate(step)
+  for path in (workdir / "rollouts").glob("*.jsonl"):
+    if path.stem.isdecimal() and int(path.stem) > step:
+      path.unlink()
   schedules.truncate(workdir / "schedule.jsonl", step)
   if saved is not None:
     saved.truncate(step)

@@ -7,12 +7,15 @@ is a list of counts), plus `step` (committed updates after this one), `weight_ve
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -57,21 +60,21 @@ class MetricsWriter:
 
   def truncate(self, step: int) -> None:
     """Cuts the file back to the rows with `step` at most the given one, whose bytes stay."""
-    kept = [line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step]
-    self._replace(kept)
+    self._replace(line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step)
 
   def amend(self, extra: Mapping[str, Any]) -> None:
     """Adds to the last row, which there must be."""
-    *kept, _ = _whole_lines(self.path)
-    self._replace([*kept, _line({**read(self.path)[-1], **extra})])
+    (row,) = read(self.path, last=1)
+    kept = (line for line, _ in itertools.pairwise(_whole_lines(self.path)))
+    self._replace(itertools.chain(kept, [_line({**row, **extra})]))
 
   def close(self) -> None:
     """Closes the file. Idempotent."""
     self._file.close()
 
-  def _replace(self, lines: list[bytes]) -> None:
+  def _replace(self, lines: Iterable[bytes]) -> None:
     self._file.close()
-    files.write(self.path, b"".join(lines))
+    files.write(self.path, lines)
     self._file = self.path.open("ab")
 
   def __enter__(self) -> MetricsWriter:
@@ -81,11 +84,13 @@ class MetricsWriter:
     self.close()
 
 
-def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read(path: str | os.PathLike[str], last: int | None = None) -> list[dict[str, Any]]:
   """The rows of a metrics file, "nan", "inf" and "-inf" as floats; a half-written last line is
-  left out. Raises ValueError naming the line when any other line is not such a row."""
+  left out. Where only the `last` rows are asked for, no other is decoded or kept in memory.
+  Raises ValueError naming the line when one of these is not such a row."""
   rows = []
-  for number, line in enumerate(_whole_lines(Path(path)), start=1):
+  lines: Iterable[tuple[int, bytes]] = enumerate(_whole_lines(Path(path)), start=1)
+  for number, line in lines if last is None else deque(lines, maxlen=last):
     try:
       row = json.loads(line)
     except ValueError as error:
@@ -97,8 +102,13 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def printable(text: str) -> str:
-  """A text of somebody else's for a terminal: what it would obey is replaced, lines are kept."""
-  return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+  """A text of somebody else's for a terminal: what it would obey is replaced, orders to change the
+  direction of text among it. Lines, tabs and the spaces and joiners of any language are kept."""
+  return "".join(c if c.isprintable() or _is_harmless(c) else "\ufffd" for c in text)
+
+
+def _is_harmless(c: str) -> bool:
+  return c in "\n\t\u200c\u200d" or unicodedata.category(c) == "Zs"
 
 
 def strip_timings(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,10 +214,10 @@ def _describe(row: Mapping[str, Any]) -> list[str]:
   return parts
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-  """The lines of a file that end in a newline, with it."""
-  data = path.read_bytes()
-  return data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+def _whole_lines(path: Path) -> Iterator[bytes]:
+  """The lines of a file that end in a newline, with it, one at a time."""
+  with path.open("rb") as file:
+    yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

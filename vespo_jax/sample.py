@@ -13,7 +13,7 @@ import sys
 import jax
 
 from vespo_jax import interactive, models
-from vespo_jax.conversation import Conversation
+from vespo_jax.conversation import Conversation, check_prompt
 from vespo_jax.metrics import printable
 from vespo_jax.sampler import Settings, generate
 
@@ -47,7 +47,10 @@ def main(argv: list[str]) -> int:
       min_p=arguments.min_p,
       stop_strings=tuple(arguments.stop),
     )
-    prompt = tokenizer.encode_prompt(arguments.prompt, raw=arguments.raw) if single else []
+    prompt = []
+    if single:
+      prompt = tokenizer.encode_prompt(arguments.prompt, raw=arguments.raw)
+      check_prompt(spec, prompt, settings)
   except (ValueError, FileNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -185,7 +185,8 @@ def change(subject: Subject, changes: Changes) -> tuple[Subject, list[int]]:
   if changes.preset is not None:
     preset = presets.PRESETS[changes.preset]
     if changes.samples is None:
-      sampling["samples_per_prompt"] = presets.samples_of(changes.preset, subject.task)
+      names = [task.name for task in subject.tasks.values()]
+      sampling["samples_per_prompt"] = presets.samples_of(changes.preset, names)
     sampling = {"temperature": preset.temperature, "top_p": preset.top_p} | _given(sampling)
   if changes.temperature == 0 and changes.samples is None:
     sampling["samples_per_prompt"] = 1

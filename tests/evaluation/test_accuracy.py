@@ -32,6 +32,12 @@ def test_at_the_ends_each_problem_counts_once(p):
   np.testing.assert_allclose((result.low, result.high), wilson(p, 20), atol=1e-6)
 
 
+def test_where_all_problems_have_one_mean_each_counts_once():
+  """The mean of three times 1/5 is not 1/5 to the last bit."""
+  result = summarise(np.array([[1.0, 0, 0, 0, 0]] * 3))
+  np.testing.assert_allclose((result.low, result.high), wilson(0.2, 3), rtol=1e-6)
+
+
 def test_it_reads_well_and_is_plain():
   result = Evaluation(0.5, 0.25, 0.75, 4, 2)
   assert str(result) == "50.0% [25.0%, 75.0%] (4 problems x 2 samples)"

@@ -110,6 +110,16 @@ def test_seeds_are_averaged_over():
   assert found["settings"] == {"seeds": [[0, 1, 2], [0, 1]]}
 
 
+def test_rounding_is_no_difference():
+  """The same three means of seeds in another order, whose mean differs in its last bit."""
+  right = np.arange(10) < np.array([1, 2, 3])[:, None]
+  one, other = right[:, None], right[::-1, None]
+  means = [rewards.mean(axis=2).mean(axis=0) for rewards in (one, other)]
+  assert means[0] != means[1]
+  test = compare(evaluated(one), evaluated(other))["sign_flip_test"]
+  assert (test["p"], test["permutations"], test["differing"]) == (1, 0, 0)
+
+
 def test_rewards_between_right_and_wrong_have_no_unit():
   one = np.full((1, 5, 2), 0.3)
   assert compare(evaluated(one), evaluated(one * 0))["sign_flip_test"]["permutations"] > 0

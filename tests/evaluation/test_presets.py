@@ -17,12 +17,18 @@ from vespo_jax.evaluation import presets
   ],
 )
 def test_samples_of_a_problem(preset, dataset, samples):
-  assert presets.samples_of(preset, f"family/{dataset}") == samples
+  assert presets.samples_of(preset, [f"family/{dataset}"]) == samples
 
 
 def test_a_dataset_that_the_paper_lacks_is_refused():
   with pytest.raises(ValueError, match="--preset=dppo .*aime24, aime25.* family/gsm8k"):
-    presets.samples_of("dppo", "family/gsm8k")
+    presets.samples_of("dppo", ["family/aime24", "family/gsm8k"])
+
+
+def test_a_mixture_has_one_number_of_samples():
+  assert presets.samples_of("vespo", ["math/aime24", "math/aime25"]) == 32
+  with pytest.raises(ValueError, match="32 of math/aime24, 4 of math/math500.: give --samples"):
+    presets.samples_of("vespo", ["math/aime24", "math/math500"])
 
 
 def test_how_they_sample():

@@ -92,7 +92,7 @@ def test_every_answer_of_every_seed_is_recorded(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("orders", [0, 1, 2, 3, 4, 5])
-def test_what_was_killed_goes_on_and_ends_the_same(orders, tmp_path):
+def test_what_was_killed_goes_on_and_ends_the_same(orders, tmp_path, capsys):
   """Three orders of each seed; nothing that was answered is asked again."""
   collect(tmp_path / "whole.jsonl", Sampler())
   path, killed = tmp_path / "a.jsonl", Sampler(orders)
@@ -105,6 +105,7 @@ def test_what_was_killed_goes_on_and_ends_the_same(orders, tmp_path):
   collect(path, again)
   assert killed.asked + again.asked == [(s, problem) for s in (3, 8) for problem in range(5)]
   assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+  assert "problem 10/10  accuracy 0.800" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_summary_and_its_table(tmp_path):

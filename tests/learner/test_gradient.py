@@ -21,7 +21,7 @@ from example import (
 
 from tests.marks import slow_but
 from vespo_jax import advantages, models, objectives, sharding
-from vespo_jax.learner.gradient import Evaluated, LossSettings, measure, score
+from vespo_jax.learner.gradient import Evaluated, LossSettings, make_gradient, measure, score
 from vespo_jax.learner.optimizer import make_optimizer
 from vespo_jax.learner.update import (
   PER_SEQUENCE,
@@ -110,6 +110,37 @@ def test_the_denominator_is_the_one_that_is_set():
   chex.assert_trees_all_close(grads, on_policy, atol=1e-6, rtol=1e-4)
   behaviour = plain_gradient("vespo")(PARAMS, batch.replace(proximal_logprobs_PRT=own))
   assert optax.tree.norm(add(behaviour, on_policy, -1.0)) > 0.05 * optax.tree.norm(on_policy)
+
+
+@pytest.mark.parametrize("micro_batches", slow_but([1, 4], 4))
+def test_what_is_said_of_w_is_of_the_w_that_vespo_has(micro_batches):
+  """The behaviour policy's mismatch, cut at 1, is a factor of W: against the terms written out."""
+  batch = near_batch()
+  proximal = np.asarray(logprobs_of(NEAR, batch))
+  batch = batch.replace(proximal_logprobs_PRT=proximal)
+  correction = objectives.corrections.make("token_tis", cap=1.0, normalize=True)
+  settings = LossSettings(
+    proximal_denominator=True, correction=correction, micro_batches=micro_batches
+  )
+  gradient = make_gradient(SPEC, objectives.make("vespo"), REWARD, settings)
+  metrics = jax.jit(lambda p, b: measure(gradient(p, b)[1], b, settings))(PARAMS, batch)
+  mask = np.asarray(batch.response_mask_PRT)
+  mismatch = np.where(mask, proximal - batch.behaviour_logprobs_PRT, 0.0)
+  factor = np.minimum(np.exp(mismatch), 1.0)
+  log_factor = np.where(mask, np.log(factor / factor[mask].mean()), 0.0).sum(axis=-1)
+  log_ratio = np.where(mask, np.asarray(logprobs_of(PARAMS, batch)) - proximal, 0.0)
+  log_w = (log_ratio.sum(axis=-1) + log_factor)[mask.any(axis=-1)]
+  w, positive = np.exp(log_w), (masked_rewards(batch) >= 0)[mask.any(axis=-1)]
+  phi = np.where(positive, w**2 * np.exp(3 - 3 * w), w**3 * np.exp(2 - 2 * w))
+  expected = {
+    "weight/log_w_mean": log_w.mean(),
+    "weight/log_w_min": log_w.min(),
+    "weight/ess_fraction": w.sum() ** 2 / (len(w) * (w**2).sum()),
+    "weight/log_z": np.log(phi.mean()),
+    "weight/q_mean_w": (phi * w).sum() / phi.sum(),
+  }
+  for key, value in expected.items():
+    np.testing.assert_allclose(metrics[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
 
 
 @pytest.mark.parametrize("estimator", slow_but(objectives.KL_ESTIMATORS, "k3"))

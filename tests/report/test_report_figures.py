@@ -98,7 +98,11 @@ def test_the_timeline_shows_shares_of_time(small_run, updates):
 
 def test_one_evaluation_alone_is_drawn(small_run):
   evaluation = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "problems": 9, "samples_per_problem": 2}
-  result = {"stop_reason": "diverged", "evaluation_before": None, "evaluation_after": evaluation}
+  result = {
+    "stop_reason": "Diverged: why",
+    "evaluation_before": None,
+    "evaluation_after": evaluation,
+  }
   (small_run / "result.json").write_text(json.dumps(result))
   assert ink(drawing.draw(rundir.load(small_run))["accuracy"]) > 0.002
 

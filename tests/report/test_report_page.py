@@ -139,10 +139,35 @@ def test_a_run_that_failed_shows_why_and_what_it_failed_on(small_run):
   found = Page(text).data()["rollouts"]
   assert len(found) == 64 + 8 and found[-1]["log_ratio"] == ["NaN"]  # in place of the 64 recorded
   with metrics.MetricsWriter(small_run / "metrics.jsonl") as writer:
-    writer.write({"step": 10})  # it was resumed
+    writer.truncate(7)  # it was resumed, and is not there again
+    (small_run / "rollouts" / "000009.jsonl").unlink()
+    text = rendered(small_run)
+    assert "could not go on" not in text and len(Page(text).data()["rollouts"]) == 64
+    for step in (8, 9, 10):
+      writer.write({"step": step})
+  (small_run / "rollouts" / "000009.jsonl").write_text(last)
   (small_run / "rollouts" / "000010.jsonl").write_text(last)
   text = rendered(small_run)
   assert "could not go on" not in text and len(Page(text).data()["rollouts"]) == 3 * 64
+
+
+def test_a_run_that_diverged_is_a_word_in_the_header_and_the_error_below_it(small_run):
+  why = "update 9 is bad: its loss is <nan>; the evidence is in runs/small/failure"
+  result = {"stop_reason": f"Diverged: {why}", "updates": 8, "wall_time_s": 7500.0}
+  (small_run / "result.json").write_text(json.dumps(result))
+  (small_run / "failure").mkdir()
+  (small_run / "failure" / "report.json").write_text(
+    json.dumps({"update": 9, "why": "its loss is <nan>"})
+  )
+  text = rendered(small_run)
+  assert '<span class="pill diverged">Diverged</span>' in text and "2 h 05 min" in text
+  assert f"The run could not go on: {html.escape(why)}." in text
+  assert text.count("its loss is") == 1
+  result["stop_reason"] = "KeyboardInterrupt: "
+  (small_run / "result.json").write_text(json.dumps(result | {"updates": 9}))
+  text = rendered(small_run)
+  assert '<span class="pill ">KeyboardInterrupt</span>' in text
+  assert text.count("could not go on") == 1  # its update 9 is bad
 
 
 def test_records_of_anything_make_a_page(small_run):
@@ -162,7 +187,7 @@ def test_hostile_text_stays_text(small_run):
     line["token_text"] = [text]
   file.write_text("".join(json.dumps(line) + "\n" for line in lines))
   (small_run / "config.json").write_text(json.dumps({HOSTILE[0]: HOSTILE[2], "updates": 9}))
-  (small_run / "result.json").write_text(json.dumps({"stop_reason": HOSTILE[0]}))
+  (small_run / "result.json").write_text(json.dumps({"stop_reason": f"{HOSTILE[0]}: {HOSTILE[2]}"}))
   parsed = Page(rendered(small_run.rename(small_run.with_name("<b onload=alert(1)>"))))
   found = parsed.data()["rollouts"][-len(HOSTILE) :]
   assert [rollout["reward_status"] for rollout in found] == HOSTILE
@@ -257,6 +282,14 @@ def test_the_command_exits_2_with_one_message(small_run, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1
     assert message in captured.err and str(workdir) in captured.err
+
+
+def test_the_command_exits_1_where_it_cannot_write(small_run, capsys):
+  (small_run / "figures").write_text("no folder")
+  assert command.main([f"--workdir={small_run}"]) == 1
+  captured = capsys.readouterr()
+  assert captured.out == "" and len(captured.err.splitlines()) == 1
+  assert captured.err.startswith("error: ") and str(small_run / "figures") in captured.err
 
 
 def test_the_module_runs_as_a_program(tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import synthetic_run
 
+from vespo_jax import metrics
 from vespo_jax.report import rollouts, rundir
 
 
@@ -112,6 +113,28 @@ def test_what_is_missing_is_empty(small_run):
   run = rundir.load(small_run)
   assert (run.config, run.result, run.rollouts, run.rollouts_total) == ({}, {}, [], 0)
   assert run.setting("objective.name") is None
+
+
+@pytest.mark.parametrize(
+  "stop_reason, updates, rows",
+  [
+    ("finished", 9, 9),
+    ("preempted", 9, 9),
+    ("Diverged: update 9 is bad: its loss is nan", 8, 9),  # its row is there, but it is not counted
+    ("SamplersFailed: sampler 0 died", 10, 9),  # while the row of update 10 was still to be fetched
+  ],
+)
+def test_a_result_is_of_the_attempt_that_made_the_last_row(stop_reason, updates, rows, small_run):
+  result = {"stop_reason": stop_reason, "updates": updates, "wall_time_s": 5.0}
+  result |= {"evaluation_before": {"accuracy": 0.25}, "evaluation_after": {"accuracy": 0.5}}
+  (small_run / "result.json").write_text(json.dumps(result))
+  assert rundir.load(small_run).result == result
+  with metrics.MetricsWriter(small_run / "metrics.jsonl") as writer:
+    for step in range(rows + 1, updates + 2 + stop_reason.startswith("Diverged")):
+      writer.write({"step": step})  # it goes on
+    assert rundir.load(small_run).result == {"evaluation_before": {"accuracy": 0.25}}
+    writer.truncate(updates - 2)  # it goes on from an earlier checkpoint
+  assert rundir.load(small_run).result == {"evaluation_before": {"accuracy": 0.25}}
 
 
 def test_settings_are_found_by_dotted_name(reported):

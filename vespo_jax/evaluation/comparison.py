@@ -47,8 +47,10 @@ def sign_flip_test(difference_P: np.ndarray, unit: float | None) -> SignFlips:
 
   Args:
     difference_P: per problem.
-    unit: of which every difference is a multiple, None where there is none.
+    unit: of which every difference is a multiple, but for rounding; None where there is none.
   """
+  if unit is not None:
+    difference_P = np.rint(difference_P / unit) * unit
   moved = difference_P[difference_P != 0]
   if unit is not None:
     sums = np.rint(moved / unit).astype(int)

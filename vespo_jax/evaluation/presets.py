@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,22 @@ PRESETS = {
 }
 
 
-def samples_of(preset: str, task: str) -> int:
-  """The samples of a problem of a task "FAMILY/DATASET".
+def samples_of(preset: str, tasks: Iterable[str]) -> int:
+  """The samples of a problem of tasks "FAMILY/DATASET".
 
-  Raises ValueError naming the datasets that the paper has, if this is none of them.
+  Raises ValueError naming the datasets that the paper has, if one is none of them, or the tasks, if
+  it has not the same number for all.
   """
+  found = {task: _samples_of_one(preset, task) for task in tasks}
+  if len(set(found.values())) > 1:
+    counts = ", ".join(f"{samples} of {task}" for task, samples in found.items())
+    raise ValueError(
+      f"--preset={preset} has no one number of samples for all tasks ({counts}): give --samples"
+    )
+  return next(iter(found.values()))
+
+
+def _samples_of_one(preset: str, task: str) -> int:
   known = PRESETS[preset].samples
   found = known.get(_short(task.rpartition("/")[2]), known.get(""))
   if found is None:

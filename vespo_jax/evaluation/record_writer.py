@@ -26,6 +26,7 @@ class RecordWriter:
 
   Attributes:
     done: (seed, problem) of the records there are.
+    rewards: of their responses.
 
   Raises:
     ValueError: if what is there is of another evaluation, or another process is writing it.
@@ -41,17 +42,19 @@ class RecordWriter:
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel gives it back
       except BlockingIOError as error:
         raise ValueError(f"{self._partial} is being written by another process") from error
-      self.done = self._continue(about)
+      self.done: set[tuple[int, int]] = set()
+      self.rewards: list[float] = []
+      self._continue(about)
       stack.pop_all()
 
-  def _continue(self, about: About) -> set[tuple[int, int]]:
+  def _continue(self, about: About) -> None:
     self._file.seek(0)
     data = self._file.read()
     whole = data[: data.rfind(b"\n") + 1]
     if not whole:
       self._file.truncate(0)
       self._write(line({"format": FORMAT, "about": dataclasses.asdict(about)}))
-      return set()
+      return
     found, records = parse(whole, self._partial)
     wanted = json.loads(line(about))  # JSON has no tuples
     if json.loads(line(dataclasses.replace(found, model=about.model))) != wanted:
@@ -59,18 +62,23 @@ class RecordWriter:
         f"{self._partial} holds another evaluation; remove it, or give another --out"
       )
     self._file.truncate(len(whole))
-    return {(record.seed, record.problem) for record in records}
+    for record in records:
+      self._count(record)
 
   def write(self, record: Record) -> None:
     """Appends a record; it is there once its newline is."""
     self._write(line(record))
-    self.done.add((record.seed, record.problem))
+    self._count(record)
 
   def finish(self) -> None:
     """Gives the file its name. Raises ValueError if it is not whole."""
     os.fsync(self._file.fileno())
     read(self._partial)
     os.replace(self._partial, self._path)
+
+  def _count(self, record: Record) -> None:
+    self.done.add((record.seed, record.problem))
+    self.rewards += [response.reward for response in record.responses]
 
   def _write(self, data: bytes) -> None:
     self._file.write(data)

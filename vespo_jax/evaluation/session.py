@@ -44,14 +44,13 @@ def collect(
   was answered by then is kept.
   """
   with RecordWriter(path, about) as writer:
-    rewards = []
     for seed in about.seeds:
       left = [index for index in range(about.problems) if (seed, index) not in writer.done]
       for index, rollouts in evaluator.ask(sampler, 0, left, seed):
         record = make_record(evaluator.problems, votable, seed, index, rollouts)
         writer.write(record)
-        rewards += [response.reward for response in record.responses]
-        progress.update({"step": len(writer.done), "evaluation/accuracy": np.mean(rewards)})
+        accuracy = np.mean(writer.rewards)
+        progress.update({"step": len(writer.done), "evaluation/accuracy": accuracy})
     writer.finish()
   return records.read(path)
 

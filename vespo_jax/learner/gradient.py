@@ -78,7 +78,7 @@ class Evaluated:
     loss: the scalar that was differentiated.
     logprobs_PRT, entropy_PRT: of the policy at the sampled tokens.
     advantages_PR: what the rewards became.
-    weights: of the whole minibatch, [P, R, T].
+    weights: of the whole minibatch, [P, R, ..].
     metrics: of objective and correction.
     routing: the sums of the whole minibatch, without expert ids; None of a dense model.
   """
@@ -147,8 +147,8 @@ def make_gradient(
       mask=_rows(batch.response_mask_PRT),
       correction=correction,
     )
-    shape = logprobs_PRT.shape
-    return jax.tree.map(lambda x_BT: x_BT.reshape(shape), weights), metrics
+    P, R, _ = logprobs_PRT.shape
+    return jax.tree.map(lambda x: x.reshape(P, R, -1), weights), metrics
 
   def advantages_of(
     params: Params, batch: TrainBatch, logprobs_PRT: Array | None, policy: Policy
@@ -276,6 +276,7 @@ def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> 
     kls |= diagnostics.kl_metrics("policy_reference", logprobs_BT, reference_BT, mask_BT)
   if batch.fresh_mask_PRT is not None:
     kls |= diagnostics.mismatch_metrics(logprobs_BT - behaviour_BT, _rows(batch.fresh_mask_PRT))
+  log_correction = evaluated.weights.log_correction
   entropy_BT, tokens = _rows(evaluated.entropy_PRT), jnp.maximum(jnp.sum(mask_BT), 1)
   experts = {}
   if evaluated.routing is not None:
@@ -290,6 +291,7 @@ def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> 
       _rows(evaluated.weights.coefficients),
       evaluated.advantages_PR.reshape(-1),
       mask_BT,
+      0.0 if log_correction is None else log_correction.reshape(-1),
     ),
     **evaluated.metrics,
   }

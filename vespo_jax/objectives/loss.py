@@ -18,19 +18,21 @@ _LOWEST = -1e5  # of a log-prob: beyond every bound on a ratio, and finite times
 
 @flax.struct.dataclass
 class TokenWeights:
-  """Everything detached that a loss needs beside the policy's log-probs, [B, T] each.
+  """Everything detached that a loss needs beside the policy's log-probs, [B, T] each but the last.
 
   Attributes:
     weights: w_t; the gradient of the loss is `-sum_t w_t grad log pi(y_t)` over its denominator.
     mask: bool, the tokens that count: the sampled ones that no rejection took out.
     coefficients: c_t, with a rollout correction's weights in it.
     losses: the published loss of every token, or None where that is `-w_t log pi(y_t)`.
+    log_correction: [B, 1], the log of a rollout correction that is a factor of W, or None.
   """
 
   weights: Array
   mask: Array
   coefficients: Array
   losses: Array | None
+  log_correction: Array | None = None
 
 
 def token_weights(
@@ -62,6 +64,7 @@ def token_weights(
   if proximal is not None:
     extras["proximal_logprobs"] = proximal
   factor: Array | float = 1.0
+  log_correction = None
   metrics: Metrics = {}
   if correction is not None and correction.name != "none":
     check_correction(objective, correction, proximal is not None)
@@ -71,6 +74,7 @@ def token_weights(
     mask = corrected.mask
     if objective.correction == "fold":
       extras["log_correction"] = corrected.log_weights_B
+      log_correction = corrected.log_weights_B[:, None]
     else:
       factor = corrected.weights
   terms = objective.terms(log_ratio, advantages, mask, extras)
@@ -81,7 +85,8 @@ def token_weights(
     weights -= terms.penalty_BT * factor
   if losses is not None:
     losses = losses * factor
-  return TokenWeights(weights, mask, coefficients, losses), metrics | terms.metrics
+  found = TokenWeights(weights, mask, coefficients, losses, log_correction)
+  return found, metrics | terms.metrics
 
 
 def weighted_loss(

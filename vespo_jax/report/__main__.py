@@ -1,6 +1,7 @@
 """`python -m vespo_jax.report --workdir=runs/NAME`: writes the report of a run.
 
-Exit codes: 0 written; 2 bad usage, or nothing there to report on.
+Exit codes: 0 written; 1 the directory cannot be read or written; 2 bad usage, or nothing there to
+report on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   except report.RunError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
+  except OSError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
   return 0
 
 

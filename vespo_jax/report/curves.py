@@ -140,7 +140,8 @@ FIGURES = (
     "log_weight",
     "Off-policy and stability",
     "Sequence importance weight, log W",
-    "log W = log policy - log behaviour, summed over a response. Band: one standard deviation.",
+    "log W = log policy - log denominator (correction.denominator), summed over a response, with "
+    "the rollout correction that VESPO takes into W. Band: one standard deviation.",
     (
       Panel("mean (nats)", (Line("weight/log_w_mean", "mean"),), spread="weight/log_w_std"),
       Panel(
@@ -153,7 +154,8 @@ FIGURES = (
     "log_weight_distribution",
     "Off-policy and stability",
     "Distribution of log W",
-    "Share of the sequences of each minibatch. Bins are narrow around 0 and open at both ends.",
+    "log W = log policy - log behaviour. Share of the sequences of each minibatch. Bins are narrow "
+    "around 0 and open at both ends.",
     histogram="weight/log_w_histogram",
   ),
   Figure(

@@ -34,14 +34,14 @@ def render(run: Run, figures: Mapping[str, Path]) -> str:
   """
   script = "\n".join(map(_asset, SCRIPTS))
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-  stop_reason = str(run.result.get("stop_reason", "not finished"))
+  state, _ = _state(run)
   return Template(_asset("page.html")).substitute(
     policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     f"script-src 'sha256-{digest}'",
     name=html.escape(run.name),
     css="\n".join(map(_asset, STYLES)),
-    stop_reason=html.escape(stop_reason),
-    stop_class=stop_reason if stop_reason in ("finished", "diverged") else "",
+    state=html.escape(state),
+    state_class=state.lower() if state in ("finished", "Diverged") else "",
     facts="\n".join(_fact(*fact) for fact in _facts(run)),
     warnings=_warnings(run),
     accuracy=_accuracy(run, figures),
@@ -61,6 +61,12 @@ def _asset(name: str) -> str:
 def _embed(value: Any) -> str:
   """JSON that cannot end, or comment out, the script element around it."""
   return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def _state(run: Run) -> tuple[str, str]:
+  """What became of a run, in a word, and the message of the error that ended it, or ""."""
+  word, _, message = str(run.result.get("stop_reason", "not finished")).partition(":")
+  return word, message.strip()
 
 
 def _facts(run: Run) -> list[tuple[str, str, str]]:
@@ -110,7 +116,9 @@ def _warnings(run: Run) -> str:
     for key, value in row.items():
       if isinstance(value, float) and not math.isfinite(value):
         steps.setdefault(key, []).append(row["step"])
-  found = [f"The run could not go on: {html.escape(run.failure)}."] if run.failure else []
+  _, message = _state(run)
+  why = message or run.failure
+  found = [f"The run could not go on: {html.escape(why)}."] if why else []
   found += [
     f"<code>{html.escape(key)}</code> is not finite at {len(at)} "
     f"update{'s' if len(at) > 1 else ''}, first at {html.escape(str(at[0]))}; these values are not "

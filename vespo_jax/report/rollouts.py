@@ -40,16 +40,17 @@ class _Group:
     return sum(_finite([record.get("reward") for record in self.records])) / len(self.records)
 
 
-def load(workdir: Path) -> tuple[list[Record], int]:
+def load(workdir: Path, failed: bool = False) -> tuple[list[Record], int]:
   """A sample of a run's recorded rollouts, shortened, and how many there are in all.
 
   The sample is whole groups in the order of the run: of those whose mean reward is in the lower
   half and of those in the upper half as many each, spread over the run. It is everything where that
-  is at most `MAX_ROLLOUTS` rollouts and `MAX_BYTES`. What a failed update left is part of it.
+  is at most `MAX_ROLLOUTS` rollouts and `MAX_BYTES`. If the last update `failed`, what it left
+  stands for what it recorded before.
 
   Raises ValueError naming a file that is not JSON lines of objects.
   """
-  files = _files(workdir)
+  files = _files(workdir, failed)
   total = sum(file.read_bytes().count(b"\n") for file in files)
   mean_bytes = sum(file.stat().st_size for file in files) / max(len(files), 1)
   most = max(2, min(MAX_FILES, int(MAX_READ_BYTES / max(mean_bytes, 1))))
@@ -97,16 +98,13 @@ def pack(records: Sequence[Record]) -> dict[str, Any]:
   }
 
 
-def _files(workdir: Path) -> list[Path]:
-  """In the order of updates. What a failed update left, if none was made since, stands for what it
-  recorded before."""
+def _files(workdir: Path, failed: bool) -> list[Path]:
+  """In the order of updates."""
   files = {file.stem: file for file in sorted((workdir / "rollouts").glob("*.jsonl"))}
-  failed = workdir / "failure" / "rollouts.jsonl"
-  if failed.is_file():
-    update = next(iter(_read(failed)), {}).get("update")
-    stem = f"{update:06d}" if isinstance(update, int) else ""
-    if stem >= max(files, default=""):
-      files[stem] = failed
+  left = workdir / "failure" / "rollouts.jsonl"
+  if failed and left.is_file():
+    update = next(iter(_read(left)), {}).get("update")
+    files[f"{update:06d}" if isinstance(update, int) else ""] = left
   return [files[stem] for stem in sorted(files)]
 
 

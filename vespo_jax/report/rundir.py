@@ -25,7 +25,7 @@ class Run:
     workdir: the run directory.
     rows: metrics, in the order of their updates; never empty.
     config: the resolved config, nested; empty when the file is missing.
-    result: what the run ended with; empty while it has not ended.
+    result: what the run ended with; while it has not ended, at most `evaluation_before`.
     failure: why it could not go on, in words; "" where its last update is good.
     rollouts: the sample of its rollouts that `rollouts.load` takes.
     rollouts_total: how many rollouts the directory holds.
@@ -69,16 +69,17 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     raise RunError(f"{workdir}/metrics.jsonl is empty: no update has been committed yet")
   if "data/nll" in rows[-1]:
     raise RunError(f"{workdir} is of vespo_jax.sft, which has no report: see its metrics.jsonl")
+  failure = _failure(path, rows[-1]["step"])
   try:
-    sample, total = rollouts.load(path)
+    sample, total = rollouts.load(path, failed=bool(failure))
   except ValueError as error:
     raise RunError(str(error)) from error
   return Run(
     workdir=path,
     rows=rows,
     config=_load_object(path / "config.json"),
-    result=_load_object(path / "result.json"),
-    failure=_failure(path, rows[-1]["step"]),
+    result=_current(_load_object(path / "result.json"), rows[-1]["step"]),
+    failure=failure,
     rollouts=sample,
     rollouts_total=total,
   )
@@ -88,6 +89,22 @@ def evaluations(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   """The held-out evaluations a result holds, by "before" and "after"."""
   found = {when: result.get(f"evaluation_{when}") for when in ("before", "after")}
   return {when: evaluation for when, evaluation in found.items() if evaluation}
+
+
+def _current(result: dict[str, Any], step: Any) -> dict[str, Any]:
+  """The result of the attempt that made the last row; of an earlier attempt's, what was measured
+  before training.
+
+  A run ends with the row of its last update or of the one before, a diverged one with that of the
+  bad update, which is not counted.
+  """
+  updates = result.get("updates")
+  if not isinstance(updates, int) or not isinstance(step, int):
+    return result
+  diverged = str(result.get("stop_reason")).startswith("Diverged")
+  if step - updates in ((1,) if diverged else (-1, 0)):
+    return result
+  return {key: result[key] for key in result.keys() & {"evaluation_before"}}
 
 
 def _failure(path: Path, step: Any) -> str:

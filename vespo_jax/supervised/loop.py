@@ -116,7 +116,7 @@ class Loop:
     self.tokens = self.slots = 0  # real ones, and with padding, of the updates of this process
     self._stream = PromptStream(len(self.data), self.settings.seed)
     self._pending: Pending | None = None
-    rows = metrics.read(self.metrics.path)
+    rows = metrics.read(self.metrics.path, last=self.settings.max_skipped + 1)
     self._row = rows[-1] if rows else {}  # of the last update
     left = skips_left(rows, self.settings.max_skipped)
     self._skips_left = jax.device_put(left, sharding.replicated(self.mesh))
