@@ -228,7 +228,7 @@ def test_links_in_a_run_directory_are_not_followed_when_writing(small_run, tmp_p
 
 def test_model_text_enters_the_page_as_text_nodes_only():
   for name in page.SCRIPTS:
-    script = page._asset(name)
+    script = page.asset(name)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", script)
 
 

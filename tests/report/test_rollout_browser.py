@@ -316,7 +316,7 @@ def test_every_control_has_a_name_and_the_list_says_where_one_is(browser, many):
 def test_colours_leave_the_text_readable_and_are_told_apart_by_everyone():
   """WCAG's contrast of text on full colours; and both ends as seen without the red, green or blue
   cones (Machado, Oliveira and Fernandes 2009, severity 1), as far apart as two clear colours."""
-  css = page._asset("browser.css") + page._asset("page.css")
+  css = page.asset("browser.css") + page.asset("page.css")
   ends = [
     [np.array(list(map(int, found.split()))) for found in re.findall(rf"--{name}: ([\d ]+);", css)]
     for name in ("up", "down", "odd")

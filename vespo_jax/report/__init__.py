@@ -1,4 +1,5 @@
-"""The report of a run: figures in `figures/`, and one self-contained page, `report.html`."""
+"""The report of a run, figures in `figures/` and one self-contained page, `report.html`; and a page
+that lays the curves of several runs over one another."""
 
 from __future__ import annotations
 
@@ -6,11 +7,12 @@ import os
 from pathlib import Path
 
 from vespo_jax import files
+from vespo_jax.report.comparison import compare
 from vespo_jax.report.drawing import draw
 from vespo_jax.report.page import render
 from vespo_jax.report.rundir import RunError, load
 
-__all__ = ["PAGE", "RunError", "write"]
+__all__ = ["PAGE", "RunError", "compare", "write"]
 
 PAGE = "report.html"
 

@@ -57,7 +57,7 @@ def draw(run: Run) -> dict[str, Path]:
   if folder.is_symlink():
     raise RunError(f"{folder} is a symbolic link: figures are written into the run directory alone")
   folder.mkdir(exist_ok=True)
-  columns = _columns(run.rows)
+  columns = columns_of(run.rows)
   cycle = run.setting("staleness.minibatches") or 1
   canvases = {}
   with matplotlib.rc_context({**STYLE, "figure.constrained_layout.use": False}):
@@ -98,7 +98,7 @@ def smooth(values: np.ndarray, cycle: int, width: float) -> np.ndarray:
   return np.divide(weighted, weights, out=np.full(len(values), np.nan), where=weights > 0)
 
 
-def _place(canvas: Canvas, **more_in: float) -> None:
+def place(canvas: Canvas, **more_in: float) -> None:
   """Fixes the margins, which lets a figure be drawn in half the time that finding them takes."""
   left, right, bottom, top = (MARGINS_IN[side] + more_in.get(side, 0.0) for side in MARGINS_IN)
   width, height = canvas.get_size_inches()
@@ -111,7 +111,7 @@ def _place(canvas: Canvas, **more_in: float) -> None:
   )
 
 
-def _columns(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def columns_of(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
   """The metrics with at least one finite value, as arrays over rows; what a row lacks is NaN."""
   keys = {key for row in rows for key, value in row.items() if not isinstance(value, list)}
   columns = {key: np.array([row.get(key, np.nan) for row in rows], float) for key in keys}
@@ -135,7 +135,7 @@ def _draw_figure(
   stack[-1].set_xlim(first - margin, last + margin)
   stack[-1].set_xlabel("update")
   stack[-1].xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-  _place(canvas, top=LEGEND_IN if stack[0].get_legend() else 0.0)
+  place(canvas, top=LEGEND_IN if stack[0].get_legend() else 0.0)
   return canvas
 
 
@@ -172,14 +172,20 @@ def _draw_panel(
     axes.fill_between(steps, mean - std, mean + std, color=colour, alpha=0.16, linewidth=0)
   if logarithmic:
     axes.set_yscale("log")
-  elif panel.percent:
-    axes.yaxis.set_major_formatter(PERCENT)
-  elif np.nanmax(np.abs(everything)) >= 10_000:
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+  else:
+    scale(axes, panel)
   axes.set_ylim(*panel.limits)
   axes.set_ylabel(panel.ylabel)
   if len(lines) > 1:
     _add_legend(axes)
+
+
+def scale(axes: Axes, panel: curves.Panel) -> None:
+  """Labels the linear vertical axis of what has been drawn."""
+  if panel.percent:
+    axes.yaxis.set_major_formatter(PERCENT)
+  elif np.abs(axes.dataLim.intervaly).max() >= 10_000:
+    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _draw_shares(
@@ -237,7 +243,7 @@ def _draw_histogram(figure: curves.Figure, rows: list[dict[str, Any]]) -> Canvas
   axes.set_xlabel("update")
   axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
   canvas.colorbar(mesh, label="share of sequences", format=PERCENT)
-  _place(canvas)
+  place(canvas)
   return canvas
 
 
@@ -264,5 +270,5 @@ def _draw_accuracies(accuracies: Mapping[str, Mapping[str, Any]]) -> Canvas:
   axes.tick_params(axis="y", length=0, pad=10)
   axes.spines["left"].set_visible(False)
   axes.set_xlabel("accuracy on held-out problems, with its confidence interval")
-  _place(canvas, left=0.3, right=0.1, top=-0.28)
+  place(canvas, left=0.3, right=0.1, top=-0.28)
   return canvas

@@ -11,7 +11,7 @@ import hashlib
 import html
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -32,16 +32,16 @@ def render(run: Run, figures: Mapping[str, Path]) -> str:
     run: what was run.
     figures: the drawn PNG files by name; they are embedded.
   """
-  script = "\n".join(map(_asset, SCRIPTS))
+  script = "\n".join(map(asset, SCRIPTS))
   digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-  state, _ = _state(run)
-  return Template(_asset("page.html")).substitute(
+  word, _ = state(run)
+  return Template(asset("page.html")).substitute(
     policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
     f"script-src 'sha256-{digest}'",
     name=html.escape(run.name),
-    css="\n".join(map(_asset, STYLES)),
-    state=html.escape(state),
-    state_class=state.lower() if state in ("finished", "Diverged") else "",
+    css="\n".join(map(asset, STYLES)),
+    state=html.escape(word),
+    state_class=word.lower() if word in ("finished", "Diverged") else "",
     facts="\n".join(_fact(*fact) for fact in _facts(run)),
     warnings=_warnings(run),
     accuracy=_accuracy(run, figures),
@@ -54,7 +54,8 @@ def render(run: Run, figures: Mapping[str, Path]) -> str:
   )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+  """The text of a file of this package."""
   return (resources.files("vespo_jax.report") / name).read_text(encoding="utf-8")
 
 
@@ -63,7 +64,7 @@ def _embed(value: Any) -> str:
   return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
-def _state(run: Run) -> tuple[str, str]:
+def state(run: Run) -> tuple[str, str]:
   """What became of a run, in a word, and the message of the error that ended it, or ""."""
   word, _, message = str(run.result.get("stop_reason", "not finished")).partition(":")
   return word, message.strip()
@@ -116,7 +117,7 @@ def _warnings(run: Run) -> str:
     for key, value in row.items():
       if isinstance(value, float) and not math.isfinite(value):
         steps.setdefault(key, []).append(row["step"])
-  _, message = _state(run)
+  _, message = state(run)
   why = message or run.failure
   found = [f"The run could not go on: {html.escape(why)}."] if why else []
   found += [
@@ -146,23 +147,29 @@ def _accuracy(run: Run, figures: Mapping[str, Path]) -> str:
 <p class="soft">{sentence.capitalize()}.<br>{last["problems"]} held-out problems,
 {last["samples_per_problem"]} samples each, temperature 1; in brackets, confidence intervals.</p>
 </div>
-{_figure(figures["accuracy"], "Held-out accuracy", "")}</div></section>"""
+{figure(figures["accuracy"].read_bytes(), "Held-out accuracy", "")}</div></section>"""
 
 
 def _curves(figures: Mapping[str, Path]) -> str:
-  sections: dict[str, list[str]] = {}
-  for figure in curves.FIGURES:
-    if figure.name in figures:
-      drawn = _figure(figures[figure.name], figure.title, figure.caption)
-      sections.setdefault(figure.section, []).append(drawn)
+  drawn: dict[str, list[str]] = {}
+  for each in curves.FIGURES:
+    if each.name in figures:
+      shown = figure(figures[each.name].read_bytes(), each.title, each.caption)
+      drawn.setdefault(each.section, []).append(shown)
+  return sections(drawn)
+
+
+def sections(drawn: Mapping[str, Sequence[str]]) -> str:
+  """The figures of each section, by its title."""
   return "\n".join(
-    f'<section><h2>{title}</h2><div class="grid">{"".join(drawn)}</div></section>'
-    for title, drawn in sections.items()
+    f'<section><h2>{title}</h2><div class="grid">{"".join(shown)}</div></section>'
+    for title, shown in drawn.items()
   )
 
 
-def _figure(file: Path, title: str, caption: str) -> str:
-  source = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+def figure(png: bytes, title: str, caption: str) -> str:
+  """An embedded image."""
+  source = "data:image/png;base64," + base64.b64encode(png).decode()
   below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
   return f'<figure><img src="{source}" alt="{html.escape(title)}">{below}</figure>'
 
@@ -180,11 +187,11 @@ def _browser(run: Run) -> str:
   recorded, prompts = run.setting("rollouts.save_groups"), run.setting("batch.prompts")
   if isinstance(recorded, int) and isinstance(prompts, int) and 0 <= recorded < prompts:
     kept += f"; the run recorded {recorded} of the {prompts} groups of each update"
-  return Template(_asset("browser.html")).substitute(kept=kept)
+  return Template(asset("browser.html")).substitute(kept=kept)
 
 
 def _config(config: Mapping[str, Any]) -> str:
-  values = _flatten(config)
+  values = flatten(config)
   if not values:
     return ""
   rows = "\n".join(
@@ -195,11 +202,12 @@ def _config(config: Mapping[str, Any]) -> str:
 <div class="card"><table>{rows}</table></div></details>"""
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The values of a nested config by dotted name."""
   flat: dict[str, Any] = {}
   for key, value in config.items():
     if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{key}.")
+      flat |= flatten(value, f"{prefix}{key}.")
     else:
       flat[f"{prefix}{key}"] = value
   return flat

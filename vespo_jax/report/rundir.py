@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vespo_jax import metrics
-from vespo_jax.report import rollouts
+from vespo_jax.report.rollouts import load as load_rollouts
 
 
 class RunError(ValueError):
@@ -27,7 +27,7 @@ class Run:
     config: the resolved config, nested; empty when the file is missing.
     result: what the run ended with; while it has not ended, at most `evaluation_before`.
     failure: why it could not go on, in words; "" where its last update is good.
-    rollouts: the sample of its rollouts that `rollouts.load` takes.
+    rollouts: the sample of its rollouts that `report.rollouts.load` takes.
     rollouts_total: how many rollouts the directory holds.
   """
 
@@ -54,8 +54,9 @@ class Run:
     return value
 
 
-def load(workdir: str | os.PathLike[str]) -> Run:
-  """Reads a run directory. Raises RunError if it, or its metrics, are missing or unreadable."""
+def load(workdir: str | os.PathLike[str], *, rollouts: bool = True) -> Run:
+  """Reads a run directory, unless told not to with a sample of its rollouts. Raises RunError if it,
+  or its metrics, are missing or unreadable."""
   path = Path(workdir)
   if not path.is_dir():
     raise RunError(f"no run directory at {workdir}")
@@ -71,7 +72,7 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     raise RunError(f"{workdir} is of vespo_jax.sft, which has no report: see its metrics.jsonl")
   failure = _failure(path, rows[-1]["step"])
   try:
-    sample, total = rollouts.load(path, failed=bool(failure))
+    sample, total = load_rollouts(path, failed=bool(failure)) if rollouts else ([], 0)
   except ValueError as error:
     raise RunError(str(error)) from error
   return Run(
