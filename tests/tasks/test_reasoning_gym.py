@@ -59,6 +59,10 @@ def test_the_answer_is_extracted_first():
     ("reasoning_gym/chain_sun", {}, "chain_sun.*did you mean 'chain_sum'"),
     ("reasoning_gym/composite", {}, "'composite' cannot be used: it mixes"),
     ("reasoning_gym/codeio", {}, "'codeio' cannot be used: it executes"),
+    ("reasoning_gym/coin_flip", {}, "'coin_flip' cannot be used: its scorer accepts"),
+    ("reasoning_gym/complex_arithmetic", {}, "'complex_arithmetic' cannot be used: .*nan"),
+    ("reasoning_gym/letter_jumble", {}, "'letter_jumble' cannot be used: its scorer accepts"),
+    ("reasoning_gym/propositional_logic", {}, "'propositional_logic' cannot be used: .*premise"),
     ("gym/chain_sum", {}, "unknown task family 'gym'.*reasoning_gym"),
     ("reasoning_gym/chain_sum", {"min_term": 2}, "min_term"),
     ("reasoning_gym/chain_sum", {"min_terms": 5, "max_terms": 2}, "max_terms"),
@@ -116,9 +120,28 @@ def test_every_dataset_builds_twice_alike_and_its_answers_are_right(tmp_path):
     solved = [example for example in examples if example.answer]
     with tasks.Grader(task) as grader:
       right = grader.grade(solved, [example.answer for example in solved])
-      nonsense = grader.grade(examples, ["6*4*1*1 or nothing"] * len(examples))
+      paid = {kind: paid_for(grader, examples, texts) for kind, texts in nonsense(examples).items()}
     if any(score.status != "ok" for score in right):
       problems.append(f"{dataset}: its own answers are {[score.status for score in right]}")
-    if any(score.reward for score in nonsense):
-      problems.append(f"{dataset} rewards nonsense")
+    problems += [f"{dataset} rewards {kind}" for kind, part in paid.items() if part > 0.5]
   assert not problems, problems
+
+
+def nonsense(examples):
+  """Responses to each example by kind, of which none is right for most of them."""
+  constants = ("6*4*1*1 or nothing", "0", "1", "nan", "inf")
+  others = [*examples[1:], examples[0]]
+  return {text: [text] * len(examples) for text in constants} | {
+    "the question": [example.question for example in examples],
+    "the answer to another": [other.answer for other in others],
+  }
+
+
+def paid_for(grader, examples, texts):
+  """The fraction of responses that are rewarded and are not the answer."""
+  scores = grader.grade(examples, texts)
+  wrong = [
+    text.casefold() != example.answer.casefold()
+    for example, text in zip(examples, texts, strict=True)
+  ]
+  return sum(s.reward for s, bad in zip(scores, wrong, strict=True) if bad) / len(examples)

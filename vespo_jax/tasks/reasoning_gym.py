@@ -20,8 +20,12 @@ from vespo_jax.tasks.extraction import FORMATS, extract, instruct, respond
 
 _REFUSED = {
   "codeio": "it executes the code in its data files, and its problems differ between runs",
+  "coin_flip": "its scorer accepts what begins as the answer does, for most problems a 0",
+  "complex_arithmetic": "its scorer accepts nan",
   "composite": "it mixes other datasets; name one of those",
   "game_of_life_halting": "its scorer accepts every answer",
+  "letter_jumble": "its scorer accepts the right words with any others after them",
+  "propositional_logic": "its scorer accepts a premise, copied from the question",
   "puzzle24": "its scorer accepts any four numbers that make 24, whatever the question",
 }
 _CHUNK = 1000  # problems of one instance: some make all of theirs at once, some refuse over 20,000
