@@ -83,6 +83,23 @@ def test_problems_do_not_end_with_an_instance_of_the_dataset(dataset, monkeypatc
   assert len(set(problems)) == 12
 
 
+def test_seeds_share_no_problems_and_seed_0_counts_from_0(monkeypatch):
+  """reasoning-gym draws problem i of a seed from the sum of the two."""
+  seeds = []
+  create = adapter.ReasoningGymTask._create
+
+  def noted(self, *, seed, size):
+    seeds.extend(range(seed, seed + size))
+    return create(self, seed=seed, size=size)
+
+  monkeypatch.setattr(adapter.ReasoningGymTask, "_create", noted)
+  assert list(SUMS.generate(0, 1500))[1499][0] == create(SUMS, seed=1499, size=1)[0]["question"]
+  assert seeds == list(range(2000))
+  for seed in (1, 2, 700, 2**40):
+    list(SUMS.generate(seed, 1500))
+  assert len(set(seeds)) == 5 * 2000 and max(seeds) < 2**32  # what numpy takes for a seed
+
+
 def test_a_problem_without_an_answer_that_can_be_said_is_left_out():
   problems = list(tasks.make("reasoning_gym/ab", length=2).generate(0, 200))
   assert 0 < len(problems) < 200 and all(answer for _, answer, _ in problems)
@@ -91,7 +108,7 @@ def test_a_problem_without_an_answer_that_can_be_said_is_left_out():
 def test_an_integral_that_sympy_could_not_find_is_no_answer():
   """The question stays: what is right is judged by its derivative."""
   task = tasks.make("reasoning_gym/intermediate_integration", answer_format="text")
-  examples = first(task, 12, seed=3)
+  examples = first(task, 12)
   (unsolved, *_) = [example for example in examples if not example.answer]
   assert "Integral(" in unsolved.metadata and task.solution(unsolved) == ""
   assert all("Integral(" not in example.answer for example in examples)

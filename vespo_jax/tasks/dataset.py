@@ -24,7 +24,7 @@ from vespo_jax.tasks.base import Example, GeneratedTask, StoredTask, Task
 
 BUILD_TIMEOUT_S = 3600.0
 KEY = np.dtype("<u8")
-_FORMAT = 2  # of the files; part of their path
+_FORMAT = 3  # of the files, and of what is drawn from a seed; part of their path
 _FEATURES = {  # every text that `features.json` may hold
   *("int64", "none"),
   "tensorflow_datasets.core.features.features_dict.FeaturesDict",

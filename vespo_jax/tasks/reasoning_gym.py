@@ -14,6 +14,8 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from vespo_jax.tasks import exact_json, formulas
 from vespo_jax.tasks.base import Example, Score, Task, families
 from vespo_jax.tasks.extraction import FORMATS, extract, instruct, respond
@@ -65,7 +67,7 @@ class ReasoningGymTask:
     """Problems in the dataset's own order: (question, answer, metadata), at most `limit`; answer ""
     where the dataset has none."""
     for start in range(0, limit, _CHUNK):
-      dataset = self._create(seed=seed + start, size=_CHUNK)  # problem i draws from seed + i
+      dataset = self._create(seed=_seed_of(seed, start), size=_CHUNK)
       for index in range(min(_CHUNK, limit - start)):
         entry = dataset[index]
         answer = entry["answer"] or ""
@@ -111,6 +113,14 @@ class ReasoningGymTask:
       )
     except (TypeError, ValueError, AssertionError) as error:
       raise ValueError(f"options {self._dataset_options} are not accepted: {error}") from error
+
+
+def _seed_of(seed: int, start: int) -> int:
+  """Of the instance with the problems from `start` on, 31 bits. Its problem i draws from the sum of
+  that and i, so that neighbours would share almost all problems. Seed 0 counts on from 0."""
+  if seed == 0:
+    return start
+  return int(np.random.SeedSequence((seed, start)).generate_state(1)[0]) >> 1
 
 
 class _Deferred(types.ModuleType):
