@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vespo_jax.sandbox.limits import Limits
 from vespo_jax.tasks import code_tests, verifiers
 from vespo_jax.tasks.verifiers.code import extract_program
 
@@ -138,6 +139,16 @@ def test_code(problem, response, expected):
   assert (score.status, score.raw) == pytest.approx(expected)
 
 
+def test_a_long_output_may_be_as_long_as_what_is_expected():
+  lines = 70_000
+  wanted = "\n".join(str(10**17 + i) for i in range(lines))
+  problem = {"kind": "stdin", "cases": [{"input": "", "output": wanted}]}
+  program = fenced(f"for i in range({lines}): print(10**17 + i)")
+  assert len(wanted) > Limits().output_bytes
+  assert status("code", program, "", json.dumps(problem)) == "ok"
+  assert status("code", fenced("while True: print('x' * 1000)"), "", json.dumps(problem)) == "wrong"
+
+
 FORGERIES = {
   "prints what it likes": "print('ok', 'passed', 1, True)\ndef add(a, b): return 7",
   "exits well at once": "import sys\nsys.exit(0)",
@@ -248,6 +259,8 @@ def test_what_is_asked_for_may_have_a_builtins_name(problem, reference):
     ("```\na\n```\n```py\nb\nc\n```", "b\nc"),
     ("~ ```x``` ~\na", "~ ```x``` ~\na"),
     ("```python\na\nb", "a\nb"),
+    ("1. So:\n   ```python\n   if a:\n     b\n\n c\n   ```\nor not", "if a:\n  b\n\nc"),
+    ("```\n  a\n  b\n  ```", "  a\n  b"),
     ("```\n```", None),
     ("", None),
   ],

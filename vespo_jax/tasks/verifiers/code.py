@@ -25,6 +25,7 @@ still forge a verdict. With "stdin" it cannot.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -94,18 +95,22 @@ def extract_program(response: str, problem: Mapping[str, Any]) -> str | None:
 
 
 def _fenced(response: str) -> list[str]:
-  """The contents of the fenced blocks of a text; one that is not closed goes on to the end."""
+  """The contents of the fenced blocks of a text, without what the opening fence is indented by; one
+  that is not closed goes on to the end."""
   blocks: list[str] = []
   lines: list[str] | None = None
+  indent = 0
   for line in response.split("\n"):
-    if line.lstrip().startswith(_FENCE):
+    text = line.lstrip()
+    margin = len(line) - len(text)
+    if text.startswith(_FENCE):
       if lines is None:
-        lines = []
+        lines, indent = [], margin
       else:
         blocks.append("\n".join(lines))
         lines = None
     elif lines is not None:
-      lines.append(line)
+      lines.append(line[min(indent, margin) :])
   if lines:
     blocks.append("\n".join(lines))
   return blocks
@@ -132,6 +137,8 @@ def _stdin(program: str, problem: Mapping[str, Any], reference: str, limits: Lim
   deadline = time.monotonic() + limits.seconds
   if not cases:
     raise ValueError("the problem has no cases")
+  longest = max(len(case["output"].encode(errors="surrogatepass")) for case in cases)
+  limits = dataclasses.replace(limits, output_bytes=max(limits.output_bytes, 2 * longest))
   with client.Session({"main.py": program}, limits, _level()) as session:
     for passed, case in enumerate(cases):
       left = deadline - time.monotonic()
