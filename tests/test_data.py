@@ -156,6 +156,38 @@ def test_files_may_be_mixed_with_what_is_generated(tmp_path):
     mixed(tmp_path, test_size=0)
 
 
+def test_a_question_held_out_by_one_task_is_trained_on_by_none(tmp_path, capfd):
+  files = {}
+  for name, numbers in {"a": range(40), "b": range(20, 50), "all": [0, 1]}.items():
+    files[name] = tmp_path / f"{name}.jsonl"
+    rows = ({"prompt": f"Say {i}.", "answer": str(i)} for i in numbers)
+    files[name].write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+  def opened(**mixture):
+    config = parse(
+      tmp_path / "data", f"--config.task.mixture={json.dumps(mixture)}", "--config.task.options={}"
+    )
+    with contextlib.ExitStack() as stack:
+      return parts.open_problems(config, byte_tokenizer(), stack)
+
+  def own(name, **options):
+    task = {"name": f"jsonl:{files[name]}", "weight": 1, "options": options}
+    return task | {"train_size": 0, "test_size": 0}
+
+  train, held_out = opened(a=own("a", held_out=0.2), b=own("b", held_out=0.7))
+  asked, kept = (
+    {part: {example.question for example in split.parts[part].examples} for part in "ab"}
+    for split in (train, held_out)
+  )
+  assert not (asked["a"] | asked["b"]) & (kept["a"] | kept["b"])
+  dropped = 32 - len(asked["a"])
+  assert dropped > 0 and len(train) == len(asked["a"]) + len(asked["b"])
+  assert f"a: {dropped} training problems are left out" in capfd.readouterr().err
+  assert [example.id for example in train.parts["a"].examples] == [*range(len(asked["a"]))]
+  with pytest.raises(ConfigError, match="task.mixture.b has nothing to train on"):
+    opened(a=own("a", test_path=str(files["all"])), b=own("all"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("own_file", [False, True])
 def test_two_updates_as_a_user_makes_them(own_file, tmp_path):

@@ -195,6 +195,19 @@ def test_templates_have_what_published_ones_use():
   assert rendered == '{"role": "user", "content": "<é>"}True'
 
 
+def test_a_template_may_mark_what_an_assistant_writes():
+  template = """{% set x = 1 %}{% for m in messages %}
+    {% generation %}
+[{{ m.content }}{{ x }}]
+    {% set x = 2 %}
+    {% endgeneration %}
+{{ x }}{% endfor %}"""
+  text = ChatTemplate(template, {}).render([{"content": "a"}], add_generation_prompt=False)
+  assert text == "[a1]\n1"
+  with pytest.raises(ValueError, match="not valid.*endgeneration"):
+    ChatTemplate("{% generation %}", {})
+
+
 def test_save_and_load(tmp_path):
   byte_tokenizer().save(tmp_path)
   loaded = Tokenizer.load(tmp_path)

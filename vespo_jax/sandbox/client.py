@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,21 @@ class Session:
     files: its files by name; "main.py" is run.
     limits: of each run.
     level: one of `LEVELS`.
+    hidden: files that it must not read though they are among what is installed; at the level
+      "interpreter" it can.
 
   Raises SandboxError if the level is not to be had on this machine.
   """
 
-  def __init__(self, files: Mapping[str, str], limits: Limits, level: str):
+  def __init__(
+    self, files: Mapping[str, str], limits: Limits, level: str, hidden: Iterable[Path] = ()
+  ):
     self._limits = limits
     self._supervisor: _Supervisor | None = _borrow()
     self._answered = False
     try:
-      self._ask({"level": level, "files": files, "limits": dataclasses.asdict(limits)}, 0)
+      order = {"level": level, "files": files, "limits": dataclasses.asdict(limits)}
+      self._ask(order | {"hidden": [os.path.realpath(path) for path in hidden]}, 0)
     except SandboxError:
       self.close()
       raise

@@ -9,7 +9,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from vespo_jax.sandbox.limits import Limits
@@ -38,6 +38,21 @@ def readable() -> list[str]:
   return kept
 
 
+def _around(path: str, hidden: Sequence[str]) -> tuple[list[str], list[str]]:
+  """What is at a real path but for the files `hidden`: what has none of them below it, and the
+  folders that have. Links lead elsewhere, and are left out of such folders."""
+  if path in hidden:
+    return [], []
+  if not any(file.startswith(f"{path}/") for file in hidden):
+    return [path], []
+  whole, divided = [], [path]
+  with os.scandir(path) as entries:
+    for inner in (_around(entry.path, hidden) for entry in entries if not entry.is_symlink()):
+      whole += inner[0]
+      divided += inner[1]
+  return whole, divided
+
+
 def _devices() -> list[str]:
   return [path for path in _DEVICES if os.path.exists(path)]
 
@@ -48,6 +63,7 @@ class Interpreter:
   Args:
     files: of the program, by name.
     limits: of each run.
+    hidden: files that it must not read, by their real paths; at this level it can.
 
   Attributes:
     program: the directory of its files, as the program sees it.
@@ -56,7 +72,7 @@ class Interpreter:
   Raises OSError where the level is not to be had.
   """
 
-  def __init__(self, files: Mapping[str, str], limits: Limits):
+  def __init__(self, files: Mapping[str, str], limits: Limits, hidden: Sequence[str]):
     self._folder = _make_folder()
     self.program, self.temporary = f"{self._folder}/program", f"{self._folder}/tmp"
     os.mkdir(self.program, 0o755)
@@ -83,7 +99,7 @@ class Interpreter:
 class Landlock(Interpreter):
   """Rules for files, and a filter of system calls."""
 
-  def __init__(self, files: Mapping[str, str], limits: Limits):
+  def __init__(self, files: Mapping[str, str], limits: Limits, hidden: Sequence[str]):
     from vespo_jax.sandbox import linux
 
     if not linux.landlock_version():
@@ -93,6 +109,9 @@ class Landlock(Interpreter):
     os.mkdir(self.program, 0o755)
     os.mkdir(self.temporary, 0o700)
     _write_files(self.program, files)
+    around = [_around(path, hidden) for path in readable()]
+    self._readable = [self.program, *(path for whole, _ in around for path in whole)]
+    self._listable = [path for _, divided in around for path in divided]
 
   def enter(self, limits: Limits) -> None:
     """See `Interpreter.enter`."""
@@ -105,7 +124,7 @@ class Landlock(Interpreter):
       linux.drop_capabilities()
     linux.die_with_parent()
     linux.forbid_privileges()
-    linux.restrict_files([*readable(), self.program], [self.temporary], _devices())
+    linux.restrict_files(self._readable, self._listable, [self.temporary], _devices())
     linux.filter_calls(in_sight=True, forks=not is_root)
 
 
@@ -117,7 +136,7 @@ class Namespaces:
 
   program, temporary = "/program", "/tmp"
 
-  def __init__(self, files: Mapping[str, str], limits: Limits):
+  def __init__(self, files: Mapping[str, str], limits: Limits, hidden: Sequence[str]):
     from vespo_jax.sandbox import linux
 
     self._root = "/tmp"
@@ -134,6 +153,9 @@ class Namespaces:
     for path, fd in sources.items():  # the interpreter may itself be in /tmp
       _bind(f"/proc/self/fd/{fd}", f"{self._root}{path}", os.path.isdir(f"/proc/self/fd/{fd}"))
       os.close(fd)
+    for path in hidden:
+      if os.path.exists(f"{self._root}{path}"):
+        linux.mount("/dev/null", f"{self._root}{path}", flags=linux.MS_BIND)
     os.mkdir(f"{self._root}{self.program}")
     _write_files(f"{self._root}{self.program}", files)
     linux.make_read_only(self._root)

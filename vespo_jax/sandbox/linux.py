@@ -100,11 +100,11 @@ def landlock_version() -> int:
 
 
 def restrict_files(
-  readable: Iterable[str], writable: Iterable[str], devices: Iterable[str]
+  readable: Iterable[str], listable: Iterable[str], writable: Iterable[str], devices: Iterable[str]
 ) -> None:
-  """From now on this process reads what is below `readable`, changes what is below `writable`, and
-  nothing else; where the kernel's version has that, it opens no TCP connection and signals no
-  process outside."""
+  """From now on this process reads what is below `readable`, lists what is below `listable`,
+  changes what is below `writable`, and nothing else; where the kernel's version has that, it opens
+  no TCP connection and signals no process outside."""
   version = landlock_version()
   if not version:
     raise OSError("no Landlock")
@@ -113,7 +113,13 @@ def restrict_files(
   attributes = struct.pack(f"={len(handled)}Q", *handled)
   size = ctypes.c_size_t(len(attributes))
   ruleset = _call(_LANDLOCK_CREATE, "landlock_create_ruleset", attributes, size, 0)
-  for paths, rights in ((readable, _READ), (writable, every), (devices, _READ_FILE | _WRITE_FILE)):
+  granted = (
+    (readable, _READ),
+    (listable, _READ_DIR),
+    (writable, every),
+    (devices, _READ_FILE | _WRITE_FILE),
+  )
+  for paths, rights in granted:
     for path in paths:
       fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
       allowed = rights & every & (every if os.path.isdir(path) else _FILE_ONLY)

@@ -1,10 +1,10 @@
 """The process that runs programs: `python -m vespo_jax.sandbox.supervisor`, JSON lines in and out.
 
-{"level", "files", "limits"} begins a program, which a fork of this process supervises and answers
-for, first by {"ready": true}; then {"stdin", "seconds"}, any number of times, by an `Outcome`; and
-{} ends it. However the fork ends, {"ended": its exit code} follows, and the next program may begin.
-{"error"} says that the fork has failed; then it ends. All of them end with the parent, and what
-they run ends with them.
+{"level", "files", "limits", "hidden"} begins a program, which a fork of this process supervises and
+answers for, first by {"ready": true}; then {"stdin", "seconds"}, any number of times, by an
+`Outcome`; and {} ends it. However the fork ends, {"ended": its exit code} follows, and the next
+program may begin. {"error"} says that the fork has failed; then it ends. All of them end with the
+parent, and what they run ends with them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _supervise(order: dict[str, Any], lines: Iterable[bytes]) -> None:
   """Runs one program as often as it is asked to; in the fork."""
   limits = Limits(**order["limits"])
   try:
-    isolation = LEVELS[order["level"]](order["files"], limits)
+    isolation = LEVELS[order["level"]](order["files"], limits, order["hidden"])
   except (OSError, ImportError, AttributeError) as error:  # the latter two: not on this system
     _answer({"error": f"{type(error).__name__}: {error}"})
     return

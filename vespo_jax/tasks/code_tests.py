@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, NoReturn
 
 _CALLS = """\
@@ -18,6 +19,15 @@ for _arguments, _wanted in _cases:
   _got = list(_got) if isinstance(_got, tuple) else _got
   assert _got == _wanted or (isinstance(_wanted, list) and _wanted and _got == _wanted[0])
 """
+
+_CALLED = re.compile(r"^_function = .* else (\w+)$", re.MULTILINE)  # in `_CALLS`
+_DEFINED = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
+
+
+def called(test: str, reference: str) -> list[str]:
+  """The names that assertions call what a program defines by, as far as they are known: what the
+  reference program defines, and the function of `from_eurus`."""
+  return sorted({*_DEFINED.findall(reference), *_CALLED.findall(test)})
 
 
 def call(entry_point: str, prompt: str, test: str) -> dict[str, Any]:

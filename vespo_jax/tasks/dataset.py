@@ -12,19 +12,19 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from vespo_jax.processes import Child
-from vespo_jax.tasks import splits
+from vespo_jax.tasks import sieve, splits
 from vespo_jax.tasks.base import Example, GeneratedTask, StoredTask, Task
 
 BUILD_TIMEOUT_S = 3600.0
 KEY = np.dtype("<u8")
-_FORMAT = 2  # of the files; part of their path
+_FORMAT = 3  # of the files, and of what is drawn from a seed; part of their path
 _FEATURES = {  # every text that `features.json` may hold
   *("int64", "none"),
   "tensorflow_datasets.core.features.features_dict.FeaturesDict",
@@ -59,6 +59,11 @@ class Split:
       id=index,
       **{field: row[field].decode() for field in ("question", "answer", "metadata")},
     )
+
+  def without(self, keys: Set[int]) -> Split:
+    """The problems whose questions have none of these keys (see `sieve.key`), numbered anew."""
+    kept = [i for i, example in enumerate(self) if sieve.key(example.question) not in keys]
+    return Split(self._source, self._indices[kept])
 
 
 @dataclasses.dataclass(frozen=True)

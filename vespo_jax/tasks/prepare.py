@@ -8,6 +8,7 @@ beside it says which one of a name was prepared last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -238,6 +239,15 @@ def _of_package(layout: Layout) -> list[Path]:
   found = [Path(str(file.locate())) for file in shipped if file.name.endswith(suffix)]
   if not found:
     raise ValueError(f"the package {package} ships no file that ends in {suffix}")
+  return found
+
+
+def packaged() -> list[Path]:
+  """The files of datasets that installed packages ship, with their answers."""
+  found = []
+  for layout in layouts.LAYOUTS:
+    with contextlib.suppress(ValueError):  # of no package, or of one that is not installed
+      found += _of_package(layout)
   return found
 
 

@@ -14,14 +14,20 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from vespo_jax.tasks import exact_json, formulas
 from vespo_jax.tasks.base import Example, Score, Task, families
 from vespo_jax.tasks.extraction import FORMATS, extract, instruct, respond
 
 _REFUSED = {
   "codeio": "it executes the code in its data files, and its problems differ between runs",
+  "coin_flip": "its scorer accepts what begins as the answer does, for most problems a 0",
+  "complex_arithmetic": "its scorer accepts nan",
   "composite": "it mixes other datasets; name one of those",
   "game_of_life_halting": "its scorer accepts every answer",
+  "letter_jumble": "its scorer accepts the right words with any others after them",
+  "propositional_logic": "its scorer accepts a premise, copied from the question",
   "puzzle24": "its scorer accepts any four numbers that make 24, whatever the question",
 }
 _CHUNK = 1000  # problems of one instance: some make all of theirs at once, some refuse over 20,000
@@ -61,7 +67,7 @@ class ReasoningGymTask:
     """Problems in the dataset's own order: (question, answer, metadata), at most `limit`; answer ""
     where the dataset has none."""
     for start in range(0, limit, _CHUNK):
-      dataset = self._create(seed=seed + start, size=_CHUNK)  # problem i draws from seed + i
+      dataset = self._create(seed=_seed_of(seed, start), size=_CHUNK)
       for index in range(min(_CHUNK, limit - start)):
         entry = dataset[index]
         answer = entry["answer"] or ""
@@ -107,6 +113,14 @@ class ReasoningGymTask:
       )
     except (TypeError, ValueError, AssertionError) as error:
       raise ValueError(f"options {self._dataset_options} are not accepted: {error}") from error
+
+
+def _seed_of(seed: int, start: int) -> int:
+  """Of the instance with the problems from `start` on, 31 bits. Its problem i draws from the sum of
+  that and i, so that neighbours would share almost all problems. Seed 0 counts on from 0."""
+  if seed == 0:
+    return start
+  return int(np.random.SeedSequence((seed, start)).generate_state(1)[0]) >> 1
 
 
 class _Deferred(types.ModuleType):

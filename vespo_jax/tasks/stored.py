@@ -13,6 +13,7 @@ from vespo_jax.tasks import layouts, prepare, splits, verifiers
 from vespo_jax.tasks.base import Example, Score, Task, families
 from vespo_jax.tasks.extraction import extract, respond
 from vespo_jax.tasks.layouts import QUESTION, Layout
+from vespo_jax.tasks.verifiers.numeric import vote
 
 _OPTIONS: dict[str, Any] = {  # of every stored task, with their defaults; "": the layout's own
   "verifier": "",
@@ -22,8 +23,8 @@ _OPTIONS: dict[str, Any] = {  # of every stored task, with their defaults; "": t
   "held_out": 0.1,
   "digest": "",
 }
-# where an answer stands that majorities can be found of, by verifier; programs have none
-_VOTES = {"numeric": "number", "math_verify": "boxed"}
+# where an answer stands unless the option `answer_format` says otherwise; programs have none
+_FORMATS = {"exact": "text", "numeric": "auto", "math_verify": "boxed"}
 
 
 @families.register("dataset")
@@ -89,10 +90,10 @@ class _StoredTask:
     except ValueError as error:
       raise ValueError(f"{error}; options of the task itself: {', '.join(known)}") from error
     self._own = {key: values[key] for key in own}
-    exact = options.get("answer_format", "text") if self._verifier == "exact" else ""
-    answer_format = exact or _VOTES.get(self._verifier)
-    if answer_format:  # what is compared as text is a `Votable`
-      self.answer = lambda response: extract(response, answer_format) or None
+    self._format = rest.get("answer_format", _FORMATS.get(self._verifier, ""))
+    if self._format:  # what is compared as text is a `Votable`
+      cut = vote if self._verifier == "numeric" else extract
+      self.answer = lambda response: cut(response, self._format) or None
 
   def prompt(self, example: Example) -> str:
     """The question in the template."""
@@ -101,14 +102,17 @@ class _StoredTask:
   def solution(self, example: Example) -> str:
     """The publisher's worked solution, if there is one, and the answer where a verifier looks for
     it; a program is its own, fenced."""
-    answer, worked = example.answer, json.loads(example.metadata or "{}").get("solution", "")
+    answer = example.answer
     if self._verifier == "exact":
-      return respond(answer, self.options.get("answer_format", "text"))
+      return respond(answer, self._format)
     if self._verifier == "code":
       return f"```python\n{answer}\n```" if answer else ""
-    if not answer or "\\boxed{" in worked:
+    worked = json.loads(example.metadata or "{}").get("solution")
+    worked = worked if isinstance(worked, str) else ""
+    if not answer or ("\\boxed{" in worked and self._format in ("auto", "boxed")):
       return worked or answer
-    end = f"\\boxed{{{answer}}}" if self._verifier == "math_verify" else f"#### {answer}"
+    hashed = self._format in ("auto", "hash")
+    end = f"#### {answer}" if hashed else respond(answer, self._format)
     return f"{worked}\n{end}" if worked else end
 
   def score(self, example: Example, response: str) -> Score:

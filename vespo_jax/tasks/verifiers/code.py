@@ -17,13 +17,15 @@ is `wrong`; one that runs out of time is a `timeout`; `error` is only what is th
 Tests of the last two kinds run in the program's own interpreter. They count as passed if what comes
 after them has sent a random word to a descriptor: printing, exiting early and raising do not. The
 word comes through standard input, so that it is in no file and no variable until the tests have
-passed; results of functions (not of methods) must be of types that the program has not made itself,
-or a class that equals everything would pass. A program that knows this file, and looks for the
-descriptor, can still forge a verdict. With "stdin" it cannot.
+passed; results of functions (not of methods) must compare as what they are, or a class that equals
+everything would pass (see `judged`); and the tests have Python's builtins, but for names that they
+call the program's functions by. A program that knows this file, and looks for the descriptor, can
+still forge a verdict. With "stdin" it cannot.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -31,12 +33,13 @@ import re
 import secrets
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vespo_jax.sandbox import client
 from vespo_jax.sandbox.limits import REPORT_FD, Limits
+from vespo_jax.tasks import code_tests, prepare
 from vespo_jax.tasks.base import Score
 from vespo_jax.tasks.verifiers.base import Verifier, registry, when_grading
 
@@ -68,7 +71,7 @@ def code(*, timeout_s: float = 8.0, memory_gb: float = 1.0) -> Verifier:
     if program is None:
       return Score(0.0, "unparsed")
     run = _KINDS[problem["kind"]]
-    return run(program, problem, Limits(seconds=timeout_s, memory_bytes=memory))
+    return run(program, problem, answer, Limits(seconds=timeout_s, memory_bytes=memory))
 
   when_grading(_level)
   return verify
@@ -92,18 +95,22 @@ def extract_program(response: str, problem: Mapping[str, Any]) -> str | None:
 
 
 def _fenced(response: str) -> list[str]:
-  """The contents of the fenced blocks of a text; one that is not closed goes on to the end."""
+  """The contents of the fenced blocks of a text, without what the opening fence is indented by; one
+  that is not closed goes on to the end."""
   blocks: list[str] = []
   lines: list[str] | None = None
+  indent = 0
   for line in response.split("\n"):
-    if line.lstrip().startswith(_FENCE):
+    text = line.lstrip()
+    margin = len(line) - len(text)
+    if text.startswith(_FENCE):
       if lines is None:
-        lines = []
+        lines, indent = [], margin
       else:
         blocks.append("\n".join(lines))
         lines = None
     elif lines is not None:
-      lines.append(line)
+      lines.append(line[min(indent, margin) :])
   if lines:
     blocks.append("\n".join(lines))
   return blocks
@@ -125,12 +132,17 @@ def _level() -> str:
   return level
 
 
-def _stdin(program: str, problem: Mapping[str, Any], limits: Limits) -> Score:
+_answers = functools.cache(prepare.packaged)  # that a program could read where it is run
+
+
+def _stdin(program: str, problem: Mapping[str, Any], reference: str, limits: Limits) -> Score:
   cases = problem["cases"]
   deadline = time.monotonic() + limits.seconds
   if not cases:
     raise ValueError("the problem has no cases")
-  with client.Session({"main.py": program}, limits, _level()) as session:
+  longest = max(len(case["output"].encode(errors="surrogatepass")) for case in cases)
+  limits = dataclasses.replace(limits, output_bytes=max(limits.output_bytes, 2 * longest))
+  with client.Session({"main.py": program}, limits, _level(), _answers()) as session:
     for passed, case in enumerate(cases):
       left = deadline - time.monotonic()
       outcome = session.run(case["input"], seconds=left) if left > 0 else None
@@ -146,24 +158,26 @@ def _lines(text: str) -> list[str]:
   return [line.strip() for line in text.strip().splitlines()]
 
 
-def _call(program: str, problem: Mapping[str, Any], limits: Limits) -> Score:
-  return _tested(program, f"{problem['test']}\n\ncheck({problem['entry_point']})\n", limits)
+def _call(program: str, problem: Mapping[str, Any], reference: str, limits: Limits) -> Score:
+  name = problem["entry_point"]
+  return _tested(program, f"{problem['test']}\n\ncheck({name})\n", [name], limits)
 
 
-def _assert(program: str, problem: Mapping[str, Any], limits: Limits) -> Score:
-  return _tested(program, problem["test"], limits)
+def _assert(program: str, problem: Mapping[str, Any], reference: str, limits: Limits) -> Score:
+  test = problem["test"]
+  return _tested(program, test, code_tests.called(test, reference), limits)
 
 
-def _tested(program: str, test: str, limits: Limits) -> Score:
-  """A program whose tests are statements."""
+def _tested(program: str, test: str, called: Sequence[str], limits: Limits) -> Score:
+  """A program whose tests are statements, which call what it defines by the names `called`."""
   word = secrets.token_hex(16)
   files = {
     "solution.py": program,
     "judged.py": _JUDGED.read_text(),
-    "tests.py": f"import judged\nglobals().update(judged.NAMES)\n{test}\n",
+    "tests.py": f"import judged\nglobals().update(judged.names({called!r}))\n{test}\n",
     "main.py": f"import os, tests\nos.write({REPORT_FD}, os.read(0, {len(word)}))\n",
   }
-  with client.Session(files, limits, _level()) as session:
+  with client.Session(files, limits, _level(), _answers()) as session:
     outcome = session.run(word)
   if outcome.ending == "timeout":
     return Score(0.0, "timeout")

@@ -2,15 +2,18 @@
 
 A number is, in this order:
 
-    sign      +, - or the minus sign U+2212, unless a digit or ")" is before it: "3-2" is 3 and 2;
-              optional
+    sign      +, - or the minus sign U+2212 or the en dash, unless a digit or ")" is before it:
+              "3-2" is 3 and 2; optional. White space may follow it at the start of what stands in
+              \\boxed{...} or <answer>, or after "####"
     currency  $, \\$, EUR, USD, the signs of euro, pound and yen; optional, and ignored; the
               sign may be after it
-    value     \\frac{A}{B}, \\dfrac{A}{B} or \\tfrac{A}{B};
-              or A/B; or A e N (also E), with N from -400 to 400; or A;
-              where A and B are digits, in groups of three by commas, underscores or \\,
-              ("1,234") or without, and a fraction after a point: "12", "1,234.50", ".5", "5.";
-              the B of a fraction is not 0
+    value     \\frac{A}{B}, \\dfrac{A}{B} or \\tfrac{A}{B}, where A and B may have signs of
+              their own, and a single digit needs no braces; or A/B; either after a whole number
+              ("7 1/2"), which it is added to;
+              or A e N (also E), with N from -400 to 400; or A;
+              where A and B are digits, in groups of three by commas, underscores, \\, or what TeX
+              has for a comma without a space, {,} and ,\\! ("1,234") or without, and a fraction
+              after a point: "12", "1,234.50", ".5", "5."; the B of a fraction is not 0
     percent   % or \\%; optional
 
 What follows (a unit, a full stop) is ignored. Where one of two numbers alone has a percent sign, it
@@ -30,15 +33,22 @@ from vespo_jax.tasks.extraction import FORMATS, extract
 from vespo_jax.tasks.verifiers.base import Verifier, registry
 
 _MOST_DIGITS = 400
-_DECIMAL = r"(?:\d{1,3}(?:(?:,|_|\\,)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+_SIGN = r"[+\-\u2212\u2013]"
+_DECIMAL = r"(?:\d{1,3}(?:(?:,\\!|\{,\}|,|_|\\,)\d{3})+(?!\d)|\d+)(?:\.\d*)?|\.\d+"
+_TOP, _BOTTOM = (
+  rf"\s?(?:\{{\s?(?P<{name}_sign>{_SIGN})?\s?(?P<{name}>{_DECIMAL})\s?\}}|(?P<{name}_digit>\d))"
+  for name in ("top", "bottom")
+)
 _NUMBER = re.compile(
-  r"(?P<sign>(?<![\d)])[+\-\u2212])?"
-  r"(?:(?:\\?\$|EUR|USD|[\u20ac\u00a3\u00a5])\s?(?P<inner>[+\-\u2212])?)?"
-  rf"(?:\\[dt]?frac\s?\{{\s?(?P<top>{_DECIMAL})\s?\}}\s?\{{\s?(?P<bottom>{_DECIMAL})\s?\}}"
-  rf"|(?P<value>{_DECIMAL})(?:\s?/\s?(?P<divisor>{_DECIMAL})|[eE](?P<power>[+\-]?\d{{1,3}}(?!\d)))?)"
+  rf"(?P<sign>(?<![\d)]){_SIGN})?"
+  rf"(?:(?:\\?\$|EUR|USD|[\u20ac\u00a3\u00a5])\s?(?P<inner>{_SIGN})?)?"
+  rf"(?:(?:(?P<mixed>\d{{1,9}}) ?)?\\[dt]?frac{_TOP}{_BOTTOM}"
+  rf"|(?:(?P<whole>\d{{1,9}}) (?=\d{{1,9}}/\d))?(?P<value>{_DECIMAL})"
+  rf"(?:\s?/\s?(?P<divisor>{_DECIMAL})|[eE](?P<power>[+\-]?\d{{1,3}}(?!\d)))?)"
   r"\s?(?P<percent>\\?%)?",
   re.ASCII,
 )
+_APART = re.compile(rf"^({_SIGN})\s+")
 FORMATS_OF_NUMBERS = ("auto", "hash", *FORMATS)
 
 
@@ -72,20 +82,34 @@ def numeric(*, answer_format: str = "auto", tolerance: float = 0.0) -> Verifier:
   return verify
 
 
+def vote(response: str, answer_format: str) -> str | None:
+  """The number in the response, written so that equal numbers are the same text; None if there is
+  none. With a percent sign it is another."""
+  found = _find(response, answer_format)
+  return None if found is None else f"{found[0]}{'%' if found[1] else ''}"
+
+
 def _find(text: str, answer_format: str) -> tuple[Fraction, bool] | None:
   """A number, and whether it has a percent sign."""
   if answer_format in ("auto", "boxed"):
     boxed = extract(text, "boxed")
     if boxed is not None or answer_format == "boxed":
-      return _first(boxed or "")
+      return _alone(boxed or "")
   if answer_format in ("auto", "hash"):
     _, mark, rest = text.rpartition("####")
     if mark or answer_format == "hash":
-      return _first(rest) if mark else None
-  if answer_format in ("tag", "last_line"):
-    return _first(extract(text, answer_format) or "")
+      return _alone(rest) if mark else None
+  if answer_format == "tag":
+    return _alone(extract(text, "tag") or "")
+  if answer_format == "last_line":  # which may be one of a list: a sign apart from it is none
+    return _first(extract(text, "last_line") or "")
   last = collections.deque(_NUMBER.finditer(text), maxlen=1)
   return _read(last[0]) if last else None
+
+
+def _alone(text: str) -> tuple[Fraction, bool] | None:
+  """The first number in what is nothing but an answer."""
+  return _first(_APART.sub(r"\1", text.strip()))
 
 
 def _first(text: str) -> tuple[Fraction, bool] | None:
@@ -96,15 +120,15 @@ def _first(text: str) -> tuple[Fraction, bool] | None:
 def _read(found: re.Match[str]) -> tuple[Fraction, bool] | None:
   if len(found[0]) > _MOST_DIGITS:
     return None
-  negative = (found["sign"] or "+") not in "+"
-  negative ^= (found["inner"] or "+") not in "+"
-  top, bottom = found["top"] or found["value"], found["bottom"] or found["divisor"]
-  value = _decimal(top)
+  signs = (found[name] or "+" for name in ("sign", "inner", "top_sign", "bottom_sign"))
+  negative = sum(sign != "+" for sign in signs) % 2
+  value = _decimal(found["value"] or found["top"] or found["top_digit"])
+  bottom = found["divisor"] or found["bottom"] or found["bottom_digit"]
   if bottom is not None:
     divisor = _decimal(bottom)
     if not divisor:
       return None
-    value /= divisor
+    value = value / divisor + int(found["mixed"] or found["whole"] or 0)
   power = int(found["power"] or 0)
   if abs(power) > _MOST_DIGITS:
     return None
@@ -112,7 +136,7 @@ def _read(found: re.Match[str]) -> tuple[Fraction, bool] | None:
 
 
 def _decimal(text: str) -> Fraction:
-  plain = text.replace("\\,", "").replace(",", "").replace("_", "")
+  plain = re.sub(r"[^0-9.]", "", text)
   return Fraction(plain if plain[-1] != "." else plain[:-1])
 
 
