@@ -26,6 +26,15 @@ def test_it_scores_in_the_tasks_place(name, responses, expected, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_it_is_known_by_its_path_and_its_text(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / "edited_rewards.py").write_text("def f(response, answer, metadata): return 1.0")
+  one = custom.identity("edited_rewards:f")
+  assert one.startswith("edited_rewards:f ") and one == custom.identity("edited_rewards:f")
+  (tmp_path / "edited_rewards.py").write_text("def f(response, answer, metadata): return 0.0")
+  assert one != custom.identity("edited_rewards:f") and custom.identity("") == ""
+
+
 @pytest.mark.parametrize(
   "path,words",
   [
