@@ -150,6 +150,17 @@ def test_a_model_without_a_run(evaluated_run, data_dir, tmp_path, capsys):
   assert "cannot be compared: reward is '' of one, 'tests.tasks.my" in capsys.readouterr().err
 
 
+def test_a_reward_that_always_fails_ends_what_it_scores(evaluated_run, data_dir, tmp_path, capfd):
+  reward = "tests.tasks.my_rewards:raises"
+  task = {"task": "reasoning_gym/spell_backward", "data_dir": data_dir, "test_size": 50}
+  flags = {**task, "out": tmp_path, "max_new_tokens": 12, "problems": 6, "reward": reward}
+  assert command(model=evaluated_run / "model", **flags) == 1
+  told = capfd.readouterr().err
+  assert "my_rewards.py', line" in told and "error: task.reward fails on all of 6 answers" in told
+  with pytest.raises(OSError, match="task.reward fails on all of"):
+    launch.train(debug_config(data_dir, **SMALL, **{"task.reward": reward}), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
   "flags, message",
   [

@@ -143,7 +143,8 @@ def _open_task(
     hosts.wait()
   shared = grader if hosts.count == 1 else SharedGrader(grader, hosts)
   failures = config.task.max_grade_failures
-  held_out = Problems(task, splits.test, tokenizer, shared, max_failures=failures)
+  own = bool(config.task.reward)
+  held_out = Problems(task, splits.test, tokenizer, shared, max_failures=failures, own_reward=own)
   train = dataclasses.replace(held_out, examples=splits.train, shaping=make_shaping(config))
   return train, held_out
 

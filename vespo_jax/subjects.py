@@ -162,7 +162,7 @@ def of_model(path: Path, of: TaskSettings) -> Subject:
       train_size=1,  # a dataset has no empty split
       test_size=of.test_size,
     )
-    return Problems(task, splits.test, tokenizer, grader)
+    return Problems(task, splits.test, tokenizer, grader, own_reward=bool(of.reward))
 
   return Subject(
     name=str(path),

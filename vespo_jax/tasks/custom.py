@@ -5,8 +5,9 @@
 It is called in a grader process, for every response, with what the policy wrote, the problem's
 reference answer and its metadata (JSON), and returns a number from 0 to 1 (above 0 is `ok`, 0 is
 `wrong`), or a `tasks.Score`, which says more. What it raises is an `error`, what takes too long a
-`timeout`. It may not start processes, open sockets or write files; what it needs is best imported
-and read while its module is imported, before these are forbidden. Held-out accuracy is its mean.
+`timeout`; what it prints goes to standard error. It may not start processes, open sockets or write
+files; what it needs is best imported and read while its module is imported, before these are
+forbidden. Held-out accuracy is its mean.
 """
 
 from __future__ import annotations
