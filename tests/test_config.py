@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.learner.test_saved import minibatch
 from vespo_jax import config as config_lib
-from vespo_jax import parts, training
+from vespo_jax import config_replay, parts, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.integrity import Monitor
+from vespo_jax.learner.saved import Origin, RolloutWriter
 from vespo_jax.runtime.schedule import Schedule, record
 
 REPOSITORY = Path(__file__).parent.parent
@@ -119,6 +121,32 @@ def test_a_recorded_schedule_has_no_place_for_further_rounds(tmp_path):
   parse(*flags)
   with pytest.raises(ConfigError, match="batch.dynamic.enabled=True does not go with runtime.clo"):
     parse(*flags, "--config.batch.dynamic.enabled=true")
+
+
+def test_rollouts_of_other_problems_are_refused_before_anything_is_loaded(tmp_path):
+  """Whatever else is replayed: all that is known of them without the model is compared."""
+  flags = ["--config.batch.prompts=3", "--config.batch.samples_per_prompt=4", "--config.updates=2"]
+  flags += ["--config.batch.micro_batches=1", f"--config.sampler.source=replay:{tmp_path}"]
+  with pytest.raises(ConfigError, match="sampler.source=.*lacks 2 of 2 minibatches: that of upda"):
+    parse(*flags)
+  origin = Origin("of the model", **config_replay.origin(parse(*flags[:4])[0]))
+  for update in (1, 2):
+    RolloutWriter(tmp_path / parts.SAVED, origin).write(update, minibatch())
+  parse(*flags, "--config.objective.name=grpo", "--config.seed=7")
+  for flag, told in (
+    ("task.seed=1", "its problems is"),
+    ("task.train_size=9", "its problems is"),
+    ("task.test_size=99", "its problems is"),
+    ("task.options.max_word_len=6", "its problems is"),
+    ("task.name=reasoning_gym/gcd", "its task is"),
+    ("sampler.temperature=0.5", "its temperature is"),
+    ("updates=3", "lacks 1 of 3 minibatches: that of update 3 would be in 000003.parquet"),
+  ):
+    with pytest.raises(ConfigError, match=f"sampler.source='replay:.*{told}"):
+      parse(*flags, f"--config.{flag}")
+  (tmp_path / parts.SAVED / "000001.parquet").write_bytes(b"PAR1")
+  with pytest.raises(ConfigError, match="000001.parquet cannot be trained on"):
+    parse(*flags)
 
 
 def test_what_the_loss_needs_reaches_it():

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import itertools
+import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vespo_jax import config as config_lib
+from vespo_jax import rundirs
 from vespo_jax.config import ConfigError
 from vespo_jax.config_file import flatten
 from vespo_jax.config_rules import RULES
@@ -120,6 +122,30 @@ def test_a_config_json_is_the_config_that_was_run_and_takes_overrides(tmp_path):
   assert type(again.optimizer.learning_rate) is float and again.sampler.stop_strings == ("x",)
   changed, _ = parse("--config.updates=9", config=str(path))
   assert config_lib.differences(config.to_dict(), changed.to_dict()) == ["updates"]
+
+
+def test_a_stored_config_has_the_methods_of_now(tmp_path):
+  """One that was added since has its defaults, and one that was removed is no matter."""
+  config, _ = parse()
+  stored = config.to_dict()
+  del stored["objective"]["sapo"], stored["advantage"]["gpg"], stored["correction"]["k3_rejection"]
+  stored["objective"]["token_is"] = {"cap": 2.0}
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps(stored))
+  assert parse(config=str(path))[0] == config and config_lib.read(path) == config
+  with rundirs.claimed(config, tmp_path, "train"):
+    assert json.loads(path.read_text()) == json.loads(json.dumps(config.to_dict()))
+  for change, words in (
+    ({"name": "token_is"}, "unknown config key 'objective.token_is.cap'"),
+    ({"aggregatoin": ""}, "unknown config key 'objective.aggregatoin'"),
+  ):
+    path.write_text(json.dumps(stored | {"objective": stored["objective"] | change}))
+    with pytest.raises(ConfigError, match=words):
+      config_lib.read(path)
+  for section in ("objective", "sft"):
+    path.write_text(json.dumps({**stored, section: {}}))
+    with pytest.raises(ConfigError, match=f"{section}.[a-z]+ is missing"):
+      config_lib.read(path)
 
 
 def test_every_key_has_a_rule_and_a_meaning():

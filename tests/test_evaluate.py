@@ -11,6 +11,7 @@ import pytest
 from tests.test_end_to_end import debug_config
 from vespo_jax import evaluate, launch, metrics, models, subjects, training
 from vespo_jax.evaluation import records
+from vespo_jax.tasks import custom
 
 pytestmark = pytest.mark.usefixtures("no_report")
 SMALL = {
@@ -140,6 +141,24 @@ def test_a_model_without_a_run(evaluated_run, data_dir, tmp_path, capsys):
   assert command("--json", model=evaluated_run / "model", **greedy, samples=1) == 0
   found = json.loads(capsys.readouterr().out)
   assert (found["temperature"], found["top_p"], found["samples"]) == (0.0, 1.0, 1)
+  reward = "tests.tasks.my_rewards:odd"
+  assert command(model=evaluated_run / "model", **greedy, samples=1, reward=reward) == 0
+  text = capsys.readouterr().out
+  task = f"reasoning_gym/spell_backward, scored by {custom.identity(reward)}"
+  assert text.startswith(f"{evaluated_run / 'model'} on {task}\nheld-out accuracy: ")
+  assert command("--compare", found["records"], text.split("records: ")[1].strip()) == 2
+  assert "cannot be compared: reward is '' of one, 'tests.tasks.my" in capsys.readouterr().err
+
+
+def test_a_reward_that_always_fails_ends_what_it_scores(evaluated_run, data_dir, tmp_path, capfd):
+  reward = "tests.tasks.my_rewards:raises"
+  task = {"task": "reasoning_gym/spell_backward", "data_dir": data_dir, "test_size": 50}
+  flags = {**task, "out": tmp_path, "max_new_tokens": 12, "problems": 6, "reward": reward}
+  assert command(model=evaluated_run / "model", **flags) == 1
+  told = capfd.readouterr().err
+  assert "my_rewards.py', line" in told and "error: task.reward fails on all of 6 answers" in told
+  with pytest.raises(OSError, match="task.reward fails on all of"):
+    launch.train(debug_config(data_dir, **SMALL, **{"task.reward": reward}), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -179,6 +198,7 @@ def test_bad_usage_is_one_message_before_anything_is_loaded(
     ("--model=x",),
     ("--model=x", "--task=y", "--checkpoint=1"),
     ("--workdir=x", "--task=y"),
+    ("--workdir=x", "--reward=y:f"),
     ("--compare", "x", "y", "--samples=2"),
     ("--workdir=x", "--seeds=a"),
     ("--model=x", "--task=y", "--task_options=[]"),
@@ -204,6 +224,8 @@ def test_a_model_and_its_task_are_checked_first(evaluated_run, capsys, monkeypat
     assert message in capsys.readouterr().err
   assert command(model=evaluated_run / "model", task="reasoning_gym/gcd", test_size=0) == 2
   assert "--test_size=0 must be" in capsys.readouterr().err
+  assert command(model=evaluated_run / "model", task="reasoning_gym/gcd", reward="mine.py:f") == 2
+  assert "--reward=mine.py:f: " in capsys.readouterr().err
 
 
 def test_what_stops_an_evaluation_is_told_by_the_exit_code(evaluated_run, capsys, monkeypatch):

@@ -20,6 +20,7 @@ ROOMS = [
     "config_rules",
     "config_file",
     "config_tasks",
+    "config_replay",
     "config",
     "config_supervised",
     "parts",

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from vespo_jax import advantages, files, objectives, weights
 from vespo_jax.config_file import Values, check_keys, flatten, read_command, read_file
+from vespo_jax.config_replay import check_replayed
 from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, replayed, shown
 from vespo_jax.config_tasks import check_prompts, check_tasks, with_digests
 from vespo_jax.models import ModelSpec, lora
@@ -45,7 +46,9 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
     ConfigError: for anything wrong with them.
   """
   values, workdir = read_command(argv)
-  return with_digests(_check(values)), workdir
+  config = with_digests(_check(values))
+  check_replayed(config)
+  return config, workdir
 
 
 def validate(config: ConfigDict) -> FrozenConfigDict:
@@ -303,9 +306,6 @@ def _check_weights(config: FrozenConfigDict, spec: ModelSpec) -> None:
 
 def _check_sampler(config: FrozenConfigDict) -> None:
   sampler = config.sampler
-  run = replayed(sampler.source)
-  if run is not None and not os.path.isdir(run):
-    raise ConfigError(f"sampler.source={shown(sampler.source)}: no such run directory")
   truncating = [
     f"sampler.{key}={sampler[key]}"
     for key, off in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0))

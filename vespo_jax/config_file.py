@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vespo_jax.config_rules import RULES, ConfigError, one_line, shown
+from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, shown
 
 Values = dict[str, Any]  # by dotted key
 
@@ -63,17 +63,36 @@ def read_command(argv: Sequence[str]) -> tuple[Values, Path]:
 
 
 def read_file(path: Path) -> Values:
-  """The values of a config file, `.py` with a `get_config()` or the `.json` of a run directory.
+  """The values of a config file, `.py` with a `get_config()` or the `.json` of a run directory,
+  whatever methods there were when that was written.
 
   Raises ConfigError naming the file, the line where that is known, and what is wrong.
   """
   if not os.path.isfile(path):
     raise ConfigError(f"{str(path)!r}: no such file")
   if path.suffix == ".json":
-    return flatten(_read_json(path))
+    return _with_methods(flatten(_read_json(path)))
   if path.suffix == ".py":
     return _run(path)
   raise ConfigError(f"{str(path)!r} is neither a .py file nor a run directory's config.json")
+
+
+def _with_methods(values: Values) -> Values:
+  """A stored config with the methods of now: options that it lacks have their defaults, and what it
+  says of a method that there is no more, and that it does not use, is left out."""
+  kept = {key: value for key, value in values.items() if not _is_of_no_method(key, values)}
+  for kind, room in ROOMS.items():
+    for name in room.names():
+      for option, default in room.defaults(name).items():
+        kept.setdefault(f"{kind}.{name}.{option}", default)
+  return kept
+
+
+def _is_of_no_method(key: str, values: Values) -> bool:
+  kind, *inside = key.split(".")
+  if kind not in ROOMS or len(inside) < 2:
+    return False
+  return inside[0] not in (*ROOMS[kind].names(), values.get(f"{kind}.name"))
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict | FrozenConfigDict) -> Values:

@@ -12,7 +12,7 @@ from vespo_jax.evaluation import presets
 from vespo_jax.models.quantize import DTYPES
 from vespo_jax.subjects import Changes, TaskSettings
 
-_OF_A_MODEL = ("task", "task_options", "task_seed", "test_size", "data_dir")
+_OF_A_MODEL = ("task", "task_options", "task_seed", "test_size", "data_dir", "reward")
 
 
 def parse(arguments: list[str], description: str) -> argparse.Namespace:
@@ -42,6 +42,7 @@ def parse(arguments: list[str], description: str) -> argparse.Namespace:
     "out fewer was trained on the rest of them",
   )
   add("--data_dir", type=Path, help="where a model's problems are kept; default: runs/data")
+  add("--reward", help="that scores a model's answers: package.module:function; default: the task")
   add("--problems", type=int, help="held-out problems; default: the run's own, or all")
   add(
     "--samples", type=int, help="of each, under each seed; default: the run's own, the preset's, 1"

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import config_tasks, models, sharding, tasks
+from vespo_jax import config_replay, config_tasks, models, sharding, tasks
 from vespo_jax.config import ConfigError
+from vespo_jax.config_replay import SAVED
 from vespo_jax.evaluation import Evaluator
 from vespo_jax.hosts import Hosts
 from vespo_jax.learner.checkpoint import RunState
@@ -47,7 +48,6 @@ from vespo_jax.types import Params
 from vespo_jax.weights.wire import Wire
 
 GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
-SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
 
 
 def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]:
@@ -147,7 +147,8 @@ def _open_task(
     hosts.wait()
   shared = grader if hosts.count == 1 else SharedGrader(grader, hosts)
   failures = config.task.max_grade_failures
-  held_out = Problems(task, splits.test, tokenizer, shared, max_failures=failures)
+  own = bool(config.task.reward)
+  held_out = Problems(task, splits.test, tokenizer, shared, max_failures=failures, own_reward=own)
   train = dataclasses.replace(held_out, examples=splits.train, shaping=make_shaping(config))
   return train, held_out
 
@@ -318,14 +319,7 @@ def make_guard(
 
 def origin(config: FrozenConfigDict, tokenizer: Tokenizer) -> Origin:
   """What must be the same of two runs for one to train on the other's rollouts."""
-  parts = config_tasks.ingredients(config)
-  return Origin(
-    vocabulary=vocabulary_digest(tokenizer),
-    task=",".join(part.name for part in parts.values()),
-    temperature=config.sampler.temperature,
-    prompts=config.batch.prompts,
-    samples_per_prompt=config.batch.samples_per_prompt,
-  )
+  return Origin(vocabulary=vocabulary_digest(tokenizer), **config_replay.origin(config))
 
 
 def make_intake(

@@ -16,6 +16,7 @@ from ml_collections import FrozenConfigDict
 from vespo_jax import config as config_lib
 from vespo_jax import memory, training
 from vespo_jax.config import ConfigError
+from vespo_jax.config_file import read_file
 
 COMMAND = "command"  # in a run directory: which one made it, and locked while it runs
 
@@ -114,7 +115,7 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
   try:
     fresh = not path.is_file()
     if not fresh:
-      stored, mine = json.loads(path.read_text()), json.loads(json.dumps(config.to_dict()))
+      stored, mine = read_file(path), json.loads(json.dumps(config.to_dict()))
       changed = config_lib.differences(stored, mine)
       fixed = ("updates",) if config.optimizer.decay != "none" else ()  # the rate depends on it
       differing = [key for key in changed if key in fixed or not key.startswith(CHANGEABLE)]

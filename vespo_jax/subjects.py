@@ -36,6 +36,7 @@ class Subject:
     name: what it is called.
     load: () -> updates that made it, or None, and the model.
     tasks: what it is evaluated on, by the names that rollouts have.
+    reward: what scores in the place of their verifiers, by import path; "": they do.
     open_problems: the held-out problems, with a grader that the stack closes.
     test_size: how many there are at most.
     problems, sampling, seed, dtype: the defaults; `sampling` lacks the tokenizer's stop ids.
@@ -47,6 +48,7 @@ class Subject:
   name: str
   load: Callable[[], tuple[int | None, ModelSpec, Params, Tokenizer]]
   tasks: Mapping[str, tasks.Task]
+  reward: str
   open_problems: Callable[[Tokenizer, contextlib.ExitStack], ProblemSet]
   test_size: int
   problems: int
@@ -95,6 +97,7 @@ class TaskSettings:
   task_seed: int = 0
   test_size: int = 200
   data_dir: Path = Path("runs/data")
+  reward: str = ""
 
 
 def of_run(workdir: Path, checkpoint: int | None) -> Subject:
@@ -118,6 +121,7 @@ def of_run(workdir: Path, checkpoint: int | None) -> Subject:
     name=str(workdir),
     load=load,
     tasks=config_tasks.make_tasks(config),
+    reward=config.task.reward,
     open_problems=lambda tokenizer, stack: parts.open_problems(config, tokenizer, stack)[1],
     test_size=sum(part.test_size or ALL for part in config_tasks.ingredients(config).values()),
     problems=config.evaluation.problems,
@@ -143,9 +147,14 @@ def of_model(path: Path, of: TaskSettings) -> Subject:
   task = tasks.make(of.task, **of.task_options)
   if of.test_size < (0 if isinstance(task, tasks.StoredTask) else 1):
     raise ValueError(f"--test_size={of.test_size} must be at least 1")
+  if of.reward:
+    try:
+      tasks.custom.load(of.reward)
+    except ValueError as error:
+      raise ValueError(f"--reward={of.reward}: {error}") from error
 
   def open_problems(tokenizer: Tokenizer, stack: contextlib.ExitStack) -> Problems:
-    grader = stack.enter_context(tasks.Grader(task))
+    grader = stack.enter_context(tasks.Grader(task, reward=of.reward))
     splits = tasks.open_splits(
       task,
       data_dir=of.data_dir,
@@ -153,12 +162,13 @@ def of_model(path: Path, of: TaskSettings) -> Subject:
       train_size=1,  # a dataset has no empty split
       test_size=of.test_size,
     )
-    return Problems(task, splits.test, tokenizer, grader)
+    return Problems(task, splits.test, tokenizer, grader, own_reward=bool(of.reward))
 
   return Subject(
     name=str(path),
     load=lambda: (None, *models.load(path)),
     tasks={task.name: task},
+    reward=of.reward,
     open_problems=open_problems,
     test_size=of.test_size or ALL,
     problems=of.test_size or ALL,
@@ -240,6 +250,7 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
       max_new_tokens=sampling.max_new_tokens,
       stop_strings=list(sampling.stop_strings),
       dtype=subject.dtype,
+      reward=tasks.custom.identity(subject.reward),
     )
     path = subject.out / about.file_name
     if path.is_file():

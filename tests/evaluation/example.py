@@ -21,6 +21,7 @@ def about(**changes):
     max_new_tokens=8,
     stop_strings=[],
     dtype="float32",
+    reward="",
   )
   return About(**(fields | changes))
 

@@ -126,7 +126,12 @@ def test_rewards_between_right_and_wrong_have_no_unit():
 
 
 @pytest.mark.parametrize(
-  "name, changes", [("task", {"task": "family/other"}), ("options", {"options": {}})]
+  "name, changes",
+  [
+    ("task", {"task": "family/other"}),
+    ("options", {"options": {}}),
+    ("reward", {"reward": "my:f 12"}),
+  ],
 )
 def test_what_is_of_another_task_is_refused(name, changes):
   rewards = np.ones((1, 3, 2))

@@ -95,7 +95,14 @@ def test_the_name_says_the_update_and_differs_with_anything_but_the_name():
   assert about().file_name.startswith("update000003-")
   assert about(step=None).file_name.startswith("model-")
   changes = dict(
-    weights="cd", problem_set="ab", samples=3, seeds=[1], temperature=0.0, top_p=0.5, dtype="int8"
+    weights="cd",
+    problem_set="ab",
+    samples=3,
+    seeds=[1],
+    temperature=0.0,
+    top_p=0.5,
+    dtype="int8",
+    reward="my:f 12",
   )
   names = {about(**{name: value}).file_name for name, value in changes.items()}
   assert len(names | {about().file_name}) == len(changes) + 1
@@ -153,6 +160,14 @@ def test_what_is_no_record_is_refused_by_its_line(number, change, message, tmp_p
     records.read(tmp_path / "b.jsonl")
   assert f"b.jsonl, line {3 if 'there twice' in message else number}: " in str(error.value)
   assert message in str(error.value) and len(str(error.value)) < 500
+
+
+def test_records_that_tell_no_reward_are_read_and_gone_on_with(tmp_path):
+  write(tmp_path / "a.jsonl", RECORDS[:1], finish=False)
+  path = tmp_path / "a.jsonl.partial"
+  path.write_bytes(path.read_bytes().replace(b', "reward": ""}}\n', b"}}\n", 1))
+  assert b'"reward": ""' not in path.read_bytes()
+  assert records.read(write(tmp_path / "a.jsonl", RECORDS[1:])).about == ABOUT
 
 
 def test_a_file_that_was_cut_is_refused(tmp_path):

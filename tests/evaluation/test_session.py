@@ -121,11 +121,14 @@ def test_a_summary_and_its_table(tmp_path):
   assert found["statuses"] == {"ok": 16, "wrong": 4}
   assert found["truncated_fraction"] == 0.5 and found["tokens_mean"] == 2
   table = summary.table(found)
-  assert table.startswith("held-out accuracy: 80.0% [") and "(5 problems x 4 samples)" in table
+  assert table.startswith("a model on family/dataset\nheld-out accuracy: 80.0% [")
+  scored = summary.table(found | {"reward": "my:f 12"})
+  assert scored.startswith("a model on family/dataset, scored by my:f 12\n")
+  assert "(5 problems x 4 samples)" in table
   assert "seed 3 80.0%, seed 8 80.0% (standard deviation 0.0%)" in table
   assert "16 ok, 4 wrong; 50.0% cut off at 8 tokens, 2.0 tokens on average" in table
   rows = [line.split()[0] for line in table.splitlines()]
-  assert rows[3:6] == ["k", "1", "2"]
+  assert rows[4:7] == ["k", "1", "2"]
 
 
 def test_without_answers_there_is_no_vote(tmp_path):

@@ -77,6 +77,17 @@ def test_what_is_kept_is_the_union_of_three_rules(directory):
   assert kept == {1, 4, 7} | {2} | {6, 7}  # every third, the best, the last two
 
 
+def test_that_checkpoints_lack_the_metric_they_are_kept_by_is_told_once(directory, capsys):
+  metrics = lambda step: {"reward/mean": 0.1, "grad/norm": 1.0}
+  fill(directory, (1,), Retention(keep_best=1, best_metric="reward/mean"), metrics)
+  fill(directory, (2, 3), Retention(best_metric="reward/meen"), metrics)
+  assert not capsys.readouterr().err
+  fill(directory, (4, 5), Retention(keep_best=1, best_metric="reward/meen"), metrics)
+  (told,) = capsys.readouterr().err.splitlines()
+  assert told.startswith("WARNING: update 4 has no checkpoint.best_metric='reward/meen'")
+  assert told.endswith("metrics of a like name: reward/mean")
+
+
 def test_samplers_come_back_to_the_bit(directory):
   weights = init(SPEC, jax.random.key(3))
   results = [example.answer(example.order(order_id)) for order_id in (4, 7)]

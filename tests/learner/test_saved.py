@@ -13,7 +13,7 @@ from vespo_jax.learner.saved import Origin, RolloutWriter, SavedRollouts, vocabu
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 from vespo_jax.types import FINISH, REWARD_STATUS, Rollout
 
-ORIGIN = Origin("vocabulary", "a task", temperature=0.7, prompts=3, samples_per_prompt=4)
+ORIGIN = Origin("vocabulary", "a task", "12ab", temperature=0.7, prompts=3, samples_per_prompt=4)
 KEY = b"vespo_jax.rollouts"
 ODD = np.array([0x80000000, 0x7FC00001, 0xFFC00000, 0x7F800000, 1, 0], np.uint32).view(np.float32)
 
@@ -139,6 +139,7 @@ def test_a_crash_while_writing_leaves_the_earlier_file(tmp_path, monkeypatch):
   [
     ({"vocabulary": "another"}, "its vocabulary is 'vocabulary', this run's is 'another'"),
     ({"task": "another"}, "its task is"),
+    ({"problems": "34cd"}, "its problems is '12ab', this run's is '34cd'"),
     ({"temperature": 1.0}, "its temperature is 0.7"),
     ({"prompts": 4}, "its prompts is 3"),
     ({"samples_per_prompt": 6}, "its samples_per_prompt is 4, this run's is 6"),
@@ -184,7 +185,7 @@ def test_what_is_no_minibatch_is_neither_written_nor_read(tmp_path):
   saved = SavedRollouts(tmp_path, ORIGIN, 4)
   for update, message in {
     2: "its update is 1, this run's is 2",
-    3: "its format is None, this run's is 1",
+    3: "its format is None, this run's is 2",
     4: "its rollouts are not those that were written",
   }.items():
     with pytest.raises(ValueError, match=f"00000{update}.parquet cannot be trained on: {message}"):

@@ -1,5 +1,6 @@
 """What training pays for beside being correct."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -125,3 +126,26 @@ def test_graders_that_fail_are_said_aloud(failed, told):
   if told:
     assert f"a/task failed on {failed} of 10 answers" in said[0]
     assert f"({failed // 2} timeout, {failed - failed // 2} error)" in said[0]
+
+
+@pytest.mark.parametrize(
+  "status,others,indices,raises",
+  [
+    ("error", 0, [0, 0, 1, 1], True),
+    ("error", 1, [0, 0, 1, 1], False),
+    ("error", 0, [0, 0, 0, 0], False),  # it may be that problem
+    ("timeout", 0, [0, 0, 1, 1], False),
+  ],
+)
+def test_a_reward_of_ones_own_that_fails_on_everything_ends_the_run(
+  status, others, indices, raises
+):
+  statuses = [status] * (4 - others) + ["ok"] * others
+  for own in (True, False):
+    some = problems(statuses, own_reward=own, say=lambda text: None)
+    with (
+      pytest.raises(OSError, match="task.reward fails on all of 4")
+      if (own and raises)
+      else contextlib.nullcontext()
+    ):
+      some.grade(rollouts([1] * 4), indices)

@@ -1,5 +1,7 @@
 """Rewards of somebody's own, for tests."""
 
+import json
+
 from vespo_jax.tasks import Score
 
 NOT_A_FUNCTION = 3
@@ -23,6 +25,11 @@ def too_much(response, answer, metadata):
 
 def raises(response, answer, metadata):
   raise KeyError(response)
+
+
+def raises_elsewhere(response, answer, metadata):
+  print("it is asked")
+  return json.loads(metadata + "]")
 
 
 def writes(response, answer, metadata):

@@ -1,6 +1,7 @@
 """A reward by import path: what it may return, and how a wrong path is refused."""
 
 import hostile_family  # noqa: F401  (registers the family)
+import my_rewards
 import pytest
 
 from vespo_jax import tasks
@@ -24,6 +25,29 @@ def test_it_scores_in_the_tasks_place(name, responses, expected, tmp_path):
     scores = grader.grade([example] * len(responses), responses)
   assert [(score.reward, score.status) for score in scores] == expected
   assert not list(tmp_path.iterdir())
+
+
+def test_what_it_raises_and_prints_is_shown(capfd):
+  """With the last place in its own file, whatever it called."""
+  example = Example(0, "question", "1234", "{}")
+  for name, told in (("raises", "KeyError('x')"), ("raises_elsewhere", "JSONDecodeError")):
+    with tasks.Grader(tasks.make("hostile/x"), reward=f"my_rewards:{name}") as grader:
+      grader.grade([example], ["x"])
+    code = getattr(my_rewards, name).__code__
+    line = max(line for _, _, line in code.co_lines() if line)
+    out, err = capfd.readouterr()
+    assert out == "" and f"a verifier failed: {told}" in err
+    assert f"{code.co_filename!r}, line {line}\n" in err
+  assert err.startswith("it is asked\n")
+
+
+def test_it_is_known_by_its_path_and_its_text(tmp_path, monkeypatch):
+  monkeypatch.syspath_prepend(tmp_path)
+  (tmp_path / "edited_rewards.py").write_text("def f(response, answer, metadata): return 1.0")
+  one = custom.identity("edited_rewards:f")
+  assert one.startswith("edited_rewards:f ") and one == custom.identity("edited_rewards:f")
+  (tmp_path / "edited_rewards.py").write_text("def f(response, answer, metadata): return 0.0")
+  assert one != custom.identity("edited_rewards:f") and custom.identity("") == ""
 
 
 @pytest.mark.parametrize(

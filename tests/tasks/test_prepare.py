@@ -1,5 +1,6 @@
 """Datasets from a publisher's files to disk, in the builder's process."""
 
+import dataclasses
 import importlib.metadata
 import json
 import re
@@ -100,7 +101,8 @@ def test_other_bytes_another_version_or_split_are_another_dataset(hub, tmp_path,
   prepare.prepare("gsm8k", [str(file)], data_dir=tmp_path, split="test")
   published.write(file, published.gsm8k(5))
   prepare.prepare("gsm8k", [str(file)], data_dir=tmp_path)
-  monkeypatch.setattr(prepare.layouts, "VERSION", 99)
+  newer = dataclasses.replace(prepare.layouts.BY_NAME["gsm8k"], version=99)
+  monkeypatch.setitem(prepare.layouts.BY_NAME, "gsm8k", newer)
   prepare.prepare("gsm8k", [str(file)], data_dir=tmp_path)
   assert len(set(built)) == 4
 

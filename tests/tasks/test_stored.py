@@ -65,13 +65,22 @@ def test_a_second_file_is_held_out_and_its_questions_are_not_trained_on(tmp_path
 
 
 def test_messages_with_one_turn_of_the_user_are_a_prompt():
-  layout = tasks._stored.layouts.JSONL
-  messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say 1."}]
-  row = {"prompt": messages, "answer": "1"}
-  assert layout.parser(row)(row).question == "Say 1."
-  row["prompt"] = [*messages, {"role": "assistant", "content": "2"}]
+  layouts = tasks._stored.layouts
+  parse = layouts.JSONL.parser({"prompt": "", "answer": ""})
+  turn, system = ({"role": role, "content": "Say 1."} for role in ("user", "system"))
+  assert parse({"prompt": [turn], "answer": "1"}).question == "Say 1."
   with pytest.raises(TypeError, match="not one turn of the user"):
-    layout.parser(row)(row)
+    parse({"prompt": [turn, {"role": "assistant", "content": "2"}], "answer": "1"})
+  with pytest.raises(layouts.Rejected, match="system message"):  # it would not be asked
+    parse({"prompt": [system, turn], "answer": "1"})
+
+
+def test_other_columns_of_a_users_own_file_are_metadata():
+  parse = tasks._stored.layouts.JSONL.parser({"prompt": "", "answer": ""})
+  row = {"level": 3, "prompt": "Say 1.", "answer": 1, "metadata": {"tests": []}, "tests": [1]}
+  assert parse(row).metadata == {"level": 3, "tests": []} and row["answer"] == 1
+  with pytest.raises(TypeError, match="metadata is not an object"):
+    parse(row | {"metadata": 3})
 
 
 @pytest.mark.parametrize(

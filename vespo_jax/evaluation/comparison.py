@@ -16,7 +16,7 @@ from vespo_jax.evaluation.summary import align, curves, has_votes
 PERMUTATIONS = 100_000  # where not all can be counted
 _COUNTABLE = 10**9  # sums times problems: seconds
 _CHUNK = 1000  # permutations at a time: memory
-_SAME = ("task", "options", "problems", "samples")  # of what is compared
+_SAME = ("task", "options", "reward", "problems", "samples")  # of what is compared
 _TOLD = ("temperature", "top_p", "max_new_tokens", "stop_strings", "dtype", "seeds")
 
 
@@ -79,7 +79,7 @@ def compare(one: Evaluated, other: Evaluated) -> dict[str, Any]:
   """Both, their difference (one - other) with paired bootstrap intervals, and the paired test of
   avg@k, over problems.
 
-  Raises ValueError naming what is not the same of the two: their tasks, problems or samples.
+  Raises ValueError naming what is not the same of the two: task, reward, problems or samples.
   """
   _check(one, other)
   n, units = one.about.samples, math.lcm(len(one.about.seeds), len(other.about.seeds))

@@ -38,6 +38,7 @@ class About:
     seeds: of the sampling.
     temperature, top_p, max_new_tokens, stop_strings: of the sampling, as `sampler.Settings`.
     dtype: that the sampler computed in.
+    reward: what scored in the verifier's place, as `tasks.custom.identity` says; "": the verifier.
   """
 
   model: str
@@ -54,11 +55,14 @@ class About:
   max_new_tokens: int
   stop_strings: list[str]
   dtype: str
+  reward: str = ""
 
   @property
   def file_name(self) -> str:
     """The name of its records: equal for equal evaluations of equal weights alone."""
-    identity = dataclasses.replace(self, model="")
+    identity = dataclasses.asdict(dataclasses.replace(self, model=""))
+    if not self.reward:  # as it was when there was none to tell
+      del identity["reward"]
     digest = hashlib.sha256(line(identity)).hexdigest()[:8]
     return f"{'model' if self.step is None else f'update{self.step:06d}'}-{digest}.jsonl"
 
@@ -169,7 +173,10 @@ def _header(line: bytes) -> About:
   header = json.loads(line)
   if not isinstance(header, dict) or header.get("format") != FORMAT:
     raise ValueError(f"not the records of an evaluation in format {FORMAT}")
-  about = _typed(About, header.get("about"))
+  about = header.get("about")
+  if isinstance(about, dict):
+    about.setdefault("reward", "")  # which older ones do not tell
+  about = _typed(About, about)
   seeds = about.seeds
   if min(about.problems, about.samples, len(seeds)) < 1 or len(set(seeds)) < len(seeds):
     raise ValueError("it has no problem, sample or seed, or one seed twice")

@@ -80,7 +80,9 @@ def table(found: Mapping[str, Any]) -> str:
   for shown in map(str, shown_ks(k)):
     rows.append([shown, *(_interval(found[name][shown]) for name in shown_curves)])
   several = len(found["seeds"]) > 1
+  reward = found["reward"] and f", scored by {found['reward']}"
   lines = [
+    f"{found['model']} on {found['task']}{reward}",
     f"held-out accuracy: {accuracy}",
     f"bootstrap intervals of 95 % over problems{' and seeds' if several else ''}:",
     f"avg@{k}: {_interval(found['avg_at_k'])}",

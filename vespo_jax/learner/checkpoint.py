@@ -15,6 +15,8 @@ holds; one that does not is set aside and never written to again.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,8 @@ class Checkpoints:
       lambda leaf: np.empty(leaf.shape, np.float32), abstract(spec)
     )
     self._hosts, self._read_only = hosts or Hosts(), read_only
+    # once: that a checkpoint has not the metric by which some are kept
+    self._tells = retention.keep_best > 0 and self._hosts.first
     reading = ocp.CheckpointManagerOptions(create=False)  # and nothing is cleaned up
     writing = ocp.CheckpointManagerOptions(
       create=True,
@@ -159,6 +163,15 @@ class Checkpoints:
       items["rates"] = ocp.args.StandardSave(run.rates)
     metric = (metrics or {}).get(self._metric)
     known = {} if metric is None else {self._metric: float(metric)}
+    if metrics and not known and self._tells:
+      self._tells = False
+      near = ", ".join(difflib.get_close_matches(self._metric, metrics))
+      print(
+        f"WARNING: update {step} has no checkpoint.best_metric={self._metric!r}, so that its "
+        f"checkpoint counts as the worst; metrics of a like name: {near or 'none'}",
+        file=sys.stderr,
+        flush=True,
+      )
     args = ocp.args.Composite(**items)
     if not self._checked(lambda: self._manager.save(step, args=args, metrics=known)):
       raise CheckpointError(

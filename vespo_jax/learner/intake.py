@@ -77,6 +77,7 @@ class Problems:
   Attributes:
     shaping: what is paid for beside being correct; None: nothing.
     max_failures: the fraction of answers graders may fail on (timeout, error) before `say` hears.
+    own_reward: whether a function of the user's own scores: it is broken if all answers fail.
   """
 
   task: Task
@@ -85,6 +86,7 @@ class Problems:
   grader: Grader | SharedGrader
   shaping: Shaping | None = None
   max_failures: float = 1.0
+  own_reward: bool = False
   say: Callable[[str], None] = _say
 
   @property
@@ -102,14 +104,22 @@ class Problems:
     return [(self.task.prompt(example), self.task.solution(example)) for example in examples]
 
   def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
-    """Sets task, example, reward and status of rollouts that answer `examples[indices]`."""
+    """Sets task, example, reward and status of rollouts that answer `examples[indices]`.
+
+    Raises OSError if a reward of the user's own raises for every answer to several problems.
+    """
     examples = [self.examples[int(i)] for i in indices]
     texts = [self.tokenizer.decode(rollout.response_ids) for rollout in rollouts]
     scores = self.grader.grade(examples, texts)
     for rollout, example, score in zip(rollouts, examples, scores, strict=True):
       rollout.task, rollout.example_id = self.task.name, example.id
       rollout.reward, rollout.reward_status = score.reward, score.status
-    self._tell_failures(Counter(score.status for score in scores))
+    statuses = Counter(score.status for score in scores)
+    if self.own_reward and statuses.keys() == {"error"} and len({e.id for e in examples}) > 1:
+      raise OSError(
+        f"task.reward fails on all of {statuses.total()} answers; what it raised stands above"
+      )
+    self._tell_failures(statuses)
     if self.shaping is not None:
       for rollout, text in zip(rollouts, texts, strict=True):
         parts = self.shaping.parts(rollout.reward, text, len(rollout.response_ids))

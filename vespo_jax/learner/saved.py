@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Rollout
 
-FORMAT = 1
+FORMAT = 2
 _KEY = b"vespo_jax.rollouts"
 # by annotation
 _SCALARS: dict[Any, pa.DataType] = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
@@ -36,12 +36,14 @@ class Origin:
   Attributes:
     vocabulary: digest of the token ids and their texts, from `vocabulary_digest`.
     task: its name.
+    problems: digest of what makes them those that an `example_id` numbers.
     temperature: of the softmax that was sampled, which is the policy that is trained.
     prompts, samples_per_prompt: of a minibatch.
   """
 
   vocabulary: str
   task: str
+  problems: str
   temperature: float
   prompts: int
   samples_per_prompt: int
@@ -86,7 +88,7 @@ class RolloutWriter:
         column, field = _column(name, values)
         columns.append(column)
         fields.append(field)
-    about = _about(update, self._origin) | {"digest": _digest(rollouts)}
+    about = _about(update, dataclasses.asdict(self._origin)) | {"digest": _digest(rollouts)}
     table = pa.table(columns, schema=pa.schema(fields, {_KEY: json.dumps(about)}))
     path = _file(self._directory, update)
     half = path.with_suffix(".tmp")
@@ -126,12 +128,7 @@ class SavedRollouts:
     experts: tuple[int, int, int] | None = None,
   ):
     self._directory, self._expected, self._experts = directory, expected, experts
-    missing = [u for u in range(1, updates + 1) if not _file(directory, u).is_file()]
-    if missing:
-      raise ValueError(
-        f"{directory} lacks {len(missing)} of {updates} minibatches: that of update {missing[0]} "
-        f"would be in {_file(directory, missing[0]).name}"
-      )
+    check(directory, dataclasses.asdict(expected), updates)
     self.read(1)
 
   def read(self, update: int) -> list[Rollout]:
@@ -152,20 +149,33 @@ class SavedRollouts:
     return rollouts
 
 
+def check(directory: Path, expected: Mapping[str, Any], updates: int) -> None:
+  """Raises ValueError if one of so many minibatches is missing, or the first one says that it is
+  not from what is `expected`, some fields of `Origin`. No rollout is read."""
+  missing = [u for u in range(1, updates + 1) if not _file(directory, u).is_file()]
+  if missing:
+    raise ValueError(
+      f"{directory} lacks {len(missing)} of {updates} minibatches: that of update {missing[0]} "
+      f"would be in {_file(directory, missing[0]).name}"
+    )
+  first = _file(directory, 1)
+  try:
+    _described(pq.read_schema(first), 1, expected)
+  except (OSError, pa.ArrowException, ValueError) as error:
+    raise ValueError(f"{first} cannot be trained on: {error}") from error
+
+
 def read(directory: Path, expected: Origin, update: int) -> list[Rollout]:
   """The minibatch of an update as it was sampled and graded, equal to the bit.
 
   Raises:
     ValueError: naming the file and what is wrong: missing, truncated or corrupt, of another format,
-      vocabulary, task, temperature or group size.
+      vocabulary, task, problems, temperature or group size.
   """
   path = _file(directory, update)
   try:
     file = pq.ParquetFile(pa.py_buffer(path.read_bytes()))
-    about = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
-    for key, wanted in _about(update, expected).items():
-      if about.get(key) != wanted:
-        raise ValueError(f"its {key} is {about.get(key)!r}, this run's is {wanted!r}")
+    about = _described(file.schema_arrow, update, dataclasses.asdict(expected))
     rows, groups = file.metadata.num_rows, expected.prompts
     if rows != groups * expected.samples_per_prompt:  # a billion equal rows are a small file
       raise ValueError(f"it has {rows} rollouts, which are not {groups} groups")
@@ -177,8 +187,17 @@ def read(directory: Path, expected: Origin, update: int) -> list[Rollout]:
   return rollouts
 
 
-def _about(update: int, origin: Origin) -> dict[str, Any]:
-  return {"format": FORMAT, "update": update, **dataclasses.asdict(origin)}
+def _about(update: int, origin: Mapping[str, Any]) -> dict[str, Any]:
+  return {"format": FORMAT, "update": update, **origin}
+
+
+def _described(schema: pa.Schema, update: int, expected: Mapping[str, Any]) -> dict[str, Any]:
+  """What a file says of itself. Raises ValueError if it is not what is expected."""
+  about = json.loads((schema.metadata or {}).get(_KEY, b"{}"))
+  for key, wanted in _about(update, expected).items():
+    if about.get(key) != wanted:
+      raise ValueError(f"its {key} is {about.get(key)!r}, this run's is {wanted!r}")
+  return about
 
 
 def _digest(rollouts: Sequence[Rollout]) -> str:

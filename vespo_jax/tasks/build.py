@@ -92,7 +92,7 @@ def read(order: dict[str, Any], directory: Path) -> None:
   report = prepare.Report(
     name=layout.name,
     digest=order["digest"],
-    version=layouts.VERSION,
+    version=layout.version,
     sources=sources,
     read=dict(sieve.read),
     kept=dict(sieve.kept),

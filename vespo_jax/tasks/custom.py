@@ -5,15 +5,18 @@
 It is called in a grader process, for every response, with what the policy wrote, the problem's
 reference answer and its metadata (JSON), and returns a number from 0 to 1 (above 0 is `ok`, 0 is
 `wrong`), or a `tasks.Score`, which says more. What it raises is an `error`, what takes too long a
-`timeout`. It may not start processes, open sockets or write files; what it needs is best imported
-and read while its module is imported, before these are forbidden. Held-out accuracy is its mean.
+`timeout`; what it prints goes to standard error. It may not start processes, open sockets or write
+files; what it needs is best imported and read while its module is imported, before these are
+forbidden. Held-out accuracy is its mean.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vespo_jax.tasks.base import Score
@@ -46,6 +49,15 @@ def load(path: str) -> Verifier:
       f"{name} must be callable as {name}(response, answer, metadata): {error}"
     ) from error
   return _verifier(function)
+
+
+def identity(path: str) -> str:
+  """The import path of a reward that can be loaded, with the beginning of the SHA-256 of its
+  module's file, so that one that was edited is another; "" for ""."""
+  if not path:
+    return ""
+  file = getattr(importlib.import_module(path.partition(":")[0]), "__file__", None)
+  return f"{path} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]}" if file else path
 
 
 def _verifier(function: Callable[..., Any]) -> Verifier:

@@ -12,6 +12,7 @@ import logging
 import resource
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -40,10 +41,21 @@ def _score(
   except (Exception, SystemExit) as error:
     if type(error) not in _reported:
       _reported.add(type(error))
-      print(f"a verifier failed: {error!a:.200}", file=sys.stderr)
+      print(f"a verifier failed: {error!a:.200}, {_place(error)}", file=sys.stderr, flush=True)
     return Score(0.0, "error")
   finally:
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _place(error: BaseException) -> str:
+  """Where it was raised; if the function that `custom` calls is on the way, the last place in its
+  file."""
+  frames = traceback.extract_tb(error.__traceback__)
+  files = [frame.filename for frame in frames]
+  if custom.__file__ in files[:-1]:
+    own = files[files.index(custom.__file__) + 1]
+    frames = [frame for frame in frames if frame.filename == own]
+  return f"{frames[-1].filename!a}, line {frames[-1].lineno}"
 
 
 def _judge(start: dict[str, Any]) -> Callable[[Example, str], Score]:
@@ -77,6 +89,8 @@ def main(argv: list[str]) -> int:
   resource.setrlimit(resource.RLIMIT_AS, (start["memory_bytes"],) * 2)
   warnings.simplefilter("ignore")  # of answers that are evaluated
   forbid_side_effects()
+  if start["reward"]:  # what it prints is for whoever wrote it
+    sys.stdout = sys.stderr
   try:
     connection.send_bytes(b"ready")
     while True:

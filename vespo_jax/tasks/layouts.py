@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 from vespo_jax.tasks import code_tests
 from vespo_jax.tasks.rows import Row
 
-VERSION = 1  # of what a row becomes; part of the digest of what is prepared
-
 QUESTION = "{question}"
 REASON = f"{QUESTION} Please reason step by step, and put your final answer within \\boxed{{}}."
 THINK = f"{QUESTION} Let's think step by step and output the final answer within \\boxed{{}}."
@@ -72,6 +70,7 @@ class Layout:
     package: that ships the files, and the end of their names.
     needs_answer: whether a row without an answer is rejected.
     ignored: folders of the publisher's repository that hold the same questions again.
+    version: of what a row becomes; part of the digest of what is prepared.
   """
 
   name: str
@@ -85,6 +84,7 @@ class Layout:
   package: tuple[str, str] | None = None
   needs_answer: bool = True
   ignored: tuple[str, ...] = ()
+  version: int = 1
 
   def parser(self, columns: Mapping[str, Any]) -> Parse:
     """What reads rows of these columns. Raises ValueError with what they should be."""
@@ -196,10 +196,15 @@ def _champ(row: Row) -> Problem:
 
 
 def _jsonl(row: Row) -> Problem:
-  metadata = row.get("metadata") or {}
+  """All columns beside `prompt` and `answer` are metadata, and what is in one of that name too."""
+  columns = dict(row)
+  prompt, answer = columns.pop("prompt"), columns.pop("answer")
+  metadata = columns.pop("metadata", None) or {}
   if not isinstance(metadata, dict):
     raise TypeError("metadata is not an object")
-  return Problem(user_turn(row["prompt"]), text(row["answer"]), metadata)
+  if isinstance(prompt, list) and any(message["role"] == "system" for message in prompt):
+    raise Rejected("system message", "a prompt is one turn of the user, or a text")
+  return Problem(user_turn(prompt), text(answer), columns | metadata)
 
 
 # VESPO passes the answers of all sets bare. Of those in LaTeX math-verify then reads a part or
@@ -300,7 +305,7 @@ LAYOUTS = (
     package=("champ-dataset", ".json"),
   ),
 )
-# a user's own file: `prompt`, `answer` and, if a verifier needs it, `metadata`
+# a user's own file: `prompt`, `answer`, and whatever else a verifier needs
 JSONL = Layout(
   "jsonl",
   "a file of your own",
@@ -309,5 +314,6 @@ JSONL = Layout(
   template=QUESTION,
   split="train",
   needs_answer=False,
+  version=2,
 )
 BY_NAME = {layout.name: layout for layout in (*LAYOUTS, JSONL)}

@@ -138,7 +138,7 @@ def sources_of(chosen: Iterable[tuple[Path, str]]) -> list[Source]:
 
 def digest_of(layout: Layout, sources: Iterable[Source]) -> str:
   """16 hexadecimal digits, of the bytes of the files and of what is made of them."""
-  content = [layout.name, layouts.VERSION, *([each.split, each.sha256] for each in sources)]
+  content = [layout.name, layout.version, *([each.split, each.sha256] for each in sources)]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -46,7 +46,7 @@ def dataset(dataset: str, options: dict[str, Any]) -> Task:
 
 @families.register("jsonl:")
 def jsonl(dataset: str, options: dict[str, Any]) -> Task:
-  """A user's own JSON Lines: `prompt`, `answer`, and `metadata` if the verifier needs it.
+  """A user's own JSON Lines: `prompt`, `answer`, and as metadata all other columns.
 
   Args:
     dataset: the path of the file, which is prepared when its problems are first asked for.

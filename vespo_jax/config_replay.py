@@ -1,0 +1,53 @@
+"""What a config says of another run whose rollouts it trains on.
+
+Nothing here starts an accelerator backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+from ml_collections import FrozenConfigDict
+
+from vespo_jax import config_tasks
+from vespo_jax.config_rules import ConfigError, one_line, replayed, shown
+from vespo_jax.learner import saved
+
+SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
+
+
+def origin(config: FrozenConfigDict) -> dict[str, Any]:
+  """What a run's rollouts come from, as `saved.Origin`, less the vocabulary, which is the model's.
+
+  Problems are the same if they are of the same tasks with the same options, sizes and seed.
+  """
+  parts = config_tasks.ingredients(config)
+  problems = [
+    [task.name, dict(task.options), parts[label].train_size, parts[label].test_size]
+    for label, task in config_tasks.make_tasks(config).items()
+  ]
+  told = json.dumps([config.task.seed, problems], sort_keys=True)
+  return {
+    "task": ",".join(part.name for part in parts.values()),
+    "problems": hashlib.sha256(told.encode()).hexdigest()[:16],
+    "temperature": config.sampler.temperature,
+    "prompts": config.batch.prompts,
+    "samples_per_prompt": config.batch.samples_per_prompt,
+  }
+
+
+def check_replayed(config: FrozenConfigDict) -> None:
+  """Raises ConfigError if the rollouts to train on are not there, or answer other problems."""
+  run = replayed(config.sampler.source)
+  if run is None:
+    return
+  key = f"sampler.source={shown(config.sampler.source)}"
+  if not os.path.isdir(run):
+    raise ConfigError(f"{key}: no such run directory")
+  try:
+    saved.check(run / SAVED, origin(config), config.updates)
+  except ValueError as error:
+    raise ConfigError(f"{key}: {one_line(error)}") from error
