@@ -154,10 +154,11 @@ def _run(
     with hosts.together():
       result["stop_reason"] = loop.run()
       if result["stop_reason"] == "finished":
-        result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
-        export(workdir, learner, loop.state, tokenizer, hosts.first)
-  except Preempted:  # while the trained policy was evaluated
-    result["stop_reason"] = "preempted"
+        try:
+          result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
+          export(workdir, learner, loop.state, tokenizer, hosts.first)
+        except Preempted:  # on all hosts, so that it is no failure to tell them of
+          result["stop_reason"] = "preempted"
   except BaseException as error:  # whatever ends the run, the result says so; then it goes on
     result["stop_reason"] = f"{type(error).__name__}: {error}"
     raise
