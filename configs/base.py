@@ -67,8 +67,9 @@ def get_config() -> ConfigDict:
   config.batch.samples_per_prompt = 8  # responses to each prompt
   config.batch.micro_batches = 1  # pieces the gradient is accumulated over: memory, not result
 
-  # DAPO's dynamic sampling (vespo_jax/learner/groups.py): groups whose rewards are all equal are
-  # dropped, and the next prompts of the stream asked in their place, until the minibatch is full.
+  # DAPO's dynamic sampling (vespo_jax/learner/groups.py): groups whose answers are all equally
+  # correct, whatever else they are paid for, are dropped, and the next prompts of the stream are
+  # asked in their place, until the minibatch is full.
   config.batch.dynamic = ConfigDict()
   config.batch.dynamic.enabled = False  # False: every group is trained on
   # rounds of sampling for one minibatch, the first included; if it is not full after them, the run

@@ -90,6 +90,10 @@ def test_the_schedule_is_that_of_the_config(tmp_path):
   assert replayed.plan(0, 8) == ((0, 0),)
   with pytest.raises(ConfigError, match="runtime.clock=.* no plan for update 1, and updates=2"):
     parse(*flags, "--config.updates=2")
+  record(tmp_path / "schedule.jsonl", 1, ((0, 1),))
+  parse(*flags, "--config.updates=2")
+  with pytest.raises(ConfigError, match="runtime.clock=.* update 1 was sampled with versions"):
+    parse(*flags, "--config.updates=2", "--config.runtime.sync_every=2")
 
 
 @pytest.mark.parametrize(

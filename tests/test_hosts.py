@@ -1,5 +1,6 @@
 """Several processes as one learner: what they agree on, how they end, and that it is one run."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests import many_hosts
-from vespo_jax import metrics
+from vespo_jax import config as config_lib
+from vespo_jax import launch, metrics
+from vespo_jax.evaluation import Evaluator
+from vespo_jax.hosts import Hosts
+from vespo_jax.runtime import Preempted
 
 TOGETHER = """
 import json, os, signal, sys
@@ -195,6 +200,34 @@ def test_four_processes_are_stopped_killed_and_go_on_as_two(weights, data_dir, t
   codes, said = many_hosts.finish(whole)
   assert codes == [0], said
   same_run(tmp_path / "one", workdir)
+
+
+@pytest.mark.slow
+def test_to_be_stopped_in_the_last_evaluation_is_no_failure(
+  data_dir, tmp_path, monkeypatch, no_report
+):
+  """Which would be announced to all hosts, and end them."""
+  failures, evaluate = [], Evaluator.run
+
+  class Witness(Hosts):
+    @contextlib.contextmanager
+    def together(self):
+      try:
+        yield
+      except BaseException as error:
+        failures.append(error)
+        raise
+
+  def stopped(self, sampler, weight_version):
+    if weight_version:
+      raise Preempted
+    return evaluate(self, sampler, weight_version)
+
+  monkeypatch.setattr(Evaluator, "run", stopped)
+  flags = many_hosts.flags({**many_hosts.SMALL, "task.data_dir": data_dir, "updates": 1})
+  config, _ = config_lib.parse(["train", "--config=configs/debug.py", "--workdir=w", *flags])
+  result = launch.train(config, tmp_path / "run", hosts=Witness())
+  assert result["stop_reason"] == "preempted" and result["updates"] == 1 and not failures
 
 
 @pytest.mark.slow

@@ -113,24 +113,22 @@ def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSet
 
 
 def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
-  """The configured schedule. Raises ConfigError if the one to replay cannot be read."""
+  """The configured schedule. Raises ConfigError if the one to replay cannot be read or followed."""
   runtime, prompts = config.runtime, config.batch.prompts
   if runtime.mode == "sync":
     return Schedule.sync(config.staleness.minibatches, prompts)
-  run, recorded = replayed(runtime.clock), None
-  if run is not None:
-    try:
-      recorded = read_recorded(run / "schedule.jsonl")
-    except (OSError, ValueError) as error:
-      raise ConfigError(f"runtime.clock={runtime.clock!r}: {error}") from error
-  return Schedule(
-    prompts,
-    max_staleness=runtime.max_staleness,
-    publish_every=runtime.sync_every,
-    logical=runtime.clock == "logical",
-    in_flight=runtime.partial_rollouts != "off",
-    recorded=recorded,
-  )
+  run = replayed(runtime.clock)
+  try:
+    return Schedule(
+      prompts,
+      max_staleness=runtime.max_staleness,
+      publish_every=runtime.sync_every,
+      logical=runtime.clock == "logical",
+      in_flight=runtime.partial_rollouts != "off",
+      recorded=None if run is None else read_recorded(run / "schedule.jsonl"),
+    )
+  except (OSError, ValueError) as error:
+    raise ConfigError(f"runtime.clock={runtime.clock!r}: {error}") from error
 
 
 def check_moe(config: ConfigDict | FrozenConfigDict, experts: int) -> None:

@@ -99,7 +99,7 @@ def _run(
 ) -> dict[str, Any]:
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
-  spec, params, tokenizer = parts.load_policy(config)
+  spec, params, tokenizer = parts.load_policy(config, mesh)
   config_lib.check_moe(config, spec.experts)
   data = _read(config, tokenizer, stack)
   counts = data.counts()
@@ -113,6 +113,7 @@ def _run(
     return finished
   method = training.supervised_method(config)
   learner = training.make_learner(config, mesh, spec, params, method, updates)
+  del params
   checkpoints = Checkpoints(workdir / "checkpoints", spec, parts.pick(Retention, config.checkpoint))
   stack.callback(checkpoints.close)
   progress = stack.enter_context(metrics.Progress(updates))
@@ -131,6 +132,7 @@ def _run(
   if data.held_out:
     held_out = lambda state: scorer.likelihood(learner.policy(state), data.held_out)
     before = _before(workdir, held_out, learner.state, progress)
+  learner = dataclasses.replace(learner, state=state)  # nothing else holds what was not resumed
   rate = schedule(parts.pick(OptimizerSettings, config.optimizer), updates)
   loop = supervised.Loop(
     workdir=workdir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -94,7 +95,7 @@ def _run(
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
   hosts.connect(mesh)
-  spec, params, tokenizer = parts.load_policy(config)
+  spec, params, tokenizer = parts.load_policy(config, mesh)
   config_lib.check_moe(config, spec.experts)
   pieces = parts.open_pieces(config, mesh, spec, workdir, hosts)
   sampler = parts.open_sampler(config, spec, tokenizer, stack, hosts, pieces)
@@ -121,6 +122,8 @@ def _run(
     before = _evaluate_before(workdir, params, sampler, evaluator, progress, hosts)
   except Preempted:
     return {"stop_reason": "preempted", "updates": step}
+  del params  # what was resumed has others, and else the first update donates them
+  learner = dataclasses.replace(learner, state=run.state)
   for version, published in sorted(run.samplers.weights.items()):
     sampler.publish(version, published)
   schedule = config_lib.make_schedule(config)
@@ -154,10 +157,11 @@ def _run(
     with hosts.together():
       result["stop_reason"] = loop.run()
       if result["stop_reason"] == "finished":
-        result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
-        export(workdir, learner, loop.state, tokenizer, hosts.first)
-  except Preempted:  # while the trained policy was evaluated
-    result["stop_reason"] = "preempted"
+        try:
+          result["evaluation_after"] = evaluator.run(sampler, loop.step).to_dict()
+          export(workdir, learner, loop.state, tokenizer, hosts.first)
+        except Preempted:  # on all hosts, so that it is no failure to tell them of
+          result["stop_reason"] = "preempted"
   except BaseException as error:  # whatever ends the run, the result says so; then it goes on
     result["stop_reason"] = f"{type(error).__name__}: {error}"
     raise

@@ -50,31 +50,31 @@ from vespo_jax.weights.wire import Wire
 GPU_MEMORY_VARIABLE = "XLA_CLIENT_MEM_FRACTION"  # read when JAX starts its backend
 
 
-def load_policy(config: FrozenConfigDict) -> tuple[ModelSpec, Params, Tokenizer]:
-  """The configured policy: read from `policy.path`, or random weights of the configured sizes.
+def load_policy(
+  config: FrozenConfigDict, mesh: Mesh | None = None
+) -> tuple[ModelSpec, Params, Tokenizer]:
+  """The configured policy: read from `policy.path`, or random weights of the configured sizes; laid
+  out over `mesh`, or whole on one device.
 
-  Raises ConfigError if the model there cannot be read.
+  Raises ConfigError if the model there cannot be read, or does not divide over the mesh.
   """
-  policy = config.policy
-  if policy.path:
+  spec, path = config_lib.make_spec(config), config.policy.path
+  shardings = None if mesh is None else param_shardings(mesh, spec)
+  if path:
     try:
-      return models.load(policy.path)
+      return models.load(path, shardings=shardings)
     except (OSError, ValueError) as error:
-      raise ConfigError(f"policy.path={policy.path!r}: {error}") from error
-  tokenizer = byte_tokenizer()
-  spec = ModelSpec(
-    vocab_size=tokenizer.vocab_size,
-    width=policy.width,
-    layers=policy.layers,
-    heads=policy.heads,
-    kv_heads=policy.kv_heads,
-    head_width=policy.head_width,
-    mlp_width=policy.mlp_width,
-    rope_theta=policy.rope_theta,
-    experts=policy.experts,
-    active_experts=policy.active_experts,
-  )
-  return spec, models.init(spec, jax.random.key(config.seed)), tokenizer
+      raise ConfigError(f"policy.path={path!r}: {error}") from error
+  params = models.init(spec, jax.random.key(config.seed))
+  return spec, sharding.place(params, shardings) if shardings else params, byte_tokenizer()
+
+
+def param_shardings(mesh: Mesh, spec: ModelSpec) -> Params:
+  """`sharding.param_shardings`. Raises ConfigError if the policy does not divide over the mesh."""
+  try:
+    return sharding.param_shardings(mesh, spec)
+  except ValueError as error:
+    raise ConfigError(f"mesh: {error}") from error
 
 
 def open_problems(
@@ -238,12 +238,8 @@ def open_pieces(
   how = config.runtime.pieces
   wire = Wire(how.dtype, how.compress, int(how.chunk_mb * 2**20))
   place = Place(os.path.abspath(how.directory or workdir / "weights"), wire)
-  try:
-    shardings = sharding.param_shardings(mesh, spec)
-  except ValueError as error:
-    raise ConfigError(f"mesh: {error}") from error
   slots = config_lib.make_schedule(config).versions_kept
-  pieces = PublishedPieces(place, spec, shardings, slots)
+  pieces = PublishedPieces(place, spec, param_shardings(mesh, spec), slots)
   hosts.tell(pieces.clear)  # no one goes on before the first process has
   return pieces
 

@@ -55,7 +55,7 @@ def replay(folder: Path, update: int) -> dict[str, Any]:
   """
   config = config_lib.read(folder.parent / "config.json")
   mesh = parts.make_mesh(config)
-  spec, params, tokenizer = parts.load_policy(config)
+  spec, params, tokenizer = parts.load_policy(config, mesh)
   learner = training.make_learner(config, mesh, spec, params)
   origin = parts.origin(config, tokenizer)
   rollouts = saved.read(folder / failure.MINIBATCH, origin, update)

@@ -62,8 +62,7 @@ def _run(
 ) -> dict[str, Any]:
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
-  spec, params, tokenizer = parts.load_policy(config)
-  training.check_mesh(mesh, spec)  # before anything is sampled
+  spec, params, tokenizer = parts.load_policy(config, mesh)
   hosts = Hosts(stop)
   pieces = parts.open_pieces(config, mesh, spec, workdir, hosts)
   sampler = parts.open_sampler(_with_samples(config), spec, tokenizer, stack, hosts, pieces)

@@ -123,7 +123,7 @@ def make_learner(
   method: Method | None = None,
   updates: int | None = None,
 ) -> Learner:
-  """The learner of the policy `params`, before its first update.
+  """The learner of the policy `params`, before its first update, which may donate them.
 
   `method` and `updates` (of the whole run) are the configured ones where they are not given. Raises
   ConfigError if the policy does not divide over the mesh, or there is no host memory to offload to.
@@ -133,7 +133,7 @@ def make_learner(
       sharding.check_host_memory(mesh.local_devices[0])
     except ValueError as error:
       raise ConfigError(f"optimizer.offload=True: {error}") from error
-  check_mesh(mesh, spec)
+  parts.param_shardings(mesh, spec)  # or ConfigError
   method = method or configured_method(config)
   step = make_step(config, spec, method, updates)
   optimizer, adapters = step.optimizer, step.adapters
@@ -145,23 +145,17 @@ def make_learner(
   loss = method.loss
   offload = config.optimizer.offload
   state = place_state(mesh, spec, state, offload)
-  initial = copy(state.params) if adapters is None else state.frozen  # the former is donated
+  reference = None
+  if loss.needs_reference:
+    reference = copy(state.params) if adapters is None else state.frozen  # the former is donated
   anchors = Anchors(
     score=compile_score(mesh, spec, loss),
-    reference=initial if loss.needs_reference else None,
+    reference=reference,
     needs_proximal=loss.needs_proximal,
     replay_proximal=loss.replay == "R2",
   )
   compiled = compile_update(step.update, mesh, spec, state, step.limits, offload)
   return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters, offload)
-
-
-def check_mesh(mesh: jax.sharding.Mesh, spec: ModelSpec) -> None:
-  """Raises ConfigError if the policy does not divide over the mesh."""
-  try:
-    sharding.param_shardings(mesh, spec)
-  except ValueError as error:
-    raise ConfigError(f"mesh: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +218,8 @@ def read_checkpoint(
   if not there or (step is not None and step not in there):
     wanted = "no checkpoint" if step is None else f"no checkpoint of update {step}"
     raise FileNotFoundError(f"{workdir} has {wanted}; it has {there or 'none'}")
-  spec, params, tokenizer = parts.load_policy(config)
   mesh = sharding.make_mesh({}, jax.local_devices()[:1])
+  spec, params, tokenizer = parts.load_policy(config, mesh)
   learner = make_learner(config, mesh, spec, params)
   damaged: list[str] = []
   with contextlib.closing(

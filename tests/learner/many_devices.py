@@ -1,6 +1,7 @@
 """Run by test_checkpoint.py in a process with eight fake devices: restores there what one device
-has saved, and saves from eight for one to restore."""
+has saved, saves from eight for one to restore, and looks at what each device holds of a learner."""
 
+import collections
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tests.learner.example import SPEC, fresh_state
-from vespo_jax import sharding
+from vespo_jax import config as config_lib
+from vespo_jax import parts, sharding, training
 from vespo_jax.learner.checkpoint import Checkpoints, RunState, abstract_like
 from vespo_jax.learner.update import place_state, state_shardings
 from vespo_jax.runtime import Snapshot
@@ -41,6 +43,24 @@ def restored_on(devices, directory):
   return restored.state
 
 
+def held_of_a_learner(*flags):
+  """How much each device holds of a learner's state, in copies of the policy."""
+  command = ["train", "--config=configs/debug.py", "--workdir=w", "--config.mesh.data=1"]
+  command += ["--config.mesh.fsdp=8", "--config.batch.prompts=16"]
+  config, _ = config_lib.parse([*command, *flags])
+  mesh = parts.make_mesh(config)
+  before = jax.live_arrays()
+  spec, params, _ = parts.load_policy(config, mesh)
+  learner = training.make_learner(config, mesh, spec, params)
+  held = collections.Counter()
+  for array in jax.live_arrays():
+    if not any(array is other for other in before):
+      for shard in array.addressable_shards:
+        held[shard.device.id] += shard.data.nbytes / sum(x.nbytes for x in jax.tree.leaves(params))
+  assert learner.state.step == 0
+  return [held[device.id] for device in jax.devices()]
+
+
 def main(directory):
   expected, spread = checkpointed_state(8), {}
   for devices in (4, 8):
@@ -51,7 +71,8 @@ def main(directory):
   checkpoints = Checkpoints(directory / "eight", SPEC)
   checkpoints.save(RunState(expected, Snapshot(), {}), 5)
   checkpoints.close()
-  print(json.dumps(spread))
+  random = ("--config.policy.path=", "--config.policy.width=64")
+  print(json.dumps([spread, held_of_a_learner(), held_of_a_learner(*random)]))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,16 @@ def test_dropped_are_exactly_the_groups_that_teach_nothing():
   assert everything.metrics()["group/dropped"] == 0
 
 
+def test_what_is_paid_beside_correctness_is_no_signal():
+  """Answers that are all right, some of them too long; and a right one that is, at the same pay."""
+  all_right, mixed = group(0, [("ok", 1.0)] * 3), group(1, [("ok", 0.0)] + [("wrong", 0.0)] * 2)
+  for one, correct, overlong in zip(
+    all_right + mixed, [1, 1, 1, 1, 0, 0], [0, -0.5, 0, -1, 0, 0], strict=True
+  ):
+    one.reward, one.reward_parts = correct + overlong, np.array([correct, 0.0, overlong])
+  assert has_signal(all_right + mixed, R).tolist() == [False, True]
+
+
 def test_the_success_rate_is_of_what_could_be_graded():
   for outcomes in EVERY:
     statuses = [status for status, _ in outcomes if status not in ("error", "aborted")]

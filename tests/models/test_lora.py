@@ -98,6 +98,20 @@ def test_files_are_those_of_peft(model, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, loaded, adapters)
   merged, again = lora.merge(base, adapters, SETTINGS), lora.merge(base, loaded, settings)
   jax.tree.map(np.testing.assert_array_equal, again, merged)
+  for more in (
+    {"use_rslora": True},
+    {"use_dora": True},
+    {"fan_in_fan_out": True},
+    {"alpha_pattern": {"q_proj": 64}},
+    {"rank_pattern": {"q_proj": 8}},
+    {"target_modules": "all-linear"},
+  ):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **more}))
+    with pytest.raises(ValueError, match=f"{min(more)}=.* is not supported"):
+      weights.load_adapters(tmp_path)
+  off = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "alpha_pattern": {}}
+  (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **off}))
+  assert weights.load_adapters(tmp_path)[1] == settings
 
   save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "adapter_model.safetensors")
   with pytest.raises(ValueError, match="missing tensors.*layers.1.self_attn.q_proj.lora_A"):

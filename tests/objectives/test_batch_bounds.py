@@ -246,6 +246,13 @@ def test_bapo_without_bad_samples_keeps_its_first_bounds():
   np.testing.assert_allclose(metrics["objective/ratio_high"], 2.0, rtol=1e-6)
 
 
+def test_bapo_has_no_gradient_beyond_twenty_nats():
+  """Where the source's bound on the log ratio is differentiated."""
+  log_ratio = jnp.asarray([[0.0, -19.0, -21.0]])
+  coefficients, _ = make("bapo")(log_ratio, jnp.ones(1), jnp.ones((1, 3), bool))
+  np.testing.assert_allclose(coefficients, [[1.0, np.exp(-19.0), 0.0]], rtol=1e-6)
+
+
 def test_bapo_refuses_steps_that_lead_nowhere():
   for options, message in (
     ({"step": 0.0}, "step=0.0 must be above 0"),

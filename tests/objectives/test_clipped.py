@@ -116,7 +116,49 @@ def test_gspo_token_is_gspo_but_for_its_bound():
   plain, _ = make("gspo")(log_ratio, bad, mask)
   bounded, _ = make("gspo_token")(log_ratio, bad, mask)
   np.testing.assert_allclose(plain, np.exp([[12.0, 12.0]]), rtol=1e-6)
-  np.testing.assert_allclose(bounded, np.exp([[10.0, 10.0]]), rtol=1e-6)
+  np.testing.assert_array_equal(bounded, [[0.0, 0.0]])
+
+
+def test_gspo_token_has_no_gradient_beyond_its_bound():
+  """verl's, which bounds log s after it has put the gradient in."""
+
+  def published(logprobs, b):
+    log_s = jnp.log(sequence_ratio(b.policy - b.behaviour, b.mask, length_norm=1.0))
+    s = jnp.exp(jnp.minimum(logprobs - b.policy + log_s, 10.0))
+    return seq_mean_token_mean(ppo(s, b.a, 1 - 3e-4, 1 + 4e-4), b.mask)
+
+  batch = make_batch(11)
+  batch["behaviour_logprobs"][::2] -= 8.0
+  batch["behaviour_logprobs"][::4] -= 4.0
+  prove(make("gspo_token"), published, batch)
+  s = (parts(batch)[0] * batch["mask"]).sum(1) / np.maximum(batch["mask"].sum(1), 1)
+  bad = batch["mask"] & (batch["advantages"] < 0)[:, None]
+  assert_all_hit(bad, bounded=(s > 10)[:, None], free=((s > 5) & (s < 10))[:, None])
+
+
+def published_terms(name):
+  """The loss of a token, from its ratio and advantage; bounds are the defaults."""
+  clips = {"grpo": (0.8, 1.28), "dr_grpo": (0.8, 1.2), "dapo": (0.8, 1.28, 10.0)}
+  if name == "sapo":
+    tau = lambda a: jnp.where(a > 0, 1.0, 1.05)
+    return lambda r, a: -a * 4 / tau(a) / (1 + jnp.exp(-tau(a) * (r - 1)))
+  return lambda r, a: ppo(r, a, *clips[name])
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "sapo"])
+def test_beyond_twenty_nats_a_token_has_no_gradient(name):
+  """As where verl's bound on the log ratio is differentiated; its loss is that of the bound."""
+
+  def published(logprobs, b):
+    r = jnp.exp(jnp.clip(logprobs - b.behaviour, -20.0, 20.0))
+    return token_mean(published_terms(name)(r, b.a), b.mask)
+
+  batch = make_batch(12, spread=1.5)
+  batch["behaviour_logprobs"][::3] -= 30.0
+  batch["policy_logprobs"][1::3] -= 30.0
+  log_r, a, mask = parts(batch)
+  assert_all_hit(mask, up=(a < 0) & (log_r > 20), down=(a > 0) & (log_r < -20))
+  prove(make(name), published, batch, aggregation="token-mean")
 
 
 def test_luspo_is_gspo_times_the_length():

@@ -214,6 +214,15 @@ def test_weights_are_held_to_twenty_nats():
     np.testing.assert_allclose(corrected.weights, np.exp([[20.0], [-20.0]]), rtol=1e-6)
 
 
+def test_what_cancels_in_a_sequence_is_not_bounded_token_by_token():
+  log_ratio, mask = jnp.asarray([[30.0, -30.5], [30.0, -20.0]]), jnp.ones((2, 2), bool)
+  corrected, _ = corrections.make("sequence_tis")(log_ratio, mask)
+  np.testing.assert_allclose(corrected.weights, [[np.exp(-0.5)] * 2, [2.0] * 2], rtol=1e-6)
+  for statistic, low, high in (("seq_sum_k1", 1.6, 1.7), ("seq_mean_k1", 1.2, 1.3)):
+    reject = corrections.make("custom", level="none", reject=f"{statistic}:{low}_{high}")
+    assert reject(log_ratio, mask)[0].mask.tolist() == [[True] * 2, [False] * 2]
+
+
 def test_bounds_are_inclusive():
   one, mask = jnp.zeros((1, 1)), jnp.ones((1, 1), bool)
   for options in ({"low": 1.0, "high": 2.0}, {"low": 0.5, "high": 1.0}):

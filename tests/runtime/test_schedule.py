@@ -142,11 +142,30 @@ def test_a_recorded_schedule_is_replayed(tmp_path):
     schedule_lib.record(path, update, schedule_lib.plan_of(rollouts))
   plans = schedule_lib.read_recorded(path)
   assert plans == {0: ((0, 0),), 1: ((0, 0), (2, 1)), 2: ((0, 2),)}
-  replayed = Schedule(prompts=4, max_staleness=2, recorded=plans)
+  replayed = Schedule(prompts=4, max_staleness=2, in_flight=True, recorded=plans)
   assert [replayed.plan(update, 9) for update in range(3)] == list(plans.values())
   assert replayed.versions_kept == 4
   with pytest.raises(ValueError, match="no plan for update 3"):
     replayed.plan(3, 9)
+
+
+@pytest.mark.parametrize(
+  "plan,told",
+  [
+    (((0, 1),), r"versions \[1\] .* every 2 updates publish some, at most 3 updates old"),
+    (((0, 7),), r"versions \[7\]"),
+    (((0, 10),), r"versions \[10\]"),  # published after update 8 was made
+    (((0, 4),), r"versions \[4\]"),
+    (((0, 6), (5, 8)), r"versions \[6, 8\] .* a response has one"),
+  ],
+)
+def test_a_recorded_plan_that_this_schedule_cannot_follow_is_refused(plan, told):
+  Schedule(prompts=4, max_staleness=3, publish_every=2, recorded={8: ((0, 6),), 9: ((0, 8),)})
+  with pytest.raises(ValueError, match=f"update 8 was sampled with {told}"):
+    Schedule(prompts=4, max_staleness=3, publish_every=2, recorded={8: plan})
+  Schedule(
+    prompts=4, max_staleness=3, publish_every=2, in_flight=True, recorded={8: ((0, 6), (5, 8))}
+  )
 
 
 def test_a_schedule_that_cannot_be_replayed_is_refused(tmp_path):

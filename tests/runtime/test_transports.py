@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import tokenizers
 
 from tests.marks import slow_but
 from tests.runtime.example import SPEC, order, params, same_rollouts
@@ -47,9 +48,13 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def local():
-  """A pool of one process, its transport's clock, and no pause before a restart."""
+  """A pool of one process, its transport's clock, and no pause before a restart; the tokenizer in
+  the blueprint is longer than an argument of a process may be, 128 KiB on Linux."""
   clock = Clock()
-  transport = LocalTransport(Blueprint(SPEC, WorkerSettings()), slots=2)
+  vocabulary = {f"token {i}": i for i in range(8000)}
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "token 0")).to_str()
+  assert len(tokenizer) > 2**17
+  transport = LocalTransport(Blueprint(SPEC, WorkerSettings(), tokenizer), slots=2)
   failures = FailureSettings(max_failures=100, backoff_s=0.0)
   pool = SamplerPool(transport, 1, SPEC.vocab_size, failures, clock)
   pool.publish(0, params())

@@ -153,6 +153,35 @@ def test_while_a_plan_waits_what_needs_no_newer_weights_is_sampled(mode):
       assert_same(one, other)
 
 
+def test_before_a_plan_begins_what_needs_no_newer_weights_is_sampled():
+  """As in a replayed run, whose plan names the version that the evaluation behind it is of."""
+  made, channel = worker(0, 1)
+  made.accept(order(0, plan=((0, 2),)))
+  made.accept(order(1, plan=((0, 1),), stream=1))
+  made.accept(order(2, groups=(2,), plan=((0, 0),)))
+  results = {result.order_id: result for _ in range(30) for result in made.tick()}
+  assert set(results) == {1, 2} and not made.idle
+  channel.versions.append(2)
+  results |= finish(made)
+  assert [versions_of(results[i])[0] for i in range(3)] == [2, 1, 0]
+
+
+def test_a_plan_waits_anew_after_what_was_sampled_meanwhile():
+  made, channel = worker(0, 1, partial_rollouts="keep_cache", timeout_s=0.05)
+  made.accept(order(0, plan=((0, 1), (4, 2))))
+  for plan in (((0, 1),), ((0, 0),)):
+    for _ in range(8):
+      made.tick()  # it has asked for version 2
+    made.accept(order(1, plan=plan, stream=1))
+    evaluation = []
+    while not evaluation:
+      evaluation = made.tick()
+      time.sleep(0.05)
+    assert made.tick() == []
+  channel.versions.append(2)
+  assert versions_of(finish(made)[0]) == [1] * 4 + [2] * 5
+
+
 def test_a_plan_of_one_version_ignores_newer_weights():
   made, _ = worker(0, 1)
   made.accept(order(0, plan=((0, 0),)))

@@ -19,8 +19,8 @@ class Refill:
     max_rounds: of sampling for one minibatch, the first included.
     oversampling: prompts asked per group that is missing; what is over is not trained on.
 
-  Source: arXiv 2503.14476 section 3.2; verl's `filter_groups.max_num_gen_batches` and
-  `gen_batch_size / train_batch_size`.
+  Source: arXiv 2503.14476 section 3.2; verl's `filter_groups` (with `metric=acc`, as in DAPO's own
+  scripts), its `max_num_gen_batches` and `gen_batch_size / train_batch_size`.
   """
 
   max_rounds: int
@@ -48,13 +48,16 @@ def zero_variance(rewards_PR: np.ndarray, valid_PR: np.ndarray) -> np.ndarray:
 
 
 def has_signal(rollouts: Sequence[Rollout], samples_per_prompt: int) -> np.ndarray:
-  """bool [P]: groups that a filter keeps: neither of equal rewards nor without a valid sample.
+  """bool [P]: groups that a filter keeps: neither of equal correctness nor without a valid sample.
 
-  A single valid sample, of a group whose others were aborted, keeps its group, as in verl.
+  What a shaped reward pays beside that (format, length) is no signal: answers that are all right,
+  or all wrong, differ in it too. A single valid sample, of a group whose others were aborted, keeps
+  its group, as in verl.
   """
-  rewards_PR = np.array([r.reward for r in rollouts], np.float32).reshape(-1, samples_per_prompt)
-  valid_PR = valid(rollouts).reshape(rewards_PR.shape)
-  return ~zero_variance(rewards_PR, valid_PR) & valid_PR.any(axis=1)
+  correct = [r.reward if r.reward_parts is None else r.reward_parts[0] for r in rollouts]
+  correct_PR = np.array(correct, np.float32).reshape(-1, samples_per_prompt)
+  valid_PR = valid(rollouts).reshape(correct_PR.shape)
+  return ~zero_variance(correct_PR, valid_PR) & valid_PR.any(axis=1)
 
 
 def success_rates(rollouts: Sequence[Rollout], samples_per_prompt: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from vespo_jax.objectives.base import Extras, Objective, Terms, ratio, registry
+from vespo_jax.objectives.base import Extras, Objective, Terms, out_of_bounds, ratio, registry
 from vespo_jax.objectives.grpo import clipped
 from vespo_jax.types import Array
 
@@ -53,7 +53,7 @@ def bapo(
     low, high = jnp.asarray(lows)[low_index[chosen]], jnp.asarray(highs)[high_index[chosen]]
     terms = clipped(r_BT, advantages_B, mask_BT, low, high, dual_clip)
     terms.metrics.update({"objective/ratio_low": low, "objective/ratio_high": high})
-    return terms
+    return terms.constant_where(out_of_bounds(log_ratio_BT))
 
   return Objective("bapo", terms, aggregation="token-mean", batch_wide=True)
 

@@ -54,6 +54,11 @@ class Terms(NamedTuple):
       None if self.penalty_BT is None else kept(self.penalty_BT),
     )
 
+  def constant_where(self, bounded_BT: Array) -> Terms:
+    """The same losses, without a gradient at the tokens where `bounded_BT` is True: of a method
+    whose source bounds the log ratio inside what it differentiates."""
+    return self._replace(coefficients_BT=jnp.where(bounded_BT, 0.0, self.coefficients_BT))
+
 
 TermsFn = Callable[[Array, Array, Array, Extras], Terms]
 
@@ -145,6 +150,11 @@ def clip_log(log_ratio: Array) -> Array:
 def ratio(log_ratio: Array) -> Array:
   """exp of a log ratio bounded to +-20."""
   return jnp.exp(clip_log(log_ratio))
+
+
+def out_of_bounds(log_ratio: Array) -> Array:
+  """bool: where `ratio` is that of a bound."""
+  return jnp.abs(log_ratio) > MAX_LOG_RATIO
 
 
 def lengths(mask_BT: Array) -> Array:

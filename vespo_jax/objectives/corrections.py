@@ -27,7 +27,7 @@ from vespo_jax.objectives.base import (
   clip_log,
   fraction,
   lengths,
-  sequence_log_ratio,
+  ratio,
 )
 from vespo_jax.registry import Registry, check_option
 from vespo_jax.types import Array
@@ -61,7 +61,8 @@ class Rejection:
 
   With k1 = -log r, k2 = (log r)^2 / 2 and k3 = r - 1 - log r: `token_*` rejects single tokens,
   `seq_sum_*`, `seq_mean_*` and `seq_max_*` whole sequences. k2 and k3 are bounded by `high`; k1 by
-  log low <= k1 <= log high, the sign being verl's.
+  log low <= k1 <= log high, the sign being verl's, and k1 alone is of a log ratio without a bound,
+  so that what cancels in a sequence does.
   """
 
   statistic: str
@@ -73,9 +74,9 @@ class Rejection:
     over, kind = self.statistic.rsplit("_", 1)
     value_BT = {
       "k1": lambda x: -x,
-      "k2": lambda x: 0.5 * x**2,
-      "k3": lambda x: jnp.expm1(x) - x,
-    }[kind](clip_log(log_ratio_BT))
+      "k2": lambda x: 0.5 * clip_log(x) ** 2,
+      "k3": lambda x: jnp.expm1(clip_log(x)) - clip_log(x),
+    }[kind](log_ratio_BT)
     value_BT = jnp.where(mask_BT, value_BT, 0.0)
     if over == "seq_max":
       value = jnp.max(value_BT, axis=1, keepdims=True)
@@ -154,10 +155,11 @@ class Correction:
   def _weights(self, log_ratio_BT: Array, mask_BT: Array) -> tuple[Array, Array]:
     if self.level == "none":
       return jnp.ones_like(log_ratio_BT), jnp.zeros_like(mask_BT)
-    log_w_BT = clip_log(log_ratio_BT)
-    if self.level == "sequence":
-      log_w_BT = jnp.broadcast_to(sequence_log_ratio(log_ratio_BT, mask_BT)[:, None], mask_BT.shape)
-    raw_BT = jnp.exp(log_w_BT)
+    log_w_BT = log_ratio_BT
+    if self.level == "sequence":  # bounded once, as in verl: what cancels within it does
+      log_w_B1 = jnp.sum(log_ratio_BT, axis=1, keepdims=True)
+      log_w_BT = jnp.broadcast_to(log_w_B1, mask_BT.shape)
+    raw_BT = ratio(log_w_BT)
     too_high_BT, too_low_BT = raw_BT > self.high, raw_BT < self.low
     if self.action == "mask":
       out_BT = too_high_BT | too_low_BT

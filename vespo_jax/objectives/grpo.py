@@ -5,17 +5,26 @@ Per token, with r = pi(y_t) / mu(y_t):
     L = max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))
     L = min(L, -A c)                                        with dual clip c > 0, where A < 0
 
-so the coefficient is r where the clip is not active in the direction of A, and 0 where it is. The
-three differ in their bounds and in how token losses are averaged: over each sequence and then over
-sequences (GRPO), over a constant width (Dr.GRPO), over all tokens (DAPO). verl turns the dual clip
-on for every method (c = 3); the papers of GRPO and Dr.GRPO have none.
+so the coefficient is r where the clip is not active in the direction of A, and 0 where it is, and
+where log r is beyond the +-20 that verl holds it to inside the loss. The three differ in their
+bounds and in how token losses are averaged: over each sequence and then over sequences (GRPO), over
+a constant width (Dr.GRPO), over all tokens (DAPO). verl turns the dual clip on for every method
+(c = 3); the papers of GRPO and Dr.GRPO have none.
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
-from vespo_jax.objectives.base import Extras, Objective, Terms, fraction, ratio, registry
+from vespo_jax.objectives.base import (
+  Extras,
+  Objective,
+  Terms,
+  fraction,
+  out_of_bounds,
+  ratio,
+  registry,
+)
 from vespo_jax.types import Array
 
 
@@ -75,6 +84,7 @@ def _token_clip(
   def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
     del extras
     r_BT = ratio(log_ratio_BT)
-    return clipped(r_BT, advantages_B, mask_BT, 1 - clip_low, 1 + clip_high, dual_clip)
+    terms = clipped(r_BT, advantages_B, mask_BT, 1 - clip_low, 1 + clip_high, dual_clip)
+    return terms.constant_where(out_of_bounds(log_ratio_BT))
 
   return Objective(name, terms, aggregation)

@@ -28,7 +28,8 @@ def gspo_token(*, clip_low: float = 3e-4, clip_high: float = 4e-4) -> Objective:
   """GSPO-token, verl's implementation: sg(s) pi / sg(pi) per token, with log s at most 10.
 
   With one advantage for a whole sequence, as here, value and gradient are those of `gspo` but for
-  that bound. Source: arXiv 2507.18071 eq. 13-14; verl `compute_policy_loss_gspo`.
+  that bound, beyond which there is no gradient. Source: arXiv 2507.18071 eq. 13-14; verl
+  `compute_policy_loss_gspo`.
   """
   return _sequence_clip("gspo_token", clip_low, clip_high, "seq-mean-token-mean", max_log=10.0)
 
@@ -44,8 +45,9 @@ def _sequence_clip(
 ) -> Objective:
   def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
     del extras
-    log_s_B = jnp.minimum(sequence_log_ratio(log_ratio_BT, mask_BT, "linear"), max_log)
-    s_BT = jnp.broadcast_to(jnp.exp(log_s_B)[:, None], mask_BT.shape)
-    return clipped(s_BT, advantages_B, mask_BT, 1 - clip_low, 1 + clip_high)
+    log_s_B1 = sequence_log_ratio(log_ratio_BT, mask_BT, "linear")[:, None]
+    s_BT = jnp.broadcast_to(jnp.exp(jnp.minimum(log_s_B1, max_log)), mask_BT.shape)
+    terms = clipped(s_BT, advantages_B, mask_BT, 1 - clip_low, 1 + clip_high)
+    return terms.constant_where(log_s_B1 > max_log)
 
   return Objective(name, terms, aggregation)

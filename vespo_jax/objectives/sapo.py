@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from vespo_jax.objectives.base import Extras, Objective, Terms, ratio, registry
+from vespo_jax.objectives.base import Extras, Objective, Terms, out_of_bounds, ratio, registry
 from vespo_jax.types import Array
 
 
@@ -26,6 +26,7 @@ def sapo(*, tau_pos: float = 1.0, tau_neg: float = 1.05) -> Objective:
     tau_B1 = jnp.where(a_B1 > 0, tau_pos, tau_neg)
     gate_BT = jax.nn.sigmoid(tau_B1 * (r_BT - 1))
     slope_BT = 4 * gate_BT * jax.nn.sigmoid(-tau_B1 * (r_BT - 1))  # 1 - p without cancellation
-    return Terms(slope_BT * r_BT, {}, -a_B1 * (4 / tau_B1) * gate_BT)
+    terms = Terms(slope_BT * r_BT, {}, -a_B1 * (4 / tau_B1) * gate_BT)
+    return terms.constant_where(out_of_bounds(log_ratio_BT))
 
   return Objective("sapo", terms, aggregation="seq-mean-token-mean")

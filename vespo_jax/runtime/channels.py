@@ -82,7 +82,7 @@ class SharedWeights:
     self._layout, self._slots = WeightLayout(spec), slots
     self._file = None
     if fd is None:
-      self._file = _anonymous_file(slots * self._stride)
+      self._file = anonymous_file(slots * self._stride)
       fd = self._file.fileno()
     self.fd = fd
     self._memory = mmap.mmap(fd, slots * self._stride)
@@ -166,7 +166,7 @@ class SharedWeights:
     return f"there are {sorted(version for version, _ in self._headers() if version >= 0)}"
 
 
-def _anonymous_file(size: int) -> IO[bytes]:
+def anonymous_file(size: int) -> IO[bytes]:
   """An unlinked file with `size` bytes reserved, in memory where the system has such a place."""
   problem: OSError | None = None
   directories = [d for d in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(d)]
@@ -181,4 +181,4 @@ def _anonymous_file(size: int) -> IO[bytes]:
     except OSError as error:
       file.close()
       problem = error
-  raise OSError(f"no room for {size} bytes of shared weights in {directories}") from problem
+  raise OSError(f"no room for {size} bytes of shared memory in {directories}") from problem

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from vespo_jax.processes import Child, ChildDied, ChildStalled
 from vespo_jax.runtime import messages
-from vespo_jax.runtime.channels import SharedWeights
+from vespo_jax.runtime.channels import SharedWeights, anonymous_file
 from vespo_jax.runtime.links import Fault, Heartbeat
 from vespo_jax.runtime.published import PublishedPieces
 from vespo_jax.runtime.serving import Blueprint
@@ -26,6 +26,8 @@ class LocalTransport:
     env: environment variables of the processes, for instance their share of the GPU's memory.
     devices: ids of the GPUs that they see, `tensor` of the blueprint's settings for each in turn;
       none: all there are.
+
+  Raises OSError if there is no room for the weights.
   """
 
   def __init__(
@@ -37,8 +39,14 @@ class LocalTransport:
     devices: Sequence[str] = (),
   ):
     self._weights = pieces or SharedWeights(blueprint.spec, slots)
-    self._fds = [self._weights.fd] if isinstance(self._weights, SharedWeights) else []
-    self._args = [blueprint.to_json(), str((*self._fds, -1)[0]), str(slots)]
+    # in a file: an argument of a process may have 128 KiB, and a tokenizer is longer
+    plan = blueprint.to_json().encode()
+    self._blueprint = anonymous_file(len(plan))
+    self._blueprint.write(plan)
+    self._blueprint.flush()
+    shared = [self._weights.fd] if isinstance(self._weights, SharedWeights) else []
+    self._fds = [self._blueprint.fileno(), *shared]
+    self._args = [str(number) for number in (self._fds[0], (*shared, -1)[0], slots)]
     self._env, self._devices, self._tensor = env or {}, devices, blueprint.settings.tensor
 
   def start(self, worker: int) -> LocalLink:
@@ -66,8 +74,9 @@ class LocalTransport:
     return self._weights.weights(version)
 
   def close(self) -> None:
-    """Frees what holds the weights. Idempotent."""
+    """Frees what holds the weights and the blueprint. Idempotent."""
     self._weights.close()
+    self._blueprint.close()
 
 
 class LocalLink:

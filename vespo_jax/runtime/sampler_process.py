@@ -1,10 +1,12 @@
-"""The sampler process: `python -m vespo_jax.runtime.sampler_process FD BLUEPRINT WEIGHTS_FD SLOTS`.
+"""The sampler process: `python -m vespo_jax.runtime.sampler_process FD BLUEPRINT_FD WEIGHTS_FD
+SLOTS`.
 
 It works until its parent hangs up. An exception is reported to the parent, then ends the process.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
@@ -19,7 +21,9 @@ def main(argv: list[str]) -> int:
   """Serves the parent at the other end of descriptor `argv[1]`."""
   connection = serve_parent(int(argv[1]))
   memory.return_after_compiling()
-  blueprint, weights_fd, slots = Blueprint.from_json(argv[2]), int(argv[3]), int(argv[4])
+  blueprint_fd, weights_fd, slots = map(int, argv[2:])
+  size = os.fstat(blueprint_fd).st_size  # its offset is shared by all samplers, so none moves it
+  blueprint = Blueprint.from_json(os.pread(blueprint_fd, size, 0).decode())
   orders: queue.Queue[bytes | None] = queue.Queue()
 
   def read() -> None:  # a thread of its own: the learner's sends never wait for a tick

@@ -42,7 +42,8 @@ class Schedule:
       clock's own.
 
   Raises:
-    ValueError: if S < K - 1: no order could be placed before the next publication.
+    ValueError: if S < K - 1: no order could be placed before the next publication; if a recorded
+      plan is one that no order of this schedule can have.
   """
 
   prompts: int
@@ -58,6 +59,15 @@ class Schedule:
         f"weights published every {self.publish_every} updates are up to {self.publish_every - 1} "
         f"updates old before the next ones, more than a staleness of {self.max_staleness}"
       )
+    for update, plan in (self.recorded or {}).items():
+      versions = [version for _, version in plan]
+      good = self.may_train(update, versions) and all(map(self.publishes, versions))
+      if not good or (len(versions) > 1 and not self.in_flight):
+        raise ValueError(
+          f"update {update} was sampled with versions {versions} of the weights; where every "
+          f"{self.publish_every} updates publish some, at most {self.max_staleness} updates old, "
+          f"and a response has {'several' if self.in_flight else 'one'}, that cannot be repeated"
+        )
 
   @classmethod
   def sync(cls, minibatches: int, prompts: int) -> Schedule:

@@ -35,9 +35,10 @@ class Worker:
   """Samples orders; one thread calls it.
 
   Orders with the same settings share the engine as long as the same weights may sample them; any
-  other order begins when nothing is in flight. While a plan waits for weights, an order that needs
-  none but those there are is sampled in an engine of its own: the learner may be waiting for it
-  before it makes any others. What an order becomes depends on the order and the weights alone.
+  other order begins when nothing is in flight. While a plan waits for weights, before it begins or
+  between two of its versions, an order that needs none but those there are is sampled, in an engine
+  of its own where the plan has begun: the learner may be waiting for it before it makes any others.
+  What an order becomes depends on the order and the weights alone.
 
   Args:
     spec: of the policy.
@@ -100,7 +101,8 @@ class Worker:
       if not self._change_weights_in_flight() and not self._set_aside():
         return []
     elif not self._open(self._queue[0]):
-      return []
+      if not self._bring_forward() or not self._open(self._queue[0]):
+        return []
     while self._queue and self._may_join(self._queue[0]):
       self._begin(self._queue.popleft())
     self._running.advance(self._limit())
@@ -116,7 +118,7 @@ class Worker:
       missing = version > self._version
     if missing and not self._fetch(version, exact=bool(order.plan)):
       return False
-    self._stage = 0
+    self._stage, self._asked_since = 0, None  # no wait for other weights goes on meanwhile
     sequences = len(order.prompts) * order.settings.samples_per_prompt
     longest = max(map(len, order.prompts))
     self._longest_prompt = max(self._longest_prompt, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET)
@@ -140,20 +142,27 @@ class Worker:
     self._begin(self._queue.popleft())
     return True
 
-  def _set_aside(self) -> bool:
-    """Begins the first order that the weights there are can sample to its end, and leaves the plan
-    in flight waiting for its next ones; False if there is none, or one waits already."""
+  def _bring_forward(self) -> bool:
+    """Puts the first order that the weights there are can sample to its end before all others;
+    False if there is none."""
     newest = self._weights.newest()
     last = lambda order: max((version for _, version in order.plan), default=order.weight_version)
     complete = next((order for order in self._queue if last(order) <= newest), None)
-    if self._aside is not None or complete is None:
+    if complete is None:
+      return False
+    self._queue.remove(complete)
+    self._queue.appendleft(complete)
+    return True
+
+  def _set_aside(self) -> bool:
+    """Begins an order that needs no other weights, and leaves the plan in flight waiting for its
+    next ones; False if there is none, or one waits already."""
+    if self._aside is not None or not self._bring_forward():
       return False
     self._running.release()
     self._aside = (self._running, self._flights, self._stage)
     self._engine, self._flights = None, []
-    self._queue.remove(complete)
-    self._queue.appendleft(complete)
-    return self._open(complete)
+    return self._open(self._queue[0])
 
   def _fits(self, order: Order, slots: int) -> bool:
     return (

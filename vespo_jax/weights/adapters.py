@@ -16,6 +16,8 @@ from vespo_jax.types import Params
 
 _NAME = "base_model.model.model.layers.{}.{}.lora_{}.weight"
 _LAYER = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.")
+# of PEFT's config: what changes the update s A B, and is not there or is off in what is read here
+_CHANGES = ("use_rslora", "use_dora", "fan_in_fan_out", "alpha_pattern", "rank_pattern")
 
 
 def save_adapters(directory: str | Path, adapters: Params, settings: LoraSettings) -> None:
@@ -46,14 +48,21 @@ def load_adapters(directory: str | Path) -> tuple[Params, LoraSettings]:
 
   Raises:
     FileNotFoundError: naming the missing file.
-    ValueError: naming a tensor that is unknown, or missing in some layer.
+    ValueError: naming a key of the config that is not supported, or a tensor that is unknown, or
+      missing in some layer.
   """
   directory = Path(directory)
   for name in ("adapter_config.json", "adapter_model.safetensors"):
     if not (directory / name).is_file():
       raise FileNotFoundError(f"no {name} in {directory}")
   config = json.loads((directory / "adapter_config.json").read_text())
-  settings = LoraSettings(config["r"], config["lora_alpha"], "|".join(config["target_modules"]))
+  targets = config["target_modules"]
+  unsupported = [key for key in _CHANGES if config.get(key)]
+  unsupported += [] if isinstance(targets, list) else ["target_modules"]  # a pattern, or a keyword
+  if unsupported:
+    key = unsupported[0]
+    raise ValueError(f"{key}={config[key]!r} in {directory}/adapter_config.json is not supported")
+  settings = LoraSettings(config["r"], config["lora_alpha"], "|".join(targets))
   with safetensors.safe_open(directory / "adapter_model.safetensors", framework="np") as file:
     tensors = {name: file.get_tensor(name) for name in file.keys()}
   numbers = [int(found[1]) for name in tensors if (found := _LAYER.match(name))]
