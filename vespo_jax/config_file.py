@@ -62,6 +62,12 @@ def read_command(argv: Sequence[str]) -> tuple[Values, Path]:
   return values, workdir
 
 
+def overridden(argv: Sequence[str]) -> list[str]:
+  """The keys that a command line, which `read_command` has read, gives values of its own."""
+  flags = [argument.partition("=")[0] for argument in argv[1:]]
+  return [flag.removeprefix("--config.") for flag in flags if flag.startswith("--config.")]
+
+
 def read_file(path: Path) -> Values:
   """The values of a config file, `.py` with a `get_config()` or the `.json` of a run directory,
   whatever methods there were when that was written.
