@@ -5,6 +5,7 @@ import importlib.metadata
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.learner.test_saved import minibatch
 from vespo_jax import config as config_lib
@@ -21,6 +22,7 @@ CONFIGS = sorted(
   path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "__init__"
 )
 
+MIXTURE = 'task.mixture={"a": {"name": "reasoning_gym/gcd", "weight": 1}}'
 ASYNC = ["--config.runtime.mode=async", "--config.staleness.minibatches=1"]
 
 
@@ -187,3 +189,43 @@ def test_what_the_loss_needs_reaches_it():
     z_coefficient=0.001,
     replay="R2",
   )
+
+
+@pytest.mark.parametrize(
+  "flags,told",
+  [
+    (["objective.gspo.clip_high=5e-4"], "objective.name='vespo'"),
+    (["advantage.vcpo.cap=2"], "advantage.name='grpo'"),
+    (["correction.token_tis.cap=3"], "correction.name='none'"),
+    (["policy.width=64"], "policy.path=.*, a model that has its own"),
+    (["policy.experts=0"], "policy.path=.*, a model that has its own"),
+    (["runtime.max_staleness=3"], "runtime.mode='sync'"),
+    (["runtime.sync_every=1"], "runtime.mode='sync'"),
+    (["lora.alpha=8"], "lora.rank=0"),
+    (["lora.targets=mlp"], "lora.rank=0"),
+    ([MIXTURE, "task.name=reasoning_gym/gcd"], "a task.mixture, whose tasks have their own"),
+    ([MIXTURE, "task.options.digest=1"], "a task.mixture, whose tasks have their own"),
+  ],
+)
+def test_a_flag_that_changes_nothing_is_refused(flags, told):
+  key = flags[-1].partition("=")[0]
+  with pytest.raises(ConfigError, match=f"^--config.{key} has no effect with {told}$"):
+    parse(*(f"--config.{flag}" for flag in flags))
+
+
+def test_what_changes_nothing_in_a_file_is_no_matter_and_what_does_is_taken(tmp_path):
+  values = parse()[0].to_dict()
+  values["objective"]["gspo"]["clip_high"], values["lora"]["alpha"] = 0.5, 8.0
+  values["policy"]["width"], values["runtime"]["max_staleness"] = 64, 3
+  path = tmp_path / "config.json"
+  config_lib.write(ConfigDict(values), path)
+  parse("--config.updates=9", "--config.objective.name=grpo", config=str(path))
+  for flags in (
+    ["objective.name=gspo", "objective.gspo.clip_high=5e-4", "objective.opsm_delta=0.1"],
+    ["policy.path=", "policy.width=64"],
+    ["runtime.mode=async", "staleness.minibatches=1", "runtime.max_staleness=2"],
+    ["lora.rank=4", "lora.alpha=8"],
+    ["task.name=reasoning_gym/chain_sum", "task.options.max_terms=3"],
+    [MIXTURE, "task.mixture.a.weight=2"],
+  ):
+    parse(*(f"--config.{flag}" for flag in flags), config=str(path))

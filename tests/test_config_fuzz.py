@@ -73,8 +73,7 @@ NUMBERS = """
   0.5 1.0 1.5 -0.5 1e-3 1e-30 1e-39 1e-320 3.4e38 1e39 -1e39 1e400 nan inf -inf 0x1 1_000 1e3
 """.split()
 VALID = """
-  objective.name=gspo objective.name=grpo objective.vespo.k_pos=1 objective.bapo.step=0.1
-  objective.vespo.lambda_neg=0 objective.gspo.clip_high=5e-4 advantage.name=rloo seed=4294967295
+  objective.name=gspo objective.name=grpo advantage.name=rloo seed=4294967295
   optimizer.learning_rate=1 optimizer.beta1=0 optimizer.max_grad_norm=0 sampler.temperature=0.7
   sampler.stop_strings=["x"] batch.samples_per_prompt=2 batch.micro_batches=1 task.seed=3
   staleness.minibatches=16 updates=1 kl.coefficient=0.1 kl.placement=reward lora.rank=2
@@ -154,6 +153,9 @@ def wrong_type(rng, path):
 def any_number(rng, path):
   key = rng.choice([key for key, value in DEFAULTS.items() if isinstance(value, int | float)])
   start = rng.choice([[], FROM_SCRATCH, ASYNC])
+  kind, *inside = key.split(".")
+  if len(inside) == 2 and kind in ("objective", "advantage"):  # an option of a method that is used
+    start = [*start, f"--config.{kind}.name={inside[0]}"]
   return Case([f"--config={CONFIG}", *start, f"--config.{key}={rng.choice(NUMBERS)}"], [key])
 
 

@@ -21,6 +21,7 @@ ROOMS = [
     "config_file",
     "config_tasks",
     "config_replay",
+    "config_flags",
     "config",
     "config_supervised",
     "parts",

@@ -17,7 +17,8 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from vespo_jax import advantages, files, objectives, weights
-from vespo_jax.config_file import Values, check_keys, flatten, read_command, read_file
+from vespo_jax.config_file import Values, check_keys, flatten, overridden, read_command, read_file
+from vespo_jax.config_flags import SIZES, check_effect
 from vespo_jax.config_replay import check_replayed
 from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, replayed, shown
 from vespo_jax.config_tasks import check_prompts, check_tasks, with_digests
@@ -47,6 +48,7 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
   """
   values, workdir = read_command(argv)
   config = with_digests(_check(values))
+  check_effect(overridden(argv), config)
   check_replayed(config)
   return config, workdir
 
@@ -145,10 +147,8 @@ def make_spec(config: FrozenConfigDict) -> ModelSpec:
   or the configured one. Raises ConfigError if there is no such model."""
   policy = config.policy
   if not policy.path:
-    sizes = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "rope_theta")
-    experts = ("experts", "active_experts")
     vocab_size = byte_tokenizer().vocab_size
-    return ModelSpec(vocab_size, **{size: policy[size] for size in (*sizes, *experts)})
+    return ModelSpec(vocab_size, **{size: policy[size] for size in SIZES})
   if not os.path.exists(policy.path):
     raise ConfigError(
       f"policy.path={shown(policy.path)} does not exist; nothing is downloaded: give a run's "

@@ -62,6 +62,12 @@ def read_command(argv: Sequence[str]) -> tuple[Values, Path]:
   return values, workdir
 
 
+def overridden(argv: Sequence[str]) -> list[str]:
+  """The keys that a command line, which `read_command` has read, gives values of its own."""
+  flags = [argument.partition("=")[0] for argument in argv[1:]]
+  return [flag.removeprefix("--config.") for flag in flags if flag.startswith("--config.")]
+
+
 def read_file(path: Path) -> Values:
   """The values of a config file, `.py` with a `get_config()` or the `.json` of a run directory,
   whatever methods there were when that was written.
@@ -70,11 +76,14 @@ def read_file(path: Path) -> Values:
   """
   if not os.path.isfile(path):
     raise ConfigError(f"{str(path)!r}: no such file")
-  if path.suffix == ".json":
-    return _with_methods(flatten(_read_json(path)))
-  if path.suffix == ".py":
-    return _run(path)
-  raise ConfigError(f"{str(path)!r} is neither a .py file nor a run directory's config.json")
+  if path.suffix not in (".json", ".py"):
+    raise ConfigError(f"{str(path)!r} is neither a .py file nor a run directory's config.json")
+  values = _run(path) if path.suffix == ".py" else _with_methods(flatten(_read_json(path)))
+  try:
+    check_keys(values)
+  except ConfigError as error:
+    raise ConfigError(f"{str(path)!r}: {error}") from error
+  return values
 
 
 def _with_methods(values: Values) -> Values:
@@ -118,12 +127,23 @@ def check_keys(keys: Iterable[str]) -> None:
     inside = [known for known in RULES if known.startswith(f"{key}.")]
     if inside and key:
       raise ConfigError(f"{key} is a section, not a value; it holds {', '.join(inside[:5])}")
-    leaves = {known.rpartition(".")[2]: known for known in RULES}
-    close = difflib.get_close_matches(key, RULES, n=1) or [
-      leaves[leaf] for leaf in difflib.get_close_matches(key.rpartition(".")[2], leaves, n=1)
-    ]
-    hint = f"did you mean {close[0]}?" if close else "configs/base.py lists every key"
-    raise ConfigError(f"unknown config key {shown(key)}; {hint}")
+    raise ConfigError(f"unknown config key {shown(key)}; {_hint(key)}")
+
+
+def _hint(key: str) -> str:
+  """What an unknown key may be meant to be: what is in the same section goes before the rest."""
+  section, _, name = key.rpartition(".")
+  if section in ROOMS and any(name in ROOMS[section].defaults(m) for m in ROOMS[section].names()):
+    return f"did you mean {section}.METHOD.{name}, METHOD being what {section}.name says?"
+  leaves = {known.rpartition(".")[2]: known for known in RULES}
+  inside = {
+    known.rpartition(".")[2]: known for known in RULES if known.rpartition(".")[0] == section
+  }
+  initials = {"".join(word[0] for word in leaf.split("_")): inside[leaf] for leaf in inside}
+  close = [initials[name]] if name in initials else []
+  for text, names in ((name, inside), (key, {known: known for known in RULES}), (name, leaves)):
+    close = close or [names[near] for near in difflib.get_close_matches(text, names, n=1)]
+  return f"did you mean {close[0]}?" if close else "configs/base.py lists every key"
 
 
 def _override(values: Values, key: str, text: str) -> None:

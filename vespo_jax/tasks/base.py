@@ -112,4 +112,14 @@ def make(name: str, **options: Any) -> Task:
   if ":" in family:
     family, separator, dataset = name.partition(":")
     family += separator  # such a family is registered with its colon
+  if not separator and (known := [f"{of}/{name}" for of in families.names() if _has(of, name)]):
+    raise ValueError(f"a task is FAMILY/DATASET; did you mean {' or '.join(known)}?")
   return families.make(family, dataset=dataset, options=options)
+
+
+def _has(family: str, dataset: str) -> bool:
+  """Whether a family has a dataset of that name; one of files does not say."""
+  try:
+    return not family.endswith(":") and bool(families.make(family, dataset=dataset, options={}))
+  except ValueError:
+    return False

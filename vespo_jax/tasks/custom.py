@@ -33,6 +33,8 @@ def load(path: str) -> Verifier:
   module_name, colon, name = path.partition(":")
   if not colon or not module_name or not name.isidentifier():
     raise ValueError(f"it must be like {FORM!r}")
+  if module_name.endswith(".py") or "/" in module_name:
+    raise ValueError(f"it must be an import path like {FORM!r}, not a file")
   try:
     module = importlib.import_module(module_name)
   except Exception as error:  # it is the user's code and may raise anything
