@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,8 @@ from configs import debug
 from tests.watched import pickle_watch
 from vespo_jax import config as config_lib
 from vespo_jax import convert, launch, metrics
+from vespo_jax.evaluation import Evaluation
+from vespo_jax.hosts import Hosts
 from vespo_jax.learner.intake import Intake
 from vespo_jax.runtime import schedule as schedules
 
@@ -220,6 +223,21 @@ def test_adapters_are_resumed_and_their_checkpoint_converted(data_dir, tmp_path,
   (workdir / "config.json").write_text(json.dumps(stored))
   assert convert.main(["", f"--model={workdir}", f"--out={tmp_path / 'refused'}"]) == 2
   assert "adapted another policy than" in capsys.readouterr().err
+
+
+def test_only_a_run_that_goes_on_has_its_first_evaluation_already(tmp_path):
+  """What died before its first checkpoint measured a policy that may be another by now."""
+  accuracies = iter([0.25, 0.5])
+  evaluator = SimpleNamespace(
+    run=lambda sampler, version: Evaluation(next(accuracies), 0.0, 1.0, 4, 2)
+  )
+  sampler = SimpleNamespace(publish=lambda version, params: None)
+  progress = SimpleNamespace(message=lambda text: None)
+  found = [
+    launch._evaluate_before(tmp_path, new, {}, sampler, evaluator, progress, Hosts()).accuracy
+    for new in (True, True, False)
+  ]
+  assert found == [0.25, 0.5, 0.5]
 
 
 def command(workdir, data_dir, *arguments):

@@ -100,8 +100,10 @@ def test_a_run_leaves_its_directory_and_has_learned(run):
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(run, tmp_path):
-  data, whole, _ = run
+  """Whatever an attempt that died before its first checkpoint has measured."""
+  data, whole, finished = run
   config, stops = make_config(data), []
+  (tmp_path / "held_out_before.json").write_text("{}")
   lines = lambda: len(metrics.read(tmp_path / "metrics.jsonl")) if stops else 0
   for wanted in (1, 3):  # once where a held-out loss is due next, once within an interval
 
@@ -112,7 +114,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(run, tmp_path):
     result = fine_tuning.train(config, tmp_path, stop)
     stops.append(result["updates"])
     assert result["stop_reason"] == "preempted" and lines() == result["updates"]
-  assert fine_tuning.train(config, tmp_path)["stop_reason"] == "finished"
+  result = fine_tuning.train(config, tmp_path)
+  assert result["stop_reason"] == "finished"
+  assert result["held_out_before"] == finished["held_out_before"]
   assert stops[0] < stops[1] < 6
   assert outcome(tmp_path) == outcome(whole)
   before = (tmp_path / "metrics.jsonl").read_bytes()

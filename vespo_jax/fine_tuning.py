@@ -131,7 +131,8 @@ def _run(
   before = None
   if data.held_out:
     held_out = lambda state: scorer.likelihood(learner.policy(state), data.held_out)
-    before = _before(workdir, held_out, learner.state, progress)
+    new = state is learner.state
+    before = _before(workdir, new, held_out, learner.state, progress)
   learner = dataclasses.replace(learner, state=state)  # nothing else holds what was not resumed
   rate = schedule(parts.pick(OptimizerSettings, config.optimizer), updates)
   loop = supervised.Loop(
@@ -218,13 +219,15 @@ def _loop_settings(
 
 def _before(
   workdir: Path,
+  new: bool,
   held_out: Callable[[TrainState], Likelihood],
   initial: TrainState,
   progress: metrics.Progress,
 ) -> dict[str, Any]:
-  """The held-out likelihood of the initial policy, measured once per run directory."""
+  """The held-out likelihood of the initial policy, measured where the run is `new`; one that goes
+  on from a checkpoint has it already."""
   path = workdir / "held_out_before.json"
-  if not path.is_file():
+  if new or not path.is_file():
     files.write(path, json.dumps(held_out(initial).to_dict(), indent=2) + "\n")
   before = json.loads(path.read_text())
   progress.message(f"held-out data before training: {Likelihood(**before)}")

@@ -119,7 +119,8 @@ def _run(
   needed = config.guards.max_skipped + 1  # rows of metrics, to go on from
   rows = hosts.tell(lambda: metrics.read(workdir / "metrics.jsonl", last=needed))
   try:
-    before = _evaluate_before(workdir, params, sampler, evaluator, progress, hosts)
+    new = run.state is learner.state
+    before = _evaluate_before(workdir, new, params, sampler, evaluator, progress, hosts)
   except Preempted:
     return {"stop_reason": "preempted", "updates": step}
   del params  # what was resumed has others, and else the first update donates them
@@ -264,15 +265,18 @@ def _evaluate_during(
 
 def _evaluate_before(
   workdir: Path,
+  new: bool,
   params: Params,
   sampler: Sampler,
   evaluator: Evaluator,
   progress: metrics.Progress,
   hosts: Hosts,
 ) -> Evaluation:
-  """The accuracy of the initial policy, measured once per run directory."""
+  """The accuracy of the initial policy, measured where the run is `new`; one that goes on from a
+  checkpoint has it already. What died before its first was of a policy and problems that may be
+  others by now."""
   path = workdir / "evaluation_before.json"
-  stored = hosts.tell(lambda: json.loads(path.read_text()) if path.is_file() else None)
+  stored = hosts.tell(lambda: None if new or not path.is_file() else json.loads(path.read_text()))
   if stored is not None:
     return Evaluation(**stored)
   progress.message("sampling held-out problems before training")
