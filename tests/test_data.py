@@ -135,15 +135,13 @@ def mixed(tmp_path, **sums):
     "mine": {"name": f"jsonl:{mine}", "weight": 3, "options": {"held_out": 0.25}, "test_size": 0},
     "sums": {"name": "reasoning_gym/chain_sum", "weight": 1, "train_size": 20} | sums,
   }
-  return parse(
-    tmp_path / "data", f"--config.task.mixture={json.dumps(mixture)}", "--config.task.options={}"
-  )
+  return parse(tmp_path / "data", f"--config.task.mixture={json.dumps(mixture)}")
 
 
 def test_files_may_be_mixed_with_what_is_generated(tmp_path):
   config = mixed(tmp_path, test_size=100)
   assert re.fullmatch("[0-9a-f]{16}", config.task.mixture.mine.options.digest)
-  assert config.task.mixture.mine.options.held_out == 0.25 and not config.task.options
+  assert config.task.mixture.mine.options.held_out == 0.25
   assert "options" not in config.task.mixture.sums
   with contextlib.ExitStack() as stack:
     train, held_out = parts.open_problems(config, byte_tokenizer(), stack)

@@ -14,7 +14,6 @@ from ml_collections import FrozenConfigDict
 
 from vespo_jax import config_tasks
 from vespo_jax.config_rules import ConfigError, one_line, replayed, shown
-from vespo_jax.learner import saved
 
 SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
 
@@ -47,6 +46,8 @@ def check_replayed(config: FrozenConfigDict) -> None:
   key = f"sampler.source={shown(config.sampler.source)}"
   if not os.path.isdir(run):
     raise ConfigError(f"{key}: no such run directory")
+  from vespo_jax.learner import saved  # heavy, so only where there is something to read
+
   try:
     saved.check(run / SAVED, origin(config), config.updates)
   except ValueError as error:
