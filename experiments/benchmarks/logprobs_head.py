@@ -1,4 +1,4 @@
-"""Log-probs at a vocabulary of 151,936: in chunks of tokens, against logits of all of them."""
+"""Log-probs at a vocabulary of 151,936: in blocks of it, against logits of all of it."""
 
 from __future__ import annotations
 

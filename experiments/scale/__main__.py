@@ -11,7 +11,8 @@ utilisation and how many devices must sample for each that learns.
 
 `--hardware=KIND:DEVICES` are the learner's devices; without it the first of the model's layouts in
 configs/paper/layouts.py. The layout is that of the flags, else the file's for that hardware, else
-the one that is predicted fastest of those that fit. `--compiler=cpu` compiles for fake devices of
+the one that is predicted fastest of those that fit; `--config.batch.micro_batches` alone changes
+the file's. `--compiler=cpu` compiles for fake devices of
 the CPU, whose temporaries and dense attention are not an accelerator's: the model then says whether
 it fits. `--compiler=tpu` asks the TPU's own compiler, which needs no TPU but the package `libtpu`
 (`pip install libtpu`, in the version that `jax[tpu]` names); then that says so. `--compiler=none`
@@ -64,6 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     subject = examination.read(options.config, hardware, overrides, options.prompt_width)
   except ConfigError as error:
     print(f"experiments.scale: {error}", file=sys.stderr)
+    return 2
+  if options.compiler == "tpu" and subject.hardware.topology is None:
+    print(
+      f"experiments.scale: --compiler=tpu needs a TPU --hardware, not {subject.hardware}",
+      file=sys.stderr,
+    )
     return 2
   if options.compiler == "cpu":
     devices = f"--xla_force_host_platform_device_count={subject.hardware.devices}"

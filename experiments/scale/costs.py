@@ -75,7 +75,8 @@ def expected_transfers(work: Workload, sizes: Sizes) -> list[Transfer]:
   """The collectives that the code asks for, as the model has them: what a layout is chosen by
   before anything is compiled. Small ones (norms, masks, sums) are left out."""
   spec, c, m = work.spec, work.compute_bytes, work.micro_batches
-  own = sharded_params(spec, sizes)["all"]
+  sharded = sharded_params(spec, sizes)
+  own = sharded["all"]
   M, L, D = work.local_tokens(sizes), spec.layers, spec.width
   passes = 3 if work.remat == "full" else 2  # of a block whose inputs are gathered
   transfers = []
@@ -89,6 +90,8 @@ def expected_transfers(work: Workload, sizes: Sizes) -> list[Transfer]:
   add("all-gather", "fsdp", 2 * m, gathered)
   add("reduce-scatter", "fsdp", m, gathered)
   add("all-reduce", "data", m, 2 * share("data") * work.width_bytes * own)
+  alike = own - sharded["experts"]  # on devices that share the experts out
+  add("all-reduce", "expert", m, 2 * share("expert") * work.width_bytes * alike)
   add("all-gather", "tensor", 2 * passes * m * L, share("tensor") * c * M * D)
   add("reduce-scatter", "tensor", 2 * passes * m * L, share("tensor") * c * M * D)
   keys = c * M * sizes["sequence"] * 2 * spec.kv_heads / sizes["tensor"] * spec.head_width
@@ -126,7 +129,8 @@ def update_time(
   traffic += 2 * (2 * work.width_bytes + work.state_width) * own["all"]  # the optimizer's pass
   moved = network_s(transfers, hardware)
   compute, memory = flops / peak, traffic / chip.memory_bandwidth
-  forward = sum(forward_flops(work)) / n / peak
+  dense, attention = forward_flops(work)
+  forward = (dense + (2 if work.attention == "dense" else 1) * attention) / n / peak
   scoring = work.scored * max(forward, moved / 3)
   state = work.state_width * own["all"] if work.offload else 0.0
   host = 2 * state / chip.host if chip.host else 0.0

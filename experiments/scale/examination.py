@@ -74,7 +74,8 @@ def read(
 ) -> Subject:
   """The subject of a command line. A model that is not there is taken by its published description.
 
-  Raises ConfigError as `vespo_jax.config` does, or if the machine has too few or many devices.
+  Raises ConfigError as `vespo_jax.config` does, if the machine has too few or many devices, or if
+  micro-batches are given of a layout that is not known.
   """
   values, _ = read_command(["scale", f"--config={path}", "--workdir=.", *overrides])
   keys = [f"mesh.{axis}" for axis in MESH_AXES]
@@ -84,13 +85,17 @@ def read(
     if not known:
       raise ConfigError(f"--hardware=KIND:DEVICES is needed: there are no layouts of {model!r}")
     hardware = Hardware.parse(next(iter(known)))
-  flags = [
-    flag for flag in overrides if flag.startswith(("--config.mesh.", "--config.batch.micro"))
-  ]
-  given = any(flag.startswith("--config.mesh.") for flag in flags)
-  if not flags and str(hardware) in known:
-    values |= known[str(hardware)]
+  given = any(flag.startswith("--config.mesh.") for flag in overrides)
+  in_pieces = any(flag.startswith("--config.batch.micro_batches=") for flag in overrides)
+  if not given and str(hardware) in known:
+    pieces = values["batch.micro_batches"]
+    values |= known[str(hardware)] | ({"batch.micro_batches": pieces} if in_pieces else {})
     given = True
+  if in_pieces and not given:
+    raise ConfigError(
+      f"--config.batch.micro_batches is of a layout, and none of {model!r} on {hardware} is known: "
+      "give --config.mesh.* too"
+    )
   if not given:  # whatever the file says is of another machine
     values |= dict.fromkeys(keys, 1) | {"mesh.fsdp": -1, "batch.micro_batches": 1}
   for key, kernels in (("policy", ATTENTION), ("sampler", DECODE_ATTENTION)):
@@ -123,7 +128,9 @@ def examine(subject: Subject, compiler: str, mean_tokens: float) -> Found:
     if least:
       gib = least.memory.total / 2**30
       why = f"no layout fits: the least, {least.words}, takes {gib:.0f} GiB of each device"
-    return Found(f"{subject.name} on {hardware}: {why}.", _row(subject, None), False)
+    return Found(f"{subject.name} on {hardware}: {why}.", _no_row(subject), False)
+  work = dataclasses.replace(work, micro_batches=layout.micro_batches)
+  subject = dataclasses.replace(subject, work=work)
   sampler = best_sampling(work, hardware, work.prompts * work.samples)
   made = _programs(subject, layout, sampler, compiler)
   time = _time(work, layout, hardware, made)
@@ -164,8 +171,6 @@ def _programs(
   if compiler == "none":
     return Programs(compiler)
   hardware = subject.hardware
-  if compiler == "tpu" and hardware.topology is None:
-    raise SystemExit(f"experiments.scale: --compiler=tpu compiles for TPUs, not for {hardware}")
   mesh_of = programs.fake_mesh
   if compiler == "tpu":
     mesh_of = lambda sizes: programs.tpu_mesh(sizes, str(hardware.topology))
@@ -219,7 +224,7 @@ def _peak(work: Workload, hardware: Hardware) -> float:
 
 def _refusal(subject: Subject, why: str) -> Found:
   lines = [f"{subject.name} on {subject.hardware}: {why}.", *_proposal(subject)]
-  return Found("\n".join(lines), _row(subject, None) | {"fits": False}, False)
+  return Found("\n".join(lines), _no_row(subject), False)
 
 
 def _proposal(subject: Subject) -> list[str]:
@@ -230,9 +235,15 @@ def _proposal(subject: Subject) -> list[str]:
   return [f"Predicted to fit ({gib:.1f} GiB): {other.words}", f"  {other.flags}"]
 
 
-def _row(subject: Subject, layout: Layout | None) -> dict[str, Any]:
+def _row(subject: Subject, layout: Layout) -> dict[str, Any]:
+  there = {**layout.sizes, "micro_batches": layout.micro_batches}
+  return {"config": subject.name, "hardware": str(subject.hardware), "layout": there}
+
+
+def _no_row(subject: Subject) -> dict[str, Any]:
   return {
     "config": subject.name,
     "hardware": str(subject.hardware),
-    "layout": None if layout is None else {**layout.sizes, "micro_batches": layout.micro_batches},
+    "layout": None,
+    "fits": False,
   }

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   latest = {
     (row["config"], row["hardware"], row["dtype"], row["compiler"]): row
     for row in map(json.loads, lines)
+    if row["layout"]  # else nothing could be said
   }
   rows = [row for row in latest.values() if row["compiler"] == "none"]
   compiled = [row for row in latest.values() if "arguments" in row]

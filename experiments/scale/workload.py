@@ -127,16 +127,19 @@ def model_flops(work: Workload) -> float:
 
 
 def executed_flops(work: Workload) -> float:
-  """Those that this code's update makes: blocks again under `remat`; dense attention over whole
-  masks, long queries' scores again in the backward pass; fused attention over the causal part
-  alone, with its scores again in its backward pass (FlashAttention-2, arXiv 2307.08691)."""
+  """Those that this code's update makes: blocks again under `remat`, the head's logits always;
+  dense attention over whole masks, long queries' scores again in the backward pass; fused attention
+  over the causal part alone, with its scores again in its backward pass (FlashAttention-2, arXiv
+  2307.08691)."""
   dense, attention = forward_flops(work)
   again = 1.0 if work.remat == "full" else 0.0
+  head = 2.0 * matmul_params(work.spec)[1] * work.prompts * work.samples * work.width
+  made = (3 + again) * dense + (1 - again) * head
   attention_again = 0.0 if work.remat == "none" else 1.0
   if work.attention != "dense":
-    return (3 + again) * dense + (3.5 + attention_again) * attention
+    return made + (3.5 + attention_again) * attention
   pieces = 1.0 if work.width > 1024 else 0.0  # `attention.attend` keeps no scores then
-  return (3 + again) * dense + 2 * (3 + attention_again + pieces) * attention
+  return made + 2 * (3 + attention_again + pieces) * attention
 
 
 @functools.cache
@@ -145,11 +148,15 @@ def _sharded_params(spec: ModelSpec, sizes: tuple[int, ...]) -> dict[str, float]
   placed = sharding.param_shardings(mesh, spec)  # refuses what does not divide
   shard = lambda info, place: math.prod(place.shard_shape(info.shape))
   sizes_ = jax.tree.map(shard, models.describe(spec), placed)
-  layers = sum(jax.tree.leaves(sizes_["layers"]))
-  return {"layers": layers, "all": sum(jax.tree.leaves(sizes_))}
+  layers, described = sizes_["layers"], models.describe(spec)["layers"]
+  experts = sum(size for name, size in layers.items() if "expert" in described[name].axes)
+  own = {"layers": layers, "all": sizes_}
+  return {"experts": experts, **{name: sum(jax.tree.leaves(part)) for name, part in own.items()}}
 
 
 def sharded_params(spec: ModelSpec, sizes: Sizes) -> dict[str, float]:
-  """Parameters of one device: of the blocks (`layers`), and `all`. Raises ValueError, as
-  `sharding.param_shardings`, if they do not divide."""
+  """Parameters of one device: of the `experts`, of the blocks (`layers`), and `all`.
+
+  Raises ValueError, as `sharding.param_shardings`, if they do not divide.
+  """
   return _sharded_params(spec, tuple(sizes[axis] for axis in sharding.MESH_AXES))

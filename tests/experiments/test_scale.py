@@ -4,18 +4,29 @@ the paper's configs. The compiled programs themselves are in the slow tests."""
 import dataclasses
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import FrozenConfigDict
 
 from configs.paper.layouts import LAYOUTS
 from experiments.scale import __main__ as command
-from experiments.scale import costs, examination, hardware, memory, published, search, workload
+from experiments.scale import (
+  costs,
+  examination,
+  hardware,
+  memory,
+  page,
+  published,
+  search,
+  workload,
+)
 from experiments.scale.hardware import GIB, Hardware
 from experiments.scale.hlo import Transfer
 from vespo_jax import config as config_lib
@@ -206,6 +217,9 @@ def test_tokens_are_gathered_by_few_devices_of_experts_and_sent_to_many():
   experts = dataclasses.replace(SPEC, experts=16, active_experts=2)
   work = dataclasses.replace(WORK, spec=experts, micro_batches=1)
   rows = {}
+  # gradients of what all devices of experts have: everything but experts and router
+  own = sum(math.prod(info.shape) for info in jax.tree.leaves(models.describe(experts)))
+  alike = 4 * (own - 2 * 16 * (3 * 32 * experts.mlp_width + 32))
   for e in (2, 8):
     moved = costs.expected_transfers(work, sizes(expert=e))
     by_kind = {transfer.kind: transfer.bytes for transfer in moved}
@@ -215,9 +229,13 @@ def test_tokens_are_gathered_by_few_devices_of_experts_and_sent_to_many():
       assert by_kind == {
         "all-gather": again * 4 * tokens * 32,
         "reduce-scatter": again * 4 * tokens * 32,
+        "all-reduce": alike * 2 * 1 / 2,
       }
     else:
-      assert by_kind == {"all-to-all": 2 * again * 7 / 8 * 1.25 * 4 * tokens * 2 * 32}
+      assert by_kind == {
+        "all-to-all": 2 * again * 7 / 8 * 1.25 * 4 * tokens * 2 * 32,
+        "all-reduce": alike * 2 * 7 / 8,
+      }
     rows[e] = memory.update_memory(work, sizes(expert=e)).block / tokens
   assert rows[8] < rows[2]  # of a token, though four times as many devices see each other's
 
@@ -292,9 +310,55 @@ def test_bad_usage_is_one_message(capsys):
   config = str(REPOSITORY / "configs/debug.py")
   assert command.main([f"--config={config}", "--compiler=none"]) == 2
   assert "--hardware=KIND:DEVICES is needed" in capsys.readouterr().err
+  assert command.main([f"--config={config}", "--hardware=h100:8", "--compiler=tpu"]) == 2
+  assert "needs a TPU --hardware, not h100:8" in capsys.readouterr().err
   with pytest.raises(ConfigError, match="is of 4 devices, and h100:8 has 8"):
     flags = [f"--config.mesh.{axis}={4 if axis == 'tensor' else 1}" for axis in MESH_AXES]
     examination.read(config, Hardware("h100", 8), flags, 64)
+
+
+QWEN = ["--config=configs/paper/qwen3_8b.py", "--compiler=none"]
+
+
+def test_a_proposed_layout_is_reported_with_its_own_micro_batches(tmp_path, monkeypatch):
+  monkeypatch.chdir(REPOSITORY)
+  rows = tmp_path / "rows.jsonl"
+  assert command.main([*QWEN, "--hardware=h200:64", f"--json={rows}"]) == 0
+  row = json.loads(rows.read_text())
+  m, fsdp = row["layout"]["micro_batches"], row["layout"]["fsdp"]
+  gathered = row["memory"]["params"] / 2 * (fsdp - 1)  # in bfloat16; of float32 parameters
+  assert m > 1
+  np.testing.assert_allclose(row["expected"]["all-gather over fsdp"], 2 * m * gathered, rtol=1e-3)
+
+
+def test_micro_batches_alone_change_a_known_layout(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(REPOSITORY)
+  rows = tmp_path / "rows.jsonl"
+  pieces = "--config.batch.micro_batches=8"
+  assert command.main([*QWEN, "--hardware=h200:32", f"--json={rows}", pieces]) == 0
+  known = LAYOUTS["Qwen3-8B-Base"]["h200:32"]
+  layout = json.loads(rows.read_text())["layout"]
+  assert layout["micro_batches"] == 8 != known["batch.micro_batches"]
+  assert layout["fsdp"] == known["mesh.fsdp"]
+  assert command.main([*QWEN, "--hardware=h200:64", pieces]) == 2
+  assert "give --config.mesh.* too" in capsys.readouterr().err
+
+
+def test_the_page_leaves_out_what_nothing_could_be_said_of(tmp_path, monkeypatch):
+  monkeypatch.chdir(REPOSITORY)
+  for name in ("scale.jsonl", "scale_growth.json"):
+    (tmp_path / name).write_bytes((REPOSITORY / "docs" / name).read_bytes())
+  rows = tmp_path / "scale.jsonl"
+  here = ["--config=configs/paper/qwen3_30b_a3b.py", "--compiler=none", f"--json={rows}"]
+  assert command.main([*here, "--hardware=v6e:64"]) == 1
+  assert json.loads(rows.read_text().splitlines()[-1]) == {
+    "config": "qwen3_30b_a3b",
+    "hardware": "v6e:64",
+    "layout": None,
+    "fits": False,
+  }
+  assert page.main([f"--docs={tmp_path}"]) == 0
+  assert (tmp_path / "scale.md").read_text() == (REPOSITORY / "docs/scale.md").read_text()
 
 
 def run(*arguments, timeout=900):

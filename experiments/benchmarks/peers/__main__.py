@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,7 @@ SIZES = {"prompts": 32, "samples": 8, "prompt-tokens": 32, "new-tokens": 64}
 COLUMNS = {"sample_s": "generate", "update_s": "update", "rl_step_s": "step"}
 MEMORY = "peak_rss_mb"
 TIMEOUT_S = 1800.0
+CORES = 2  # that all are held to
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     script, arguments = PEERS[name]
     module = f"experiments.benchmarks.peers.{script}"
     commands[name] = [options.python, "-m", module, *arguments, *sizes]
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])  # of this, and what it starts
   rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
   for i in range(options.rounds):
     for name, command in list(commands.items()):
