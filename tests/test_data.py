@@ -162,9 +162,7 @@ def test_a_question_held_out_by_one_task_is_trained_on_by_none(tmp_path, capfd):
     files[name].write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
   def opened(**mixture):
-    config = parse(
-      tmp_path / "data", f"--config.task.mixture={json.dumps(mixture)}", "--config.task.options={}"
-    )
+    config = parse(tmp_path / "data", f"--config.task.mixture={json.dumps(mixture)}")
     with contextlib.ExitStack() as stack:
       return parts.open_problems(config, byte_tokenizer(), stack)
 

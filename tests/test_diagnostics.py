@@ -46,6 +46,17 @@ def test_off_policy_metrics_by_hand():
     np.testing.assert_allclose(metrics[key], value, rtol=1e-5, err_msg=key)
 
 
+def test_w_is_of_the_tokens_that_were_kept():
+  log_ratio, mask = jnp.asarray([[0.1, 0.5], [0.2, 0.3]]), jnp.ones((2, 2), bool)
+  kept = jnp.asarray([[True, False], [True, True]])
+  metrics = diagnostics.off_policy_metrics(
+    log_ratio, jnp.ones((2, 2)), jnp.ones(2), mask, kept_BT=kept
+  )
+  np.testing.assert_allclose(metrics["weight/log_w_max"], 0.5, rtol=1e-6)
+  np.testing.assert_allclose(metrics["weight/log_w_min"], 0.1, rtol=1e-6)
+  np.testing.assert_allclose(metrics["ratio/outside_0.8_1.25"], 0.5)  # of all tokens
+
+
 def test_coefficients_that_are_all_0_have_no_effective_sample():
   ones = jnp.ones((3, 2))
   metrics = diagnostics.off_policy_metrics(ones, 0 * ones, ones[:, 0], ones > 0)

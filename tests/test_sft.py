@@ -188,14 +188,18 @@ def test_data_that_cannot_be_read_or_is_all_left_out_is_refused(run, tmp_path):
 
 
 def test_a_bad_update_leaves_what_it_trained_on(run, tmp_path):
-  config = make_config(run[0], **{"guards.max_grad_norm": 1e-9})
-  with pytest.raises(launch.Diverged, match="update 1 is bad: its gradient norm .* is above"):
+  """One may be skipped, and no step of the schedule is taken in it."""
+  config = make_config(run[0], **{"guards.max_grad_norm": 1e-9, "guards.max_skipped": 1})
+  with pytest.raises(launch.Diverged, match="update 2 is bad: its gradient norm .* is above"):
     fine_tuning.train(config, tmp_path)
+  rates = [row["optimizer/learning_rate"] for row in metrics.read(tmp_path / "metrics.jsonl")]
+  assert len(rates) == 2 and rates[0] == rates[1]
+  assert rates[0] != metrics.read(run[1] / "metrics.jsonl")[1]["optimizer/learning_rate"]
   result = json.loads((tmp_path / "result.json").read_text())
-  assert "Diverged" in result["stop_reason"] and result["updates"] == 0
+  assert "Diverged" in result["stop_reason"] and result["updates"] == 1
   examples = (tmp_path / "failure" / "examples.jsonl").read_text().splitlines()
   assert len(examples) == 8 and "x\n" in json.loads(examples[0])["text"]
-  assert (tmp_path / "failure" / "checkpoints" / "0").is_dir()
+  assert (tmp_path / "failure" / "checkpoints" / "1").is_dir()
 
 
 @pytest.mark.slow

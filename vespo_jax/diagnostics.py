@@ -40,6 +40,7 @@ def off_policy_metrics(
   advantages_B: Array,
   mask_BT: Array,
   log_correction_B: Array | float = 0.0,
+  kept_BT: Array | None = None,
 ) -> dict[str, Array]:
   """Statistics of the importance weights and of the coefficients of one whole minibatch.
 
@@ -49,6 +50,7 @@ def off_policy_metrics(
     advantages_B: float32.
     mask_BT: bool. Rows without any True are left out.
     log_correction_B: log of a rollout correction that is a factor of W.
+    kept_BT: bool, the tokens that a rejection left, whose ratios W is of; None: all.
 
   Returns:
     float32 scalars:
@@ -65,7 +67,8 @@ def off_policy_metrics(
   """
   valid_B = jnp.any(mask_BT, axis=1)
   log_ratio_BT = jnp.where(mask_BT, log_ratio_BT, 0.0)
-  log_w_B = jnp.sum(log_ratio_BT, axis=1) + log_correction_B
+  kept_BT = mask_BT if kept_BT is None else kept_BT
+  log_w_B = jnp.sum(jnp.where(kept_BT, log_ratio_BT, 0.0), axis=1) + log_correction_B
   mean = _mean(log_w_B, valid_B)
   any_valid = jnp.any(valid_B)
   low = jnp.min(jnp.where(valid_B, log_w_B, jnp.inf))

@@ -125,8 +125,8 @@ def _run(
     return {"stop_reason": "preempted", "updates": step}
   del params  # what was resumed has others, and else the first update donates them
   learner = dataclasses.replace(learner, state=run.state)
-  for version, published in sorted(run.samplers.weights.items()):
-    sampler.publish(version, published)
+  for version in sorted(run.samplers.weights):
+    sampler.publish(version, run.samplers.weights[version])
   schedule = config_lib.make_schedule(config)
   learner.start_rollout_batch(run.state, run.samplers.weights.get(schedule.published(step)))
   loop = Loop(
@@ -153,6 +153,7 @@ def _run(
     reference=run.reference,
     elapsed_before_s=rows[-1]["wall_time_s"] if rows else time.perf_counter() - started,
   )
+  del run  # samplers have its weights, and the loop has the state
   result: dict[str, Any] = {"evaluation_before": before.to_dict()}
   try:
     with hosts.together():

@@ -67,10 +67,18 @@ class Learner:
   ) -> RunState | None:
     """The newest good run of at most `at_most` updates, placed like `state`, with what is frozen.
 
-    See `Checkpoints.restore`.
+    The optimizer's moments of `state` are deleted if there is one: with both, a run that fills its
+    devices could not go on. See `Checkpoints.restore`.
     """
     shardings = state_shardings(self.mesh, self.spec, self.state, self.offload)
-    found = checkpoints.restore(abstract_like(self.state, shardings), at_most, set_aside)
+    moments = jax.tree.leaves(self.state.opt_state)
+
+    def make_room() -> None:
+      for leaf in moments:
+        leaf.delete()
+
+    like = abstract_like(self.state, shardings)
+    found = checkpoints.restore(like, at_most, set_aside, make_room)
     if found is None:
       return None
     state = dataclasses.replace(found.state, frozen=self.state.frozen)

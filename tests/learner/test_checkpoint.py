@@ -9,12 +9,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.learner.many_devices import SPEC, checkpointed_state, restored_on
 from tests.runtime import example
+from vespo_jax import sharding, training
 from vespo_jax.learner import checkpoint, manifest
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, Retention, RunState
+from vespo_jax.learner.update import init_state, place_state
 from vespo_jax.models import init
 from vespo_jax.runtime import Snapshot
 from vespo_jax.types import TrainState
@@ -81,11 +84,45 @@ def test_that_checkpoints_lack_the_metric_they_are_kept_by_is_told_once(director
   metrics = lambda step: {"reward/mean": 0.1, "grad/norm": 1.0}
   fill(directory, (1,), Retention(keep_best=1, best_metric="reward/mean"), metrics)
   fill(directory, (2, 3), Retention(best_metric="reward/meen"), metrics)
+  best = Retention(keep_best=1, best_metric="evaluation/accuracy")  # the last has often none
+  some = lambda step: {"evaluation/accuracy" if step == 1 else "grad/norm": 1.0}
+  fill(directory.with_name("other"), (1, 2), best, some)
   assert not capsys.readouterr().err
   fill(directory, (4, 5), Retention(keep_best=1, best_metric="reward/meen"), metrics)
   (told,) = capsys.readouterr().err.splitlines()
   assert told.startswith("WARNING: update 4 has no checkpoint.best_metric='reward/meen'")
   assert told.endswith("metrics of a like name: reward/mean")
+
+
+def test_room_is_made_before_a_state_is_read_and_for_no_other_reason(directory, monkeypatch):
+  spoken = []
+  read = Checkpoints._read
+  monkeypatch.setattr(
+    Checkpoints, "_read", lambda *arguments: spoken.append("read") or read(*arguments)
+  )
+  for expected in ([], ["room", "read"]):
+    checkpoints = Checkpoints(directory, SPEC)
+    found = checkpoints.restore(state(0), 9, refuse, lambda: spoken.append("room"))
+    assert spoken == expected and (found is None) == (not expected)
+    checkpoints.save(run(1), 1)
+    checkpoints.close()
+
+
+def test_a_run_that_goes_on_does_not_hold_two_optimizers(directory):
+  mesh = sharding.make_mesh({}, jax.local_devices()[:1])
+  adam = optax.adam(1e-3)
+  make = lambda seed: place_state(mesh, SPEC, init_state(init(SPEC, jax.random.key(seed)), adam))
+  saved, fresh = make(0), make(1)
+  checkpoints = Checkpoints(directory, SPEC)
+  checkpoints.save(RunState(saved, Snapshot(), {}), 3)
+  checkpoints.wait()
+  learner = training.Learner(mesh, SPEC, fresh, None, None, None, None, offload=False)
+  found = learner.restore(checkpoints, 9, refuse)
+  checkpoints.close()
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(fresh.opt_state))
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(fresh.params))
+  for leaf, wanted in zip(*map(jax.tree.leaves, (found.state, saved)), strict=True):
+    np.testing.assert_array_equal(leaf, wanted)
 
 
 def test_samplers_come_back_to_the_bit(directory):

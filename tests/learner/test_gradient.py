@@ -143,6 +143,25 @@ def test_what_is_said_of_w_is_of_the_w_that_vespo_has(micro_batches):
     np.testing.assert_allclose(metrics[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
 
 
+def test_what_is_said_of_w_is_of_the_tokens_that_a_rejection_left():
+  batch = near_batch()
+  proximal = np.asarray(logprobs_of(NEAR, batch))
+  batch = batch.replace(proximal_logprobs_PRT=proximal)
+  mask = np.asarray(batch.response_mask_PRT)
+  mismatch = np.where(mask, proximal - batch.behaviour_logprobs_PRT, 0.0)
+  bound = float(np.median(0.5 * mismatch[mask] ** 2))
+  correction = objectives.corrections.make("custom", level="none", reject=f"token_k2:{bound}")
+  settings = LossSettings(proximal_denominator=True, correction=correction)
+  gradient = make_gradient(SPEC, objectives.make("vespo"), REWARD, settings)
+  metrics = jax.jit(lambda p, b: measure(gradient(p, b)[1], b, settings))(PARAMS, batch)
+  kept = mask & (0.5 * mismatch**2 <= bound)
+  log_ratio = np.asarray(logprobs_of(PARAMS, batch)) - proximal
+  log_w = np.where(kept, log_ratio, 0.0).sum(axis=-1)[mask.any(axis=-1)]
+  assert 0 < (mask & ~kept).sum()
+  np.testing.assert_allclose(metrics["weight/log_w_mean"], log_w.mean(), rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(metrics["weight/log_w_std"], log_w.std(), rtol=1e-3)
+
+
 @pytest.mark.parametrize("estimator", slow_but(objectives.KL_ESTIMATORS, "k3"))
 def test_kl_in_the_loss_is_added_per_token(estimator):
   """Against the penalty written out over dense rows and differentiated."""

@@ -10,6 +10,7 @@ import pytest
 
 from tests.learner.example import SPEC, example_batch, fresh_state, plain_update
 from vespo_jax import sharding
+from vespo_jax.learner.failure import explain
 from vespo_jax.learner.numerics import CAUSES, PER_LEAF, SKIPS_LEFT, Limits, leaf_names
 from vespo_jax.learner.update import PER_SEQUENCE, compile_update, place_state
 
@@ -95,3 +96,6 @@ def test_limits_are_on_the_gradient_before_clipping_and_on_log_w(compiled):
   ):
     _, metrics = compiled(limits)(batch)
     assert [name for name, found in metrics[CAUSES].items() if found] == [cause]
+    row = {"grad/norm": norm, "objective/loss": 0.0}
+    words = explain([cause], row, {}, np.asarray(metrics[PER_SEQUENCE]["log_w"]))
+    assert f"{norm if cause == 'grad_norm' else log_w:.3g}" in words

@@ -89,3 +89,5 @@ def test_token_logprobs_of_a_row(model):
   want = jnp.take_along_axis(want[:, :-1], ids[:, 1:, None], axis=-1)[..., 0]
   np.testing.assert_allclose(logprobs[:, 1:], want, atol=1e-5)
   assert not np.asarray(logprobs[:, 0]).any() and not np.asarray(entropy[:, 0]).any()
+  logprobs, entropy = scored(params, spec, ids[:, :1])  # which nothing was before
+  assert logprobs.shape == entropy.shape == (2, 1) and not np.asarray(logprobs).any()

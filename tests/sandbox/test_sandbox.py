@@ -179,7 +179,8 @@ def test_answers_in_installed_packages_cannot_be_read_and_the_packages_can(level
     pytest.skip(missing(level))
   hidden = prepare.packaged()
   assert {path.name for path in hidden} == {"HumanEval.jsonl.gz", "v0.json"}
-  with Session({"main.py": READS.format(paths=[*map(str, hidden)])}, Limits(), level, hidden) as s:
+  paths = [*map(os.path.realpath, hidden)]
+  with Session({"main.py": READS.format(paths=paths)}, Limits(), level, hidden) as s:
     outcome = s.run()
   assert outcome.stdout == "0\n0\n", outcome
 

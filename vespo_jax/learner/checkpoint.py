@@ -109,7 +109,7 @@ class Checkpoints:
       lambda leaf: np.empty(leaf.shape, np.float32), abstract(spec)
     )
     self._hosts, self._read_only = hosts or Hosts(), read_only
-    # once: that a checkpoint has not the metric by which some are kept
+    # of the first save alone: that it has not the metric by which some are kept
     self._tells = retention.keep_best > 0 and self._hosts.first
     reading = ocp.CheckpointManagerOptions(create=False)  # and nothing is cleaned up
     writing = ocp.CheckpointManagerOptions(
@@ -163,23 +163,31 @@ class Checkpoints:
       items["rates"] = ocp.args.StandardSave(run.rates)
     metric = (metrics or {}).get(self._metric)
     known = {} if metric is None else {self._metric: float(metric)}
-    if metrics and not known and self._tells:
+    if metrics and self._tells:
       self._tells = False
-      near = ", ".join(difflib.get_close_matches(self._metric, metrics))
-      print(
-        f"WARNING: update {step} has no checkpoint.best_metric={self._metric!r}, so that its "
-        f"checkpoint counts as the worst; metrics of a like name: {near or 'none'}",
-        file=sys.stderr,
-        flush=True,
-      )
+      if not known:
+        self._tell_missing(step, metrics)
     args = ocp.args.Composite(**items)
     if not self._checked(lambda: self._manager.save(step, args=args, metrics=known)):
       raise CheckpointError(
         f"update {step} is not saved: {self._directory} has later ones, to {self.newest()}"
       )
 
+  def _tell_missing(self, step: int, metrics: Mapping[str, float]) -> None:
+    near = ", ".join(difflib.get_close_matches(self._metric, metrics))
+    print(
+      f"WARNING: update {step} has no checkpoint.best_metric={self._metric!r}, so that its "
+      f"checkpoint counts as the worst; metrics of a like name: {near or 'none'}",
+      file=sys.stderr,
+      flush=True,
+    )
+
   def restore(
-    self, like: TrainState, at_most: int, set_aside: Callable[[Path, str], None]
+    self,
+    like: TrainState,
+    at_most: int,
+    set_aside: Callable[[Path, str], None],
+    make_room: Callable[[], None] = lambda: None,
   ) -> RunState | None:
     """The newest whole run of at most `at_most` updates; None if there are no checkpoints.
 
@@ -188,6 +196,7 @@ class Checkpoints:
       at_most: updates.
       set_aside: called with the new place of every damaged checkpoint that was passed over, and
         what is wrong with it; read-only, they stay where they are.
+      make_room: called before the state is read: nothing will need what it takes the place of.
 
     Raises:
       CheckpointError: if it is of another format or policy, or all checkpoints are damaged.
@@ -195,7 +204,10 @@ class Checkpoints:
     step = self._hosts.tell(lambda: self._newest_whole(at_most, set_aside))
     if not self._hosts.first:
       self._manager.reload()  # the first may have set some aside
-    return None if step is None else self._read(step, like)
+    if step is None:
+      return None
+    make_room()
+    return self._read(step, like)
 
   def newest(self) -> int | None:
     """The step of the newest checkpoint that is whole on disk."""

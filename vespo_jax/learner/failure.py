@@ -31,16 +31,18 @@ class Diverged(RuntimeError):
   """An update is bad as `numerics.Limits` says."""
 
 
-def explain(causes: Sequence[str], row: Mapping[str, Any], norms: Mapping[str, float]) -> str:
-  """The causes of a bad update in words, from its metrics and the gradient norm of every leaf."""
+def explain(
+  causes: Sequence[str], row: Mapping[str, Any], norms: Mapping[str, float], log_w: np.ndarray
+) -> str:
+  """The causes of a bad update in words, from its metrics, the gradient norm of every leaf, and log
+  W of every sequence, W = policy / behaviour."""
   broken = [name for name, norm in norms.items() if not np.isfinite(norm)]
-  log_w = max(abs(row["weight/log_w_min"]), abs(row["weight/log_w_max"]))
   words = {
     "loss": f"its loss is {row['objective/loss']}",
     "gradient": f"its gradient is not finite ({', '.join(broken[:3])}{', ..' * (len(broken) > 3)})",
     "reward": "a reward is not finite",
     "grad_norm": f"its gradient norm {row['grad/norm']:.3g} is above guards.max_grad_norm",
-    "log_w": f"its |log W| reaches {log_w:.3g}, above guards.max_log_w",
+    "log_w": f"its |log W| reaches {np.abs(log_w).max():.3g}, above guards.max_log_w",
   }
   return "; ".join(words[cause] for cause in causes)
 

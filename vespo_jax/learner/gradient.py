@@ -292,6 +292,7 @@ def measure(evaluated: Evaluated, batch: TrainBatch, settings: LossSettings) -> 
       evaluated.advantages_PR.reshape(-1),
       mask_BT,
       0.0 if log_correction is None else log_correction.reshape(-1),
+      _rows(evaluated.weights.mask),
     ),
     **evaluated.metrics,
   }

@@ -274,10 +274,11 @@ class Loop:
       self.metrics.write(row)
     self.progress.update(row)
     self._record(minibatch, columns, per_token if self.settings.save_tokens else {})
-    if ended:
-      self._break_down(minibatch, columns, per_token, norms, explain(causes, row, norms))
     if causes:
-      self.progress.message(f"update {row['step']} was skipped: {explain(causes, row, norms)}")
+      why = explain(causes, row, norms, columns["log_w"])
+      if ended:
+        self._break_down(minibatch, columns, per_token, norms, why)
+      self.progress.message(f"update {row['step']} was skipped: {why}")
 
   def _record(
     self,

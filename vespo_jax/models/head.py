@@ -101,7 +101,7 @@ _logprobs.defvjp(_logprobs_forward, _logprobs_backward)
 
 def _blocks(tokens: int, vocabulary: int) -> tuple[int, int]:
   """How many blocks of the vocabulary there are, and the columns of each."""
-  columns = max(_LEAST_COLUMNS, _BLOCK_LOGITS // tokens)
+  columns = max(_LEAST_COLUMNS, _BLOCK_LOGITS // max(tokens, 1))
   count = -(-vocabulary // columns)
   return count, -(-vocabulary // count)
 

@@ -116,7 +116,9 @@ class Loop:
     self.tokens = self.slots = 0  # real ones, and with padding, of the updates of this process
     self._stream = PromptStream(len(self.data), self.settings.seed)
     self._pending: Pending | None = None
-    rows = metrics.read(self.metrics.path, last=self.settings.max_skipped + 1)
+    rows = metrics.read(self.metrics.path)
+    # updates without a step of the optimizer's, whose schedule counts the others
+    self._skipped = sum(row["guard/tripped"] > 0 for row in rows)
     self._row = rows[-1] if rows else {}  # of the last update
     left = skips_left(rows, self.settings.max_skipped)
     self._skips_left = jax.device_put(left, sharding.replicated(self.mesh))
@@ -191,7 +193,8 @@ class Loop:
       return
     pending, self._pending = self._pending, None
     fetched = jax.device_get(pending.device_metrics)
-    del fetched[PER_SEQUENCE], fetched[PER_TOKEN]
+    log_w = fetched.pop(PER_SEQUENCE)["log_w"]
+    del fetched[PER_TOKEN]
     causes = [cause for cause, found in fetched.pop(CAUSES).items() if found]
     ended = fetched.pop(SKIPS_LEFT) < 0
     norms = dict(zip(leaf_names(self.state.params), fetched.pop(PER_LEAF), strict=True))
@@ -210,7 +213,7 @@ class Loop:
       "data/epoch": step * self.settings.examples / len(self.data),
       "data/tokens": int(packed.batch.response_mask_PRT.sum()),
       "data/padding_fraction": packed.padding_fraction,
-      "optimizer/learning_rate": self.learning_rate(step - 1),
+      "optimizer/learning_rate": self.learning_rate(step - 1 - self._skipped),
       "guard/tripped": len(causes),
       "time/update_s": update_s,
       "throughput/trained_tokens_per_s": packed.tokens / update_s,
@@ -220,7 +223,8 @@ class Loop:
     self.metrics.write(row)
     self.progress.update(row)
     if causes:
-      why = explain(causes, measured, norms)
+      self._skipped += 1
+      why = explain(causes, measured, norms, log_w)
       if ended:
         self.step = step - 1
         self._break_down(row, norms, why)
