@@ -92,6 +92,17 @@ def test_the_page_has_every_figure_and_the_accuracies_and_runs_nothing(make, tmp
   assert f"{after['accuracy']:.1%} ({after['low']:.1%} to {after['high']:.1%})" in page
 
 
+def test_a_metric_that_is_never_finite_has_no_figure(make, tmp_path, monkeypatch):
+  shown = [figure for figure in curves.FIGURES if figure.name in ("reward", "gradient")]
+  monkeypatch.setattr(curves, "FIGURES", tuple(shown))
+  workdirs = [make("a"), make("b", seed=1)]
+  for workdir in workdirs:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = (json.dumps(row | {"grad/norm": "nan"}) + "\n" for row in rows)
+    (workdir / "metrics.jsonl").write_text("".join(lines))
+  assert comparison.compare(workdirs, tmp_path / "page.html").read_text().count("<img") == 1
+
+
 def test_the_command_writes_a_page_of_several_runs(make, tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(curves, "FIGURES", curves.FIGURES[:1])

@@ -38,11 +38,13 @@ class Group:
     label: what sets them apart from the other groups: their values of the keys that differ.
     colour: of their curves.
     runs: in the order they were given.
+    columns: of each, `drawing.columns_of` its rows.
   """
 
   label: str
   colour: str
   runs: list[Run]
+  columns: list[dict[str, np.ndarray]]
 
 
 def compare(workdirs: Sequence[str | os.PathLike[str]], path: Path) -> Path:
@@ -67,7 +69,12 @@ def group(runs: Sequence[Run]) -> list[Group]:
   keys = dict.fromkeys(key for each in settings for key in each)
   differing = [key for key in keys if len({json.dumps(each.get(key)) for each in settings}) > 1]
   return [
-    Group(_label(each, differing) or of_it[0].name, colour, of_it)
+    Group(
+      label=_label(each, differing) or of_it[0].name,
+      colour=colour,
+      runs=of_it,
+      columns=[drawing.columns_of(run.rows) for run in of_it],
+    )
     for each, of_it, colour in zip(settings, by_config.values(), COLOURS, strict=False)
   ]
 
@@ -112,7 +119,7 @@ def _main(panel: curves.Panel) -> str:
 
 
 def _has(groups: Sequence[Group], key: str) -> bool:
-  return any(key in row for each in groups for run in each.runs for row in run.rows)
+  return any(key in columns for each in groups for columns in each.columns)
 
 
 def _row(each: Group) -> str:
@@ -169,7 +176,8 @@ def _draw(title: str, panels: Sequence[curves.Panel], groups: Sequence[Group]) -
 
 def draw_group(axes: Axes, panel: curves.Panel, each: Group) -> None:
   """The mean over the runs of a group as far as all of them have come, and the range they span."""
-  found = [series for run in each.runs if (series := _series(run, panel))]
+  both = zip(each.runs, each.columns, strict=True)
+  found = [series for run, columns in both if (series := _series(run, columns, panel))]
   if not found:
     return
   steps = sorted(set.intersection(*(set(series) for series in found)))
@@ -181,10 +189,9 @@ def draw_group(axes: Axes, panel: curves.Panel, each: Group) -> None:
     axes.fill_between(steps, low, high, color=each.colour, alpha=0.16, linewidth=0)
 
 
-def _series(run: Run, panel: curves.Panel) -> dict[int, float]:
+def _series(run: Run, columns: dict[str, np.ndarray], panel: curves.Panel) -> dict[int, float]:
   """What a run has of a panel's metric, by update: smoothed where there is much of it."""
   key = _main(panel)
-  columns = drawing.columns_of(run.rows)
   if key not in columns:
     return {}
   known = np.isfinite(columns[key])
