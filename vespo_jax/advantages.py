@@ -74,14 +74,19 @@ class Advantage:
     if missing:
       raise ValueError(f"advantage {self.name!r} needs extras[{missing[0]!r}]")
     rewards_PR = jnp.where(valid_PR, rewards_PR.astype(jnp.float32), 0.0)
-    low_P = jnp.min(jnp.where(valid_PR, rewards_PR, jnp.inf), axis=1)
-    high_P = jnp.max(jnp.where(valid_PR, rewards_PR, -jnp.inf), axis=1)
-    zero_variance_P = (low_P >= high_P) & (jnp.sum(valid_PR, axis=1) > 1)
+    zero_variance_P = zero_variance(rewards_PR, valid_PR)
     keep_PR = valid_PR
     if self.group_relative:
       keep_PR &= ~zero_variance_P[:, None]
     advantages_PR = self.function(rewards_PR, valid_PR, extras)
     return jnp.where(keep_PR, advantages_PR, 0.0), zero_variance_P
+
+
+def zero_variance(rewards_PR: Array, valid_PR: Array) -> Array:
+  """[P], bool: whether all valid rewards of a group are equal, and there are two or more."""
+  low_P = jnp.min(jnp.where(valid_PR, rewards_PR, jnp.inf), axis=1)
+  high_P = jnp.max(jnp.where(valid_PR, rewards_PR, -jnp.inf), axis=1)
+  return (low_P >= high_P) & (jnp.sum(valid_PR, axis=1) > 1)
 
 
 def make(name: str, **kwargs: float | bool | str) -> Advantage:

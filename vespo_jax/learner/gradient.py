@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from vespo_jax import diagnostics, models, objectives
-from vespo_jax.advantages import Advantage
+from vespo_jax.advantages import Advantage, zero_variance
 from vespo_jax.learner import routing as routing_lib
 from vespo_jax.learner.micro_batches import any_nonzero, cut, join, live_first, reorder
+from vespo_jax.learner.score_norms import log_score_norms
 from vespo_jax.models import Compute, ModelSpec, Routing
 from vespo_jax.objectives import Correction, Objective, TokenWeights
 from vespo_jax.types import Array, HostArray, Params, TrainBatch
@@ -154,13 +155,18 @@ def make_gradient(
     params: Params, batch: TrainBatch, logprobs_PRT: Array | None, policy: Policy
   ) -> Array:
     mask_PRT = batch.response_mask_PRT
+    valid_PR = jnp.any(mask_PRT, axis=-1)
+    rewards_PR = jnp.asarray(batch.rewards_PR) - _kl_of_rewards(batch, settings)
     extras = {"lengths": jnp.sum(mask_PRT, axis=-1, dtype=jnp.float32)}
     if logprobs_PRT is not None:
       extras["log_w"] = jnp.sum(_log_ratio(logprobs_PRT, batch), axis=-1)
     if "log_score" in advantage.needs:
-      extras["log_score"] = _log_score(advantage.score, params, spec, batch, settings, policy)
-    rewards_PR = jnp.asarray(batch.rewards_PR) - _kl_of_rewards(batch, settings)
-    return advantage(rewards_PR, jnp.any(mask_PRT, axis=-1), extras)[0]
+      needed_PR = valid_PR & ~zero_variance(rewards_PR, valid_PR)[:, None]
+      how = (settings.temperature, settings.compute)
+      extras["log_score"] = log_score_norms(
+        advantage.score, params, spec, batch, needed_PR, *how, policy
+      )
+    return advantage(rewards_PR, valid_PR, extras)[0]
 
   def forward(params: Params, batch: TrainBatch) -> tuple[Array, Array, Routing | None]:
     logprobs_PRT, entropy_PRT, routing = models.group_logprobs_routed(
@@ -305,45 +311,6 @@ def log_ratios(evaluated: Evaluated, batch: TrainBatch) -> Array:
 
 def _log_ratio(logprobs_PRT: Array, batch: TrainBatch) -> Array:
   return jnp.where(batch.response_mask_PRT, logprobs_PRT - batch.behaviour_logprobs_PRT, 0.0)
-
-
-def _log_score(
-  kind: str,
-  params: Params,
-  spec: ModelSpec,
-  batch: TrainBatch,
-  settings: LossSettings,
-  policy: Policy,
-) -> Array:
-  """[P, R]: log norm of grad log pi(y) with respect to what is trained, or its proxy with respect
-  to the logits."""
-  how = (settings.temperature, settings.compute)
-  if kind == "logit":
-    squares_PRT = models.group_logit_norms(policy(params), spec, batch, *how)
-    return 0.5 * jnp.log(jnp.sum(squares_PRT, axis=-1, where=batch.response_mask_PRT) + 1e-30)
-
-  def one(sequence: TrainBatch) -> Array:
-    def logprob(params: Params) -> Array:
-      logprobs_PRT, _ = models.group_logprobs(policy(params), spec, sequence, *how)
-      return jnp.sum(logprobs_PRT, where=sequence.response_mask_PRT)
-
-    squares = jax.tree.map(lambda g: jnp.sum(g**2), jax.grad(logprob)(params))
-    return 0.5 * jnp.log(sum(jax.tree.leaves(squares)) + 1e-30)
-
-  (P, R), S = batch.rewards_PR.shape, batch.prompt_tokens_PS.shape[1]
-  ids = batch.expert_ids_PJLA
-  own = lambda x: jnp.reshape(x, (P * R, 1, 1, *x.shape[2:]))
-  prompt = lambda x: jnp.repeat(x[:, None], R, axis=0)
-  sequences = TrainBatch(
-    prompt_tokens_PS=prompt(batch.prompt_tokens_PS),
-    prompt_mask_PS=prompt(batch.prompt_mask_PS),
-    response_tokens_PRT=own(batch.response_tokens_PRT),
-    response_mask_PRT=own(batch.response_mask_PRT),
-    behaviour_logprobs_PRT=own(batch.behaviour_logprobs_PRT),
-    rewards_PR=own(batch.rewards_PR),
-    expert_ids_PJLA=None if ids is None else routing_lib.by_sequence(ids, S, R),
-  )
-  return jax.lax.map(one, sequences).reshape(P, R)
 
 
 def _kl_of_rewards(batch: TrainBatch, settings: LossSettings) -> Array | float:
