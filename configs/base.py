@@ -262,6 +262,9 @@ def get_config() -> ConfigDict:
   config.rollouts.save_tokens = True  # with the text, log ratio and coefficient of every token
   config.rollouts.save_all = False  # every rollout, to rollouts.parquet/, for sampler.source=replay
 
+  config.metrics = ConfigDict()
+  config.metrics.tensorboard = False  # whether metrics.jsonl is written to tensorboard/ too
+
   # Supervised fine-tuning (vespo_jax.sft) of the policy, by the same optimizer. An update is of
   # batch.prompts demonstrations; what objective, advantage, correction, kl, staleness and rollouts
   # say is of reinforcement learning alone.

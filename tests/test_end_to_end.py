@@ -187,7 +187,9 @@ def test_a_finished_run_is_not_run_again_but_can_be_extended(first_run, data_dir
   before = (workdir / "metrics.jsonl").read_bytes()
   assert launch.train(short, workdir) == result
   assert (workdir / "metrics.jsonl").read_bytes() == before
-  launch.train(debug_config(data_dir, updates=4), workdir)
+  launch.train(debug_config(data_dir, updates=4, **{"metrics.tensorboard": True}), workdir)
+  (events,) = (workdir / "tensorboard").iterdir()
+  assert b"reward/mean" in events.read_bytes()
   assert rows(workdir) == rows(first_run[0])[:4]
   assert (workdir / "metrics.jsonl").read_bytes().startswith(before)
   assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "4"]

@@ -331,6 +331,7 @@ RULES: dict[str, Rule] = {
   ),
   "rollouts.save_tokens": FLAG,
   "rollouts.save_all": FLAG,
+  "metrics.tensorboard": FLAG,
   "sft.loss": _one_of("cross_entropy", "dft"),
   "sft.data": TEXT,
   "sft.held_out_data": TEXT,

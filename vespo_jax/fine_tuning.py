@@ -122,7 +122,7 @@ def _run(
   if learner.state.frozen is not None:
     reference += manifest.digest_of(learner.state.frozen)
   state = _restore(workdir, checkpoints, learner, reference, updates, progress)
-  writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
+  writer = stack.enter_context(rundirs.open_metrics(config, workdir))
   writer.truncate(int(state.step))
   rows = metrics.read(writer.path, last=1)
   settings = _loop_settings(config, mesh, updates)

@@ -113,7 +113,7 @@ def _run(
   origin = parts.origin(config, tokenizer)
   writer = saved = None
   if hosts.first:
-    writer = stack.enter_context(metrics.MetricsWriter(workdir / "metrics.jsonl"))
+    writer = stack.enter_context(rundirs.open_metrics(config, workdir))
     saved = RolloutWriter(workdir / parts.SAVED, origin) if config.rollouts.save_all else None
     _cut_back(workdir, writer, saved, step)
   needed = config.guards.max_skipped + 1  # rows of metrics, to go on from

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as LiveBar
 
 from vespo_jax import files
+from vespo_jax.tensorboard import TensorBoard
 
 TIMING_PREFIXES = ("time/", "throughput/")
 PLAIN_INTERVAL_S = 2.0
@@ -41,10 +42,11 @@ class MetricsWriter:
 
   Args:
     path: the file; it and its folder are made when missing.
+    board: what is given all rows too.
   """
 
-  def __init__(self, path: str | os.PathLike[str]):
-    self.path = Path(path)
+  def __init__(self, path: str | os.PathLike[str], board: TensorBoard | None = None):
+    self.path, self._board = Path(path), board
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self.path.touch()
     os.truncate(self.path, sum(map(len, _whole_lines(self.path))))
@@ -57,6 +59,8 @@ class MetricsWriter:
       raise ValueError(f"a metrics row needs a 'step'; got {sorted(row)}")
     self._file.write(_line(row))
     self._file.flush()
+    if self._board is not None:
+      self._board.write(int(row["step"]), row)
 
   def truncate(self, step: int) -> None:
     """Cuts the file back to the rows with `step` at most the given one, whose bytes stay."""
@@ -67,10 +71,14 @@ class MetricsWriter:
     (row,) = read(self.path, last=1)
     kept = (line for line, _ in itertools.pairwise(_whole_lines(self.path)))
     self._replace(itertools.chain(kept, [_line({**row, **extra})]))
+    if self._board is not None:
+      self._board.write(row["step"], extra, amends=True)
 
   def close(self) -> None:
-    """Closes the file. Idempotent."""
+    """Closes the file, and what is given its rows. Idempotent."""
     self._file.close()
+    if self._board is not None:
+      self._board.close()
 
   def _replace(self, lines: Iterable[bytes]) -> None:
     self._file.close()

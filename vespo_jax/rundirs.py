@@ -17,6 +17,8 @@ from vespo_jax import config as config_lib
 from vespo_jax import memory, training
 from vespo_jax.config import ConfigError
 from vespo_jax.config_file import read_file
+from vespo_jax.metrics import MetricsWriter
+from vespo_jax.tensorboard import TensorBoard
 
 COMMAND = "command"  # in a run directory: which one made it, and locked while it runs
 
@@ -30,6 +32,7 @@ CHANGEABLE = (
   "optimizer.offload",
   "checkpoint.",
   "runtime.compilation_cache",
+  "metrics.",
   "batch.dynamic.max_rounds",
   "distributed.",
   "task.grade_processes",
@@ -70,6 +73,12 @@ def keep_programs(directory: str) -> None:
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
       value = os.environ[name]  # JAX is imported by now and has read these
       jax.config.update(name.lower(), float(value) if name.endswith("SECS") else value)
+
+
+def open_metrics(config: FrozenConfigDict, workdir: Path) -> MetricsWriter:
+  """The run's `metrics.jsonl` to write, and TensorBoard's files if the config asks for them."""
+  board = TensorBoard(workdir / "tensorboard") if config.metrics.tensorboard else None
+  return MetricsWriter(workdir / "metrics.jsonl", board)
 
 
 def finished_result(workdir: Path, made: Mapping[str, int], last: str) -> dict[str, Any] | None:
