@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from tests.test_end_to_end import debug_config
-from vespo_jax import evaluate, launch, metrics, models, subjects, training
+from vespo_jax import convert, evaluate, launch, metrics, models, subjects, training
 from vespo_jax.evaluation import records
+from vespo_jax.learner import manifest
 from vespo_jax.tasks import custom
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -106,6 +107,22 @@ def test_a_run_that_was_extended_is_what_its_newest_checkpoint_is(evaluated_run,
     assert training.finished_updates(workdir) == (2 if "updates" in change else None)
   shutil.rmtree(workdir / "model")
   assert training.finished_updates(workdir) is None
+
+
+def test_any_checkpoint_of_a_finished_run_is_converted(evaluated_run, tmp_path, capsys):
+  assert command("--json", workdir=evaluated_run, checkpoint=1) == 0
+  found = json.loads(capsys.readouterr().out)
+  flags = [f"--model={evaluated_run}", "--checkpoint=1", f"--out={tmp_path / 'one'}"]
+  assert convert.main(["", *flags]) == 0
+  _, params, _ = models.load(tmp_path / "one")
+  assert manifest.digest_of(params) == found["weights"]
+  for model, step, words in (
+    (evaluated_run, 3, "no checkpoint of update 3; it has [1, 2]"),
+    (tmp_path / "one", 1, "--checkpoint=1"),
+  ):
+    flags = [f"--model={model}", f"--checkpoint={step}", f"--out={tmp_path / 'none'}"]
+    assert convert.main(["", *flags]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):

@@ -1,7 +1,7 @@
 """Converts a model: `python -m vespo_jax.convert --model=PATH --out=PATH --format=hf`.
 
 Of a run that has not finished, or was extended and is not at its new end, the policy is that of its
-newest checkpoint, with adapters merged.
+newest checkpoint, with adapters merged; `--checkpoint=STEP` takes another one.
 Exit codes: 0, or 2 for a model that cannot be read or a directory that cannot be written.
 """
 
@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument("--model", required=True, help="Hugging Face or run directory, or GGUF file")
   parser.add_argument("--out", required=True, type=Path, help="a directory, new or empty")
   parser.add_argument("--format", default="hf", choices=["hf"])
+  parser.add_argument("--checkpoint", type=int, help="of a run: after so many updates")
   parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
   arguments = parser.parse_args(argv[1:])
   out = arguments.out
@@ -32,8 +33,11 @@ def main(argv: list[str]) -> int:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
       raise ValueError(f"--out={out} is not an empty directory")
     model, dtype = Path(arguments.model), DTYPES[arguments.dtype]
-    if training.checkpoint_steps(model) and training.finished_updates(model) is None:
-      spec, params, tokenizer = training.load_checkpoint(model)
+    step, there = arguments.checkpoint, training.checkpoint_steps(model)
+    if step is not None and not there:
+      raise ValueError(f"--checkpoint={step}: {model} is no run with checkpoints")
+    if step is not None or (there and training.finished_updates(model) is None):
+      _, spec, params, tokenizer = training.read_checkpoint(model, step)
     else:
       spec, params, tokenizer = models.load(model)
     models.save(out, spec, params, tokenizer, format=arguments.format, dtype=dtype)

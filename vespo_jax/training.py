@@ -208,11 +208,6 @@ def make_step(
   return Step(update, optimizer, adapters, limits)
 
 
-def load_checkpoint(workdir: Path) -> tuple[ModelSpec, Params, Tokenizer]:
-  """The policy of a run's newest good checkpoint: see `read_checkpoint`."""
-  return read_checkpoint(workdir)[1:]
-
-
 def read_checkpoint(
   workdir: Path, step: int | None = None
 ) -> tuple[int, ModelSpec, Params, Tokenizer]:
