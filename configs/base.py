@@ -248,7 +248,8 @@ def get_config() -> ConfigDict:
   config.checkpoint.keep_last = 2  # newest checkpoints kept
   config.checkpoint.keep_every = 0  # and those so many updates apart; 0: none
   config.checkpoint.keep_best = 0  # and those with the largest best_metric; 0: none
-  config.checkpoint.best_metric = "reward/mean"  # a key of metrics.jsonl
+  # a key of metrics.jsonl; after a "-" the smallest are kept, as of -held_out/nll
+  config.checkpoint.best_metric = "reward/mean"
   config.checkpoint.save_within_s = 300.0  # after SIGTERM or Ctrl-C; then the run ends unsaved
 
   # Bad updates: a loss, gradient or reward that is not finite, and what is beyond these limits.

@@ -57,6 +57,24 @@ def test_w_is_of_the_tokens_that_were_kept():
   np.testing.assert_allclose(metrics["ratio/outside_0.8_1.25"], 0.5)  # of all tokens
 
 
+def test_a_sequence_that_was_rejected_whole_has_no_w_and_weighs_nothing():
+  log_ratio, mask = jnp.asarray([[0.1, 0.5], [0.2, 0.3], [3.0, 2.0]]), jnp.ones((3, 2), bool)
+  kept = mask.at[2].set(False)
+  of = lambda kept: diagnostics.off_policy_metrics(
+    log_ratio, jnp.where(kept, 1.0, 0.0), jnp.ones(3), mask, kept_BT=kept
+  )
+  metrics = of(kept)
+  np.testing.assert_allclose(metrics["weight/log_w_mean"], 0.55, rtol=1e-6)
+  np.testing.assert_allclose(metrics["weight/log_w_min"], 0.5, rtol=1e-6)
+  np.testing.assert_allclose(metrics["weight/log_w_std"], 0.05, rtol=1e-5)
+  w = np.exp([0.6, 0.5])
+  np.testing.assert_allclose(
+    metrics["weight/ess_fraction"], w.sum() ** 2 / (w**2).sum() / 3, rtol=1e-6
+  )
+  none = of(jnp.zeros_like(mask))
+  assert all(none[f"weight/{name}"] == 0 for name in ("log_w_mean", "log_w_min", "ess_fraction"))
+
+
 def test_coefficients_that_are_all_0_have_no_effective_sample():
   ones = jnp.ones((3, 2))
   metrics = diagnostics.off_policy_metrics(ones, 0 * ones, ones[:, 0], ones > 0)

@@ -89,6 +89,7 @@ def test_a_run_leaves_its_directory_and_its_summary(first_run):
   stored = metrics.read(workdir / "metrics.jsonl")
   assert [row["step"] for row in stored] == [1, 2, 3, 4, 5, 6]
   assert [row["staleness/max"] for row in stored] == [0, 1, 0, 1, 0, 1]
+  assert [row["time/publish_s"] > 0 for row in stored] == [True, False] * 3
   for row in stored:
     assert not set(METRICS) - set(row)
   saved = (workdir / "rollouts" / "000001.jsonl").read_text().splitlines()
@@ -143,7 +144,17 @@ def traced_run(data_dir, tmp_path_factory):
   """The debug run in this process, with a trace of two of its updates, evaluated in between."""
   workdir = tmp_path_factory.mktemp("traced") / "run"
   changes = {"runtime.profile_updates": 2, "evaluation.every": 2}
-  launch.train(debug_config(data_dir, **changes), workdir)
+  rows_at = {}  # of metrics: updates that have ended
+  with pytest.MonkeyPatch.context() as patch:
+    for trace in (jax.profiler.start_trace, jax.profiler.stop_trace):
+
+      def noted(*arguments, trace=trace):
+        rows_at[trace.__name__] = len(metrics.read(workdir / "metrics.jsonl"))
+        return trace(*arguments)
+
+      patch.setattr(jax.profiler, trace.__name__, noted)
+    launch.train(debug_config(data_dir, **changes), workdir)
+  assert rows_at == {"start_trace": 1, "stop_trace": 3}
   return workdir
 
 

@@ -17,6 +17,7 @@ from vespo_jax import config as config_lib
 from vespo_jax import (
   config_supervised,
   convert,
+  files,
   fine_tuning,
   launch,
   metrics,
@@ -164,6 +165,7 @@ def test_a_directory_of_other_data_config_or_command_is_refused(run):
     (["--config.sft.held_out=51"], "sft.held_out=51 must be at most task.test_size=50"),
     (["--config.guards.max_log_w=5"], "guards.max_log_w=5.0 needs importance weights"),
     (["--config.optimizer.ess_scaling=sqrt"], "optimizer.ess_scaling='sqrt' needs importance"),
+    (["--config.runtime.profile_updates=1"], "runtime.profile_updates is of vespo_jax.train"),
     (["--config.optimizer.decay=linear"], "optimizer.decay='linear' must be one of"),
   ],
 )
@@ -200,6 +202,19 @@ def test_a_bad_update_leaves_what_it_trained_on(run, tmp_path):
   examples = (tmp_path / "failure" / "examples.jsonl").read_text().splitlines()
   assert len(examples) == 8 and "x\n" in json.loads(examples[0])["text"]
   assert (tmp_path / "failure" / "checkpoints" / "1").is_dir()
+
+
+def test_a_bad_update_is_one_even_if_the_disk_is_full(run, tmp_path, monkeypatch):
+  write = files.write
+
+  def refused(path, *what):
+    if "failure" in path.parts:
+      raise OSError(28, "No space left on device")
+    write(path, *what)
+
+  monkeypatch.setattr(files, "write", refused)
+  with pytest.raises(launch.Diverged, match="update 1 is bad: .* could not be written: .*No space"):
+    fine_tuning.train(make_config(run[0], **{"guards.max_grad_norm": 1e-9}), tmp_path)
 
 
 @pytest.mark.slow

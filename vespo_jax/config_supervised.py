@@ -28,6 +28,8 @@ def check_sft(config: FrozenConfigDict) -> None:
         f"{key}={value!r} needs importance weights, which demonstrations have not; set it to "
         f"{off!r}"
       )
+  if config.runtime.profile_updates:
+    raise ConfigError("runtime.profile_updates is of vespo_jax.train; set it to 0")
 
 
 def check_rewrite(config: FrozenConfigDict) -> None:

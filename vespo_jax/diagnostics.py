@@ -50,7 +50,8 @@ def off_policy_metrics(
     advantages_B: float32.
     mask_BT: bool. Rows without any True are left out.
     log_correction_B: log of a rollout correction that is a factor of W.
-    kept_BT: bool, the tokens that a rejection left, whose ratios W is of; None: all.
+    kept_BT: bool, the tokens that a rejection left, whose ratios W is of; None: all. A sequence
+      without any has no W, and weighs nothing in its effective sample size.
 
   Returns:
     float32 scalars:
@@ -69,10 +70,11 @@ def off_policy_metrics(
   log_ratio_BT = jnp.where(mask_BT, log_ratio_BT, 0.0)
   kept_BT = mask_BT if kept_BT is None else kept_BT
   log_w_B = jnp.sum(jnp.where(kept_BT, log_ratio_BT, 0.0), axis=1) + log_correction_B
-  mean = _mean(log_w_B, valid_B)
-  any_valid = jnp.any(valid_B)
-  low = jnp.min(jnp.where(valid_B, log_w_B, jnp.inf))
-  high = jnp.max(jnp.where(valid_B, log_w_B, -jnp.inf))
+  kept_B = valid_B & jnp.any(kept_BT, axis=1)
+  mean = _mean(log_w_B, kept_B)
+  any_kept = jnp.any(kept_B)
+  low = jnp.min(jnp.where(kept_B, log_w_B, jnp.inf))
+  high = jnp.max(jnp.where(kept_B, log_w_B, -jnp.inf))
   positive_BT = mask_BT & (advantages_B[:, None] > 0)
   negative_BT = mask_BT & (advantages_B[:, None] < 0)
 
@@ -85,11 +87,11 @@ def off_policy_metrics(
   q_mean_w = jnp.where(jnp.isneginf(log_sum_phi), 0.0, jnp.exp(log_sum_phi_w - log_sum_phi))
   return {
     "weight/log_w_mean": mean,
-    "weight/log_w_std": jnp.sqrt(_mean((log_w_B - mean) ** 2, valid_B)),
-    "weight/log_w_min": jnp.where(any_valid, low, 0.0),
-    "weight/log_w_max": jnp.where(any_valid, high, 0.0),
-    "weight/ess_fraction": ess_fraction(log_w_B, valid_B),
-    "weight/log_z": jnp.where(any_valid, jnp.maximum(log_z, np.log(1e-37)), 0.0),
+    "weight/log_w_std": jnp.sqrt(_mean((log_w_B - mean) ** 2, kept_B)),
+    "weight/log_w_min": jnp.where(any_kept, low, 0.0),
+    "weight/log_w_max": jnp.where(any_kept, high, 0.0),
+    "weight/ess_fraction": ess_fraction(jnp.where(kept_B, log_w_B, -jnp.inf), valid_B),
+    "weight/log_z": jnp.where(jnp.any(valid_B), jnp.maximum(log_z, np.log(1e-37)), 0.0),
     "weight/q_mean_w": q_mean_w,
     "objective/ess_fraction": ess_fraction(log_phi_B, valid_B),
     "objective/coefficient_mean": _mean(coefficients_BT, mask_BT),

@@ -88,9 +88,9 @@ class Learner:
     """Fixes the proximal policy: what was published, or if that is not given, that of `state`."""
     if published is None:
       self.anchors.start_rollout_batch(lambda: self.policy(state))
-    else:
-      placed = sharding.place(published, sharding.param_shardings(self.mesh, self.spec))
-      self.anchors.start_rollout_batch(lambda: placed)
+    elif self.anchors.needs_proximal:
+      shardings = sharding.param_shardings(self.mesh, self.spec)
+      self.anchors.proximal = sharding.place(published, shardings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +161,7 @@ def make_learner(
     reference=reference,
     needs_proximal=loss.needs_proximal,
     replay_proximal=loss.replay == "R2",
+    donated=adapters is None,
   )
   compiled = compile_update(step.update, mesh, spec, state, step.limits, offload)
   return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters, offload)

@@ -80,6 +80,38 @@ def test_what_is_kept_is_the_union_of_three_rules(directory):
   assert kept == {1, 4, 7} | {2} | {6, 7}  # every third, the best, the last two
 
 
+@pytest.mark.parametrize("sign,best", [("", 1), ("-", 3)])
+def test_a_metric_is_largest_or_smallest_at_its_best_and_never_where_it_is_no_number(
+  sign, best, directory
+):
+  nll = {1: 0.9, 2: np.nan, 3: 0.2, 4: -sign.count("-") * np.inf or np.inf, 5: 0.3}
+  retention = Retention(keep_last=1, keep_best=1, best_metric=f"{sign}held_out/nll")
+  assert fill(directory, nll, retention, lambda step: {"held_out/nll": nll[step]}) == {best, 5}
+
+
+def test_a_run_that_has_sampled_more_replaces_its_checkpoint_of_as_many_updates(
+  directory, monkeypatch
+):
+  fill(directory, (2, 4))
+  checkpoints = Checkpoints(directory, SPEC)
+  assert checkpoints.restore(state(0), 99, refuse).state.step == 4
+  before = sorted((path, path.stat().st_mtime_ns) for path in directory.rglob("*"))
+  checkpoints.save(run(4), 4)  # as it was read
+  checkpoints.wait()
+  assert before == sorted((path, path.stat().st_mtime_ns) for path in directory.rglob("*"))
+  for position in (8, 88):
+    checkpoints.save(run(4, prompts={"position": position}), 4)
+    assert restore(directory, read_only=True).prompts == {"position": position}
+  assert {path.name for path in directory.parent.iterdir()} == {"checkpoints"}
+  monkeypatch.setattr(checkpoints._manager, "save", lambda *args, **more: False)  # as if killed
+  with pytest.raises(CheckpointError):
+    checkpoints.save(run(4, prompts={"position": 99}), 4)
+  checkpoints.close()
+  assert not (directory / "4").exists()
+  assert restore(directory).prompts == {"position": 88}
+  assert {path.name for path in directory.parent.iterdir()} == {"checkpoints"}
+
+
 def test_that_checkpoints_lack_the_metric_they_are_kept_by_is_told_once(directory, capsys):
   metrics = lambda step: {"reward/mean": 0.1, "grad/norm": 1.0}
   fill(directory, (1,), Retention(keep_best=1, best_metric="reward/mean"), metrics)
@@ -172,9 +204,11 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-@pytest.mark.parametrize("pattern", ["state/**/d/*", "about/metadata", "state/_METADATA"])
+@pytest.mark.parametrize(
+  "pattern", ["state/**/d/*", "about/metadata", "state/_METADATA", "metrics/metrics"]
+)
 def test_damage_is_found_and_the_newest_good_one_taken(what, pattern, directory):
-  fill(directory, (2, 4, 6))
+  fill(directory, (2, 4, 6), metrics=lambda step: {"reward/mean": 0.5})
   victim = max((directory / "6").glob(pattern), key=lambda path: path.stat().st_size)
   DAMAGE[what](victim)
   found = []
@@ -189,6 +223,21 @@ def test_damage_is_found_and_the_newest_good_one_taken(what, pattern, directory)
   (directory / "6" / manifest.NAME).unlink()
   assert restore(directory, set_aside=lambda *args: found.append(args)).state.step == 4
   assert found[1][0] == directory.parent / "damaged" / "6.1" and manifest.NAME in found[1][1]
+
+
+def test_older_metrics_that_are_no_json_do_not_stand_in_the_way(directory):
+  fill(directory, (2, 4), metrics=lambda step: {"reward/mean": 0.5})
+  (directory / "2" / "metrics" / "metrics").write_bytes(b"")
+  assert restore(directory, read_only=True).state.step == 4
+  found = []
+  assert restore(directory, set_aside=lambda *args: found.append(args)).state.step == 4
+  ((place, problem),) = found
+  assert place == directory.parent / "damaged" / "2" and "metrics/metrics" in problem
+  (directory / "4" / "metrics" / "metrics").write_bytes(b"{")
+  with pytest.raises(CheckpointError, match="every checkpoint in .* is damaged"):
+    restore(directory, set_aside=lambda *args: None, read_only=True)
+  with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+    restore(directory, set_aside=lambda *args: None)
 
 
 def test_if_none_is_good_nothing_begins_again(directory):

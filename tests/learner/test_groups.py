@@ -70,6 +70,13 @@ def test_the_success_rate_is_of_what_could_be_graded():
       assert np.isnan(rate)
 
 
+def test_a_right_answer_that_is_not_paid_because_of_its_length_is_no_success():
+  made = group(0, [("ok", 1.0), ("ok", 0.0), ("wrong", 0.0)])
+  for one in made:
+    one.reward_parts = np.array([one.reward, 0.0, 0.0])
+  assert success_rates(made, R).tolist() == [1 / 3]
+
+
 def test_what_is_said_of_the_groups():
   ok, wrong, error = OUTCOMES[0], OUTCOMES[1], OUTCOMES[3]
   first = [[ok] * 3, [wrong] * 3, [ok, wrong, ok], [error] * 3]

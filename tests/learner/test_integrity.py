@@ -160,7 +160,10 @@ def test_every_lie_is_seen_at_once_after_an_honest_past(workers):
       ratios_BT = log_ratios(rollouts, policy_BT)
       after, verdict = judge(monitor, Thresholds(), 0, rollouts, ratios_BT, updates)
       assert verdict.status != "ok", lie
-      assert after.workers["0"].disagreement == monitor.workers["0"].disagreement
+      if after.workers["0"].disagreement or workers > 1:
+        assert after.workers["0"].disagreement == monitor.workers["0"].disagreement
+      else:  # nobody but its own past says so
+        assert verdict.status == "quarantined" and verdict.reason.startswith("it disagrees")
       assert after.workers["0"].calibration == monitor.workers["0"].calibration
 
 
@@ -211,6 +214,17 @@ def test_when_the_policy_jumps_nobody_is_quarantined():
   statuses = [verdict.status for verdict in verdicts]
   assert "flagged" in statuses[150:] and "quarantined" not in statuses
   assert set(statuses[190:]) == {"ok"}  # and the averages have followed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_or_two_workers_are_accused_once_when_the_policy_moves_faster(workers):
+  world = World(seed=4, updates=300)
+  world.logits[150:] += np.cumsum(world.rng.normal(size=(150, 64, V)) * 0.12, axis=0)
+  _, verdicts = honest_stream(world, 300, workers, most_lag=4)
+  statuses = [verdict.status for verdict in verdicts]
+  assert set(statuses[:150]) == {"ok"} and set(statuses[200:]) == {"ok"}
+  accused = [status for status in statuses[150:200] if status != "ok"]
+  assert "quarantined" in accused and len(accused) <= 4 * workers
 
 
 def test_truncated_sampling_is_calibrated_only_to_its_kept_mass():

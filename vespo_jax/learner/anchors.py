@@ -21,6 +21,7 @@ class Anchors:
     reference: parameters of the reference policy, fixed for the run; None if it is not needed.
     needs_proximal: whether the proximal policy is.
     replay_proximal: whether the policy replays the expert choices of the proximal policy.
+    donated: whether an update may donate the policy's parameters: those of a model trained whole.
     proximal: its parameters, those at the start of the rollout batch.
   """
 
@@ -28,12 +29,15 @@ class Anchors:
   reference: Params | None
   needs_proximal: bool
   replay_proximal: bool = False
+  donated: bool = True
   proximal: Params | None = None
 
   def start_rollout_batch(self, policy: Callable[[], Params]) -> None:
-    """Copies the policy's parameters, which an update may donate, for the proximal policy."""
+    """Keeps the policy's parameters, or a copy if they may be donated, for the proximal policy; the
+    former one's are let go before."""
     if self.needs_proximal:
-      self.proximal = copy(policy())
+      self.proximal = None
+      self.proximal = copy(policy()) if self.donated else policy()
 
   def complete(self, batch: TrainBatch) -> TrainBatch:
     """The batch with the log-probs that the loss needs; one forward pass for each policy.

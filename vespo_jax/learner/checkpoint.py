@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
+import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,7 +51,8 @@ class Retention:
     keep_last: the newest ones, at least 1.
     keep_every: those at least so many updates after the one kept before; 0 is off.
     keep_best: those with the largest `best_metric`; 0 is off.
-    best_metric: of the last update before the checkpoint; one without it is the worst.
+    best_metric: of the last update before the checkpoint; one without it, or with one that is not
+      finite, is the worst. After a "-", as in -held_out/nll, the smallest are the best.
   """
 
   keep_last: int = 2
@@ -104,14 +108,20 @@ class Checkpoints:
     published: Params | None = None,
     read_only: bool = False,
   ):
-    self._directory, self._metric = directory.resolve(), retention.best_metric
+    self._directory, self._metric = directory.resolve(), retention.best_metric.removeprefix("-")
+    self._sign = -1 if retention.best_metric.startswith("-") else 1
     self._published = published or jax.tree.map(
       lambda leaf: np.empty(leaf.shape, np.float32), abstract(spec)
     )
     self._hosts, self._read_only = hosts or Hosts(), read_only
     # of the first save alone: that it has not the metric by which some are kept
     self._tells = retention.keep_best > 0 and self._hosts.first
-    reading = ocp.CheckpointManagerOptions(create=False)  # and nothing is cleaned up
+    self._known: dict[int, Any] = {}  # what checkpoints of this run are about, by step
+    self._unreadable: list[tuple[Path, str]] = []  # were set aside
+    if not read_only:
+      self._hosts.tell(self._tidy)
+    # nothing is cleaned up, and of other checkpoints than the restored one nothing is read
+    reading = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
     writing = ocp.CheckpointManagerOptions(
       create=True,
       cleanup_tmp_directories=True,
@@ -128,12 +138,11 @@ class Checkpoints:
   def save(self, run: RunState, step: int, metrics: Mapping[str, float] | None = None) -> None:
     """Starts saving the run after `step` updates; returns once its arrays may change.
 
-    A save under way is waited for. `metrics` are those of the last update. Raises CheckpointError
-    if that save failed, for instance on a full disk, or there are checkpoints of later updates;
-    older checkpoints are intact.
+    A save under way is waited for. What is saved already is not saved again; a checkpoint that
+    this process knows, of as many updates but with fewer rollouts, is replaced. `metrics` are those
+    of the last update. Raises CheckpointError if that save failed, for instance on a full disk, or
+    there are checkpoints of later updates; older checkpoints are intact.
     """
-    if step in self._manager.all_steps():
-      return
     results = {str(r.order_id): messages.encode(r) for r in run.samplers.results}
     weights = {str(version): params for version, params in run.samplers.weights.items()}
     state = dataclasses.replace(run.state, frozen=None)
@@ -150,6 +159,14 @@ class Checkpoints:
       "prompts": run.prompts,
       "rates": {task: len(rates) for task, rates in run.rates.items()},
     }
+    about = json.loads(json.dumps(about))  # as it will be read
+    there = step in self._manager.all_steps()
+    if there and self._hosts.tell(lambda: self._known.get(step, about) == about):
+      return
+    if there:
+      self.wait()
+      self._hosts.tell(lambda: self._move(step, self._replaced))
+      self._manager.reload()
     items = {
       "about": ocp.args.JsonSave(about),
       "state": ocp.args.StandardSave(state),
@@ -172,6 +189,10 @@ class Checkpoints:
       raise CheckpointError(
         f"update {step} is not saved: {self._directory} has later ones, to {self.newest()}"
       )
+    self._known[step] = about
+    if there:
+      self.wait()
+      self._hosts.tell(self._tidy)
 
   def _tell_missing(self, step: int, metrics: Mapping[str, float]) -> None:
     near = ", ".join(difflib.get_close_matches(self._metric, metrics))
@@ -225,8 +246,29 @@ class Checkpoints:
   def _damaged(self) -> Path:
     return self._directory.with_name("damaged")
 
+  @property
+  def _replaced(self) -> Path:
+    return self._directory.with_name("replaced")
+
+  def _tidy(self) -> None:
+    """Puts back what was being replaced when a process ended, if nothing took its place; and sets
+    aside checkpoints whose metrics cannot be read, which the manager reads of all of them."""
+    for place in self._replaced.glob("*"):
+      if not (self._directory / place.name).is_dir():
+        place.rename(self._directory / place.name)
+    shutil.rmtree(self._replaced, ignore_errors=True)
+    for path in self._directory.glob("*/metrics/metrics"):
+      try:
+        json.loads(path.read_bytes())
+      except ValueError as error:
+        problem = manifest.damage(path.parents[1]) or f"metrics/metrics is not JSON ({error})"
+        moved = self._move(int(path.parts[-3]), self._damaged)
+        self._unreadable.append((moved, problem))
+
   def _newest_whole(self, at_most: int, set_aside: Callable[[Path, str], None]) -> int | None:
     """The newest step that can be restored; damaged ones are set aside."""
+    for place, problem in self._unreadable:
+      set_aside(place, problem)
     steps = sorted((s for s in self._manager.all_steps() if s <= at_most), reverse=True)
     for step in steps:
       problem = manifest.damage(self._directory / str(step))
@@ -235,7 +277,7 @@ class Checkpoints:
       set_aside(self._set_aside(step), problem)
     if steps and self._read_only:
       raise CheckpointError(f"every checkpoint in {self._directory} is damaged")
-    if steps:
+    if steps or self._unreadable:
       raise CheckpointError(
         f"every checkpoint is damaged; they are in {self._damaged}. Nothing was overwritten: give "
         "another --workdir to begin again"
@@ -270,6 +312,7 @@ class Checkpoints:
       for name, of in about["results"].items()
     ]
     weights = {version: restored["weights"][str(version)] for version in about["weights"]}
+    self._known[step] = about
     samplers = Snapshot(results, weights)
     return RunState(
       restored["state"],
@@ -284,15 +327,22 @@ class Checkpoints:
     """Moves a checkpoint out of the way of later ones of the same step, if it may be moved."""
     if self._read_only:
       return self._directory / str(step)
-    self._damaged.mkdir(exist_ok=True)
-    taken = len(list(self._damaged.glob(f"{step}*")))
-    place = self._damaged / (f"{step}.{taken}" if taken else str(step))
-    (self._directory / str(step)).rename(place)
+    place = self._move(step, self._damaged)
     self._manager.reload()
     return place
 
+  def _move(self, step: int, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    numbers = itertools.count(1)
+    place = folder / str(step)
+    while place.exists():
+      place = folder / f"{step}.{next(numbers)}"
+    (self._directory / str(step)).rename(place)
+    return place
+
   def _score(self, metrics: Mapping[str, float]) -> float:
-    return metrics.get(self._metric, -np.inf)
+    value = metrics.get(self._metric, np.nan)
+    return self._sign * value if np.isfinite(value) else -np.inf
 
   def _write_manifest(self) -> None:
     """Runs when every file of the checkpoint being saved is written, before it gets its name."""

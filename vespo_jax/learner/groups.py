@@ -62,10 +62,12 @@ def has_signal(rollouts: Sequence[Rollout], samples_per_prompt: int) -> np.ndarr
 
 def success_rates(rollouts: Sequence[Rollout], samples_per_prompt: int) -> np.ndarray:
   """float64 [P]: share of correct answers among the valid ones that could be graded; NaN if there
-  are none."""
+  are none. One that is not paid for being correct, because it is too long, is not."""
   shape = (-1, samples_per_prompt)
   graded_PR = (valid(rollouts) & [r.reward_status != "error" for r in rollouts]).reshape(shape)
+  paid = [r.reward_parts is None or r.reward_parts[0] > 0 for r in rollouts]
   ok_PR = np.array([r.reward_status == "ok" for r in rollouts], bool).reshape(shape)
+  ok_PR &= np.array(paid, bool).reshape(shape)
   counts_P = graded_PR.sum(axis=1)
   return np.where(counts_P, (ok_PR & graded_PR).sum(axis=1), np.nan) / np.maximum(counts_P, 1)
 

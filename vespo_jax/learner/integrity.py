@@ -156,7 +156,9 @@ def judge(
     log_ratio_BT: log policy - log behaviour of their tokens, padded on the right; finite.
     version: committed updates behind the policy of `log_ratio_BT`.
 
-  A quarantined worker begins again without strikes, as whoever takes its place does.
+  A quarantined worker begins again without strikes, as whoever takes its place does; and without
+  averages where disagreement alone accuses it and there are not three workers, most of whom could
+  speak for it: if it is the policy that moves faster from now on, it is accused once.
   """
   name, before = str(worker), monitor.workers.get(str(worker), Standing())
   evidence = gather(rollouts, log_ratio_BT, version, thresholds.floor_nats, thresholds.replay_nats)
@@ -164,6 +166,7 @@ def judge(
   excess = _excess(monitor, evidence.levels, thresholds)
   elevated = bool(max(excess.values(), default=0.0) > 1)
   scores = _scores(monitor, evidence, calibration, thresholds)
+  certain = max(scores.values()) > 1
   if not _everyone(monitor, name, elevated):
     scores |= {
       f"it disagrees by {np.exp(evidence.levels[lag][0]):.2g} nats per token at lag {lag}": score
@@ -182,6 +185,8 @@ def judge(
     strikes = before.strikes + 1
     quarantined = score >= thresholds.extreme or strikes >= thresholds.patience
     after = dataclasses.replace(before, elevated=elevated, strikes=0 if quarantined else strikes)
+    if quarantined and not certain and len({*monitor.workers, name}) < 3:
+      after = dataclasses.replace(after, disagreement={})
     verdict = Verdict("quarantined" if quarantined else "flagged", float(score), reason)
   seen = tuple(dict.fromkeys((*monitor.seen, *evidence.fingerprints)))[-thresholds.window :]
   return Monitor({**monitor.workers, name: after}, seen), verdict

@@ -17,6 +17,7 @@ from vespo_jax.learner.anchors import Anchors
 from vespo_jax.learner.batching import make_batch
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
 from vespo_jax.learner.failure import Breakdown, Diverged, explain
+from vespo_jax.learner.finish import Finish
 from vespo_jax.learner.groups import NoSignal
 from vespo_jax.learner.guard import Guard
 from vespo_jax.learner.intake import Intake, Minibatch, ProblemSet
@@ -62,6 +63,7 @@ class Pending:
   minibatch: Minibatch
   batch: TrainBatch
   dispatched: float
+  finish: Finish
 
 
 @dataclasses.dataclass
@@ -176,12 +178,14 @@ class Loop:
     self._finish_pending()
     self.step += 1
     row |= {"step": self.step, "weight_version": self.step}
-    self._pending = Pending(row, device_metrics, minibatch, batch, dispatched)
+    finish = Finish(device_metrics)
+    self._pending = Pending(row, device_metrics, minibatch, batch, dispatched, finish)
 
   def _profile(self) -> None:
     """Traces the wanted updates, from the second of this process on: the first compiles."""
     made, wanted = self.step - self._first, self.settings.profile_updates
     if self.metrics is not None and wanted and made == 1:
+      self._finish_pending()  # nothing of the update before is traced
       jax.profiler.start_trace(str(self.workdir / "profile"))
       self._tracing = True
     if made > wanted:
@@ -189,6 +193,7 @@ class Loop:
 
   def _end_profile(self) -> None:
     if self._tracing:
+      self._finish_pending()
       jax.profiler.stop_trace()
       self._tracing = False
 
@@ -245,7 +250,7 @@ class Loop:
     row = pending.row | {key: value.item() for key, value in fetched.items()}
     if not row.get("mismatch/tokens"):  # nothing was sampled by the weights that were updated
       row = {key: value for key, value in row.items() if not key.startswith("mismatch/")}
-    ready = time.perf_counter()
+    ready = pending.finish.at_s()  # some time ago, where the next minibatch was waited for
     update_s = ready - max(pending.dispatched, self._last_ready)
     self._last_ready = ready
     minibatch, batch, version = pending.minibatch, pending.batch, row["step"] - 1
@@ -269,7 +274,7 @@ class Loop:
       "throughput/trained_tokens_per_s": trained / update_s,
       "wall_time_s": self.elapsed_s(),
     }
-    self._row, self._checkpoint_s = row, 0.0
+    self._row, self._checkpoint_s, self._publish_s = row, 0.0, 0.0
     if self.metrics is not None:
       self.metrics.write(row)
     self.progress.update(row)

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vespo_jax import files, metrics, sharding
-from vespo_jax.learner.checkpoint import Checkpoints, RunState
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
 from vespo_jax.learner.failure import Diverged, explain
+from vespo_jax.learner.finish import Finish
 from vespo_jax.learner.numerics import (
   CAUSES,
   PER_LEAF,
@@ -71,6 +72,7 @@ class Pending:
   device_metrics: dict[str, Any]
   packed: Packed
   dispatched: float
+  finish: Finish
 
 
 @dataclasses.dataclass
@@ -160,7 +162,8 @@ class Loop:
     self._skips_left = device_metrics[SKIPS_LEFT]
     self._finish_pending()
     self.step += 1
-    self._pending = Pending(self.step, device_metrics, packed, dispatched)
+    finish = Finish(device_metrics)
+    self._pending = Pending(self.step, device_metrics, packed, dispatched, finish)
 
   def _between_updates(self) -> None:
     """Held-out likelihood and checkpoint, where one is due."""
@@ -199,7 +202,7 @@ class Loop:
     ended = fetched.pop(SKIPS_LEFT) < 0
     norms = dict(zip(leaf_names(self.state.params), fetched.pop(PER_LEAF), strict=True))
     measured = {key: value.item() for key, value in fetched.items()}
-    ready = time.perf_counter()
+    ready = pending.finish.at_s()
     update_s = ready - max(pending.dispatched, self._last_ready)
     self._last_ready = ready
     packed, step = pending.packed, pending.step
@@ -227,8 +230,12 @@ class Loop:
       why = explain(causes, measured, norms, log_w)
       if ended:
         self.step = step - 1
-        self._break_down(row, norms, why)
-        raise Diverged(f"update {step} is bad: {why}; see {self.workdir / 'failure'}")
+        where = f"see {self.workdir / 'failure'}"
+        try:
+          self._break_down(row, norms, why)
+        except (OSError, CheckpointError) as error:
+          where = f"the evidence could not be written: {error}"
+        raise Diverged(f"update {step} is bad: {why}; {where}")
       self.progress.message(f"update {step} was skipped: {why}")
 
   def _break_down(self, row: dict[str, Any], norms: dict[str, float], why: str) -> None:
