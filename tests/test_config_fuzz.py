@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import debug
-from vespo_jax import command, launch, parts, train, training
+from vespo_jax import command, config_policy, launch, parts, train, training
 from vespo_jax import config as config_lib
 from vespo_jax.config_file import flatten
 from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
@@ -233,7 +233,7 @@ def build(config, path):
   assert np.isfinite(advantages_PR).all()
   schedule = config_lib.make_schedule(config)
   assert schedule.may_order(0, 0) and schedule.versions_kept >= 2
-  assert config_lib.make_lora(config, config_lib.make_spec(config)) or not config.lora.rank
+  assert config_policy.make_lora(config, config_policy.make_spec(config)) or not config.lora.rank
   assert parts.sampler_settings(config, byte_tokenizer()).stop_strings is not None
   make_optimizer(parts.pick(OptimizerSettings, config.optimizer)).init({"layers": {}})
   parts.pick(StepSettings, config.optimizer)

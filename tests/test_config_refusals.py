@@ -1,9 +1,12 @@
 """What a config is refused for, and with which words."""
 
+import jax
 import pytest
 
 from tests.test_config import ASYNC, parse
+from vespo_jax import models
 from vespo_jax.config import ConfigError
+from vespo_jax.tokenizers import byte_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -284,3 +287,12 @@ def test_bad_values_are_refused_by_name(arguments, words):
     parse(*arguments)
   for word in words:
     assert word in str(caught.value), (word, str(caught.value))
+
+
+def test_responses_beyond_the_models_positions_are_refused(tmp_path):
+  spec = models.ModelSpec(259, 16, 1, 2, 1, 8, 24, context=16)
+  models.save(tmp_path, spec, models.init(spec, jax.random.key(0)), byte_tokenizer())
+  arguments = [f"--config.policy.path={tmp_path}", "--config.sampler.max_new_tokens"]
+  parse(arguments[0], f"{arguments[1]}=15")
+  with pytest.raises(ConfigError, match="max_new_tokens=16 does not fit the policy's 16 positions"):
+    parse(arguments[0], f"{arguments[1]}=16")

@@ -25,6 +25,7 @@ ROOMS = [
     "config_tasks",
     "config_replay",
     "config_flags",
+    "config_policy",
     "config",
     "config_supervised",
     "parts",

@@ -247,20 +247,55 @@ def test_configs_of_other_writers_are_read(tmp_path):
   assert (loaded.bos_id, loaded.eos) == (None, "</s>")
   templates = [{"name": "tool_use", "template": "?"}, {"name": "default", "template": TRIMMED}]
   change(tmp_path, chat_template=templates, bos_token="<s>")
+  (tmp_path / "chat_template.jinja").unlink()
   loaded = Tokenizer.load(tmp_path)
   assert loaded.chat.source == TRIMMED
   loaded.save(tmp_path)
   assert json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"] == templates
   (tmp_path / "chat_template.jinja").write_text(CHATML)
+  loaded = Tokenizer.load(tmp_path)
+  assert loaded.chat.source == CHATML
+  loaded.save(tmp_path)  # which of the two is in force stays
   assert Tokenizer.load(tmp_path).chat.source == CHATML
   (tmp_path / "tokenizer_config.json").unlink()
   loaded = Tokenizer.load(tmp_path, {"bos_token_id": 0, "eos_token_id": [3, 1]})
-  assert (loaded.bos, loaded.eos, loaded.add_bos) == ("<s>", "<|im_end|>", False)
+  assert (loaded.bos, loaded.eos, loaded.add_bos) == ("<s>", "<|im_end|>", True)
   assert loaded.stop_ids == (3, 1)
 
 
+def test_a_stale_template_does_not_outlive_a_save(tmp_path):
+  chat_tokenizer(CHATML).save(tmp_path)
+  chat_tokenizer(None).save(tmp_path)
+  assert Tokenizer.load(tmp_path).chat is None
+
+
+@pytest.mark.parametrize("more", [None, hf.processors.ByteLevel(trim_offsets=False)])
+def test_a_saved_tokenizer_adds_bos_by_itself_where_prompts_begin_with_it(more, tmp_path):
+  for tokenizer, begins in (
+    (chat_tokenizer(None), True),
+    (chat_tokenizer(None, add_bos=False), False),
+    (byte_tokenizer(), True),
+  ):
+    if more is not None and tokenizer is not byte_tokenizer():
+      tokenizer.backend.post_processor = more
+    before = tokenizer.backend.to_str()
+    tokenizer.save(tmp_path)
+    assert tokenizer.backend.to_str() == before
+    alone = hf.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids = tokenizer.encode("ab")
+    assert alone.encode("ab").ids == ([tokenizer.bos_id] if begins else []) + ids
+    assert Tokenizer.load(tmp_path).encode_prompt("ab") == tokenizer.encode_prompt("ab")
+
+
+def test_a_template_without_the_assistants_turn_ends_it_with_eos():
+  asks = "{{ bos_token }}User: {{ messages[0].content }} Assistant:"
+  tokenizer = chat_tokenizer(asks)
+  assert tokenizer.turn_end_id == tokenizer.eos_id and tokenizer.stop_ids == (tokenizer.eos_id,)
+  assert tokenizer.encode_response("a")[-1] == tokenizer.eos_id
+
+
 def test_bos_is_added_where_the_post_processor_adds_it(tmp_path):
-  tokenizer = chat_tokenizer(None)
+  tokenizer = chat_tokenizer(None, add_bos=False)
   for adds in (False, True):
     if adds:
       tokenizer.backend.post_processor = hf.processors.TemplateProcessing(

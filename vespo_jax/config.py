@@ -9,25 +9,21 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vespo_jax import advantages, files, objectives, weights
+from vespo_jax import advantages, files, objectives
 from vespo_jax.config_file import Values, check_keys, flatten, overridden, read_command, read_file
-from vespo_jax.config_flags import SIZES, check_effect
+from vespo_jax.config_flags import check_effect
+from vespo_jax.config_policy import check_policy
 from vespo_jax.config_replay import check_replayed
 from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, replayed, shown
 from vespo_jax.config_tasks import check_prompts, check_tasks, with_digests
-from vespo_jax.models import ModelSpec, lora
-from vespo_jax.models.lora import LoraSettings
 from vespo_jax.runtime.schedule import Schedule, read_recorded
-from vespo_jax.sampler import placement
 from vespo_jax.tasks import custom
-from vespo_jax.tokenizers import byte_tokenizer
 
 _ORDERED = (  # options of a method of which the first is at most the second
   ("low", "high"),
@@ -77,7 +73,7 @@ def _check(values: Values) -> FrozenConfigDict:
   _check_runtime(config)
   _check_sampler(config)
   _check_batch(config)
-  _check_policy(config)
+  check_policy(config)
   _check_reward(config)
   check_prompts(config)
   check_tasks(config)  # last: its package takes a second to import
@@ -101,19 +97,6 @@ def make_correction(config: ConfigDict | FrozenConfigDict) -> objectives.Correct
   return _make(config, "correction", config.correction.name)
 
 
-def make_lora(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> LoraSettings | None:
-  """The configured adapters, None if the whole model is trained. Raises ConfigError if they target
-  no layer of the model."""
-  if not config.lora.rank:
-    return None
-  settings = LoraSettings(config.lora.rank, config.lora.alpha, config.lora.targets)
-  try:
-    lora.targeted(spec, settings)
-  except ValueError as error:
-    raise ConfigError(f"lora.{error}") from error
-  return settings
-
-
 def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
   """The configured schedule. Raises ConfigError if the one to replay cannot be read or followed."""
   runtime, prompts = config.runtime, config.batch.prompts
@@ -131,33 +114,6 @@ def make_schedule(config: ConfigDict | FrozenConfigDict) -> Schedule:
     )
   except (OSError, ValueError) as error:
     raise ConfigError(f"runtime.clock={runtime.clock!r}: {error}") from error
-
-
-def check_moe(config: ConfigDict | FrozenConfigDict, experts: int) -> None:
-  """Raises ConfigError if something is asked of routers that a model without `experts` lacks."""
-  for key, off in (("balance_coefficient", 0), ("z_coefficient", 0), ("replay", "off")):
-    if not experts and config.moe[key] != off:
-      raise ConfigError(
-        f"moe.{key}={config.moe[key]!r} needs a mixture of experts, and the policy is dense"
-      )
-
-
-def make_spec(config: FrozenConfigDict) -> ModelSpec:
-  """The architecture of the policy: that of `policy.path`, of which only the description is read,
-  or the configured one. Raises ConfigError if there is no such model."""
-  policy = config.policy
-  if not policy.path:
-    vocab_size = byte_tokenizer().vocab_size
-    return ModelSpec(vocab_size, **{size: policy[size] for size in SIZES})
-  if not os.path.exists(policy.path):
-    raise ConfigError(
-      f"policy.path={shown(policy.path)} does not exist; nothing is downloaded: give a run's "
-      "directory, one in Hugging Face's layout, or a GGUF file"
-    )
-  try:
-    return weights.read_spec(policy.path)
-  except (ValueError, OSError) as error:
-    raise ConfigError(f"policy.path={shown(policy.path)}: {one_line(error)}") from error
 
 
 def write(config: ConfigDict | FrozenConfigDict, path: Path) -> None:
@@ -272,36 +228,6 @@ def _check_runtime(config: FrozenConfigDict) -> None:
     )
 
 
-def _check_weights(config: FrozenConfigDict, spec: ModelSpec) -> None:
-  """How weights are published, and what holds them."""
-  sampler, dtype = config.sampler, config.runtime.pieces.dtype
-  if config.runtime.weights == "pieces" and dtype != "float32":
-    proximal = config.proximal_step.divergence
-    for key, value, needed in (  # a run goes on with a proximal policy as it was published: rounded
-      ("sampler.dtype", sampler.dtype, (dtype,)),
-      ("correction.denominator", config.correction.denominator, ("behaviour",)),
-      ("proximal_step.divergence", proximal, ("none",)),
-      ("moe.replay", config.moe.replay, ("off", "R3")),
-    ):
-      if value not in needed:
-        choices = " or ".join(map(repr, needed))
-        raise ConfigError(
-          f"runtime.pieces.dtype={dtype!r} needs {key}={choices}, and it is {value!r}"
-        )
-  if sampler.devices and config.runtime.transport != "local":
-    raise ConfigError(
-      f"sampler.devices={sampler.devices!r} needs runtime.transport='local', whose samplers are "
-      f"processes of their own here; it is {config.runtime.transport!r}"
-    )
-  slots = sampler.slots
-  if slots % sampler.tensor:
-    raise ConfigError(f"sampler.slots={slots} do not divide over sampler.tensor={sampler.tensor}")
-  try:
-    placement.check(sampler.tensor, spec)
-  except ValueError as error:
-    raise ConfigError(f"sampler.tensor={sampler.tensor}: {error}") from error
-
-
 def _check_sampler(config: FrozenConfigDict) -> None:
   sampler = config.sampler
   truncating = [
@@ -359,40 +285,3 @@ def _check_reward(config: FrozenConfigDict) -> None:
       custom.load(config.task.reward)
     except ValueError as error:
       raise ConfigError(f"task.reward={shown(config.task.reward)}: {one_line(error)}") from error
-
-
-def _check_policy(config: FrozenConfigDict) -> None:
-  policy = config.policy
-  experts, active = policy.experts, policy.active_experts
-  if not policy.path and not min(experts, 1) <= active <= experts:
-    raise ConfigError(
-      f"policy.active_experts={active} must be from 1 to policy.experts={experts}, or both 0"
-    )
-  if not policy.path and policy.heads % policy.kv_heads:
-    raise ConfigError(
-      f"policy.heads={policy.heads} must be a multiple of policy.kv_heads={policy.kv_heads}"
-    )
-  spec = make_spec(config)
-  check_moe(config, spec.experts)
-  _check_attention(config, spec)
-  _check_weights(config, spec)
-  make_lora(config, spec)
-
-
-def _check_attention(config: FrozenConfigDict, spec: ModelSpec) -> None:
-  name, mesh = config.policy.attention, config.mesh
-  dtype = config.sampler.dtype
-  if config.sampler.attention == "paged" and dtype != "bfloat16":
-    raise ConfigError(f"sampler.attention='paged' needs sampler.dtype='bfloat16', not {dtype!r}")
-  if name != "dense" and mesh.sequence != 1:
-    raise ConfigError(
-      f"policy.attention={name!r} sees whole sequences, and mesh.sequence={mesh.sequence} divides "
-      "them; use policy.attention='dense' there"
-    )
-  if name == "cudnn" and config.policy.dtype != "bfloat16":
-    raise ConfigError("policy.attention='cudnn' needs policy.dtype='bfloat16'")
-  if name == "cudnn" and (spec.head_width % 8 or spec.head_width > 256):
-    raise ConfigError(
-      f"policy.attention='cudnn' needs heads of a multiple of 8 up to 256, and the policy's have "
-      f"{spec.head_width}"
-    )

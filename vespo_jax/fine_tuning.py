@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from vespo_jax import config as config_lib
-from vespo_jax import files, launch, metrics, parts, rundirs, supervised, training
+from vespo_jax import config_policy, files, launch, metrics, parts, rundirs, supervised, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import Checkpoints, Retention
@@ -100,7 +99,7 @@ def _run(
   started = time.perf_counter()
   mesh = parts.make_mesh(config)
   spec, params, tokenizer = parts.load_policy(config, mesh)
-  config_lib.check_moe(config, spec.experts)
+  config_policy.check_spec(config, spec)
   data = _read(config, tokenizer, stack)
   counts = data.counts()
   updates = config.updates

@@ -15,7 +15,18 @@ from typing import Any, TextIO
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import files, metrics, models, parts, report, rundirs, sharding, training, weights
+from vespo_jax import (
+  config_policy,
+  files,
+  metrics,
+  models,
+  parts,
+  report,
+  rundirs,
+  sharding,
+  training,
+  weights,
+)
 from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.hosts import Hosts, HostsFailed
@@ -96,7 +107,7 @@ def _run(
   mesh = parts.make_mesh(config)
   hosts.connect(mesh)
   spec, params, tokenizer = parts.load_policy(config, mesh)
-  config_lib.check_moe(config, spec.experts)
+  config_policy.check_spec(config, spec)
   pieces = parts.open_pieces(config, mesh, spec, workdir, hosts)
   sampler = parts.open_sampler(config, spec, tokenizer, stack, hosts, pieces)
   problems, held_out = parts.open_problems(config, tokenizer, stack, hosts)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import config_replay, config_tasks, models, sharding, tasks
+from vespo_jax import config_policy, config_replay, config_tasks, models, sharding, tasks
 from vespo_jax.config import ConfigError
 from vespo_jax.config_replay import SAVED
 from vespo_jax.evaluation import Evaluator
@@ -58,7 +58,7 @@ def load_policy(
 
   Raises ConfigError if the model there cannot be read, or does not divide over the mesh.
   """
-  spec, path = config_lib.make_spec(config), config.policy.path
+  spec, path = config_policy.make_spec(config), config.policy.path
   shardings = None if mesh is None else param_shardings(mesh, spec)
   if path:
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers as hf
-from tokenizers import decoders, pre_tokenizers
+from tokenizers import decoders, pre_tokenizers, processors
 from tokenizers import models as hf_models
 
 from vespo_jax.chat import ChatTemplate
@@ -35,6 +35,7 @@ class Tokenizer:
     stops: further ids that end a response.
     chat_template: the jinja2 source, or None.
     settings: what else `tokenizer_config.json` holds; written back as it was read.
+    generation: what `generation_config.json` holds; written back beside the ids.
 
   Attributes:
     bos_id: the id of `bos`, or None.
@@ -58,9 +59,10 @@ class Tokenizer:
     stops: Sequence[int] = (),
     chat_template: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    generation: Mapping[str, Any] | None = None,
   ):
     self.backend, self.bos, self.eos = backend, bos, eos
-    self.settings = dict(settings or {})
+    self.settings, self.generation = dict(settings or {}), dict(generation or {})
     self.bos_id = None if bos is None else self._id(bos)
     self.eos_id = self._id(eos)
     self.add_bos = add_bos and bos is not None
@@ -153,12 +155,17 @@ class Tokenizer:
     return [*self.encode(answer), self.turn_end_id]
 
   def save(self, directory: Path) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json` in the Hugging Face format."""
+    """Writes `tokenizer.json`, `tokenizer_config.json` and, of a chat template,
+    `chat_template.jinja` in the Hugging Face format."""
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **self.settings}
     settings |= {"bos_token": self.bos, "eos_token": self.eos, "add_bos_token": self.add_bos}
-    if self.chat is not None and not isinstance(settings.get("chat_template"), list):
-      settings["chat_template"] = self.chat.source
-    self.backend.save(str(directory / "tokenizer.json"))
+    template = directory / "chat_template.jinja"  # which goes before the config's
+    template.unlink(missing_ok=True)
+    if self.chat is not None:
+      template.write_text(self.chat.source)
+      if not isinstance(settings.get("chat_template"), list):
+        settings["chat_template"] = self.chat.source
+    self._with_bos().save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
   @classmethod
@@ -209,15 +216,30 @@ class Tokenizer:
       stops=stops,
       chat_template=_chat_template(directory, settings),
       settings=settings,
+      generation=generation,
     )
 
   def _turn_end(self, chat: ChatTemplate) -> int:
     """The first special token that the template puts after an assistant's answer, or eos."""
     answer = next(c for c in map(chr, _PRIVATE_USE) if c not in chat.source)
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-    after = chat.render(turns, add_generation_prompt=False).rpartition(answer)[2]
-    ids = _encode(self._template_backend, after)
+    _, found, after = chat.render(turns, add_generation_prompt=False).rpartition(answer)
+    ids = _encode(self._template_backend, after) if found else []
     return next((id for id in ids if id in self._special), self.eos_id)
+
+  def _with_bos(self) -> hf.Tokenizer:
+    """The tokenizer, such that it adds bos by itself, as `transformers` leaves it to do."""
+    if self.bos is None or not self.add_bos or self.bos in self.backend.encode("").tokens:
+      return self.backend
+    backend = copy.deepcopy(self.backend)
+    begins = processors.TemplateProcessing(
+      single=f"{self.bos} $A",
+      pair=f"{self.bos} $A {self.bos} $B",
+      special_tokens=[(self.bos, self.bos_id)],
+    )
+    steps = [step for step in (backend.post_processor, begins) if step is not None]
+    backend.post_processor = processors.Sequence(steps) if len(steps) > 1 else begins
+    return backend
 
   def _id(self, token: str) -> int:
     found = self.backend.token_to_id(token)

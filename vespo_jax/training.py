@@ -14,7 +14,7 @@ import jax
 import optax
 from ml_collections import FrozenConfigDict
 
-from vespo_jax import advantages, objectives, parts, sharding
+from vespo_jax import advantages, config_policy, objectives, parts, sharding
 from vespo_jax import config as config_lib
 from vespo_jax.advantages import Advantage
 from vespo_jax.config import ConfigError
@@ -190,7 +190,7 @@ def make_step(
   method = method or configured_method(config)
   settings = parts.pick(OptimizerSettings, config.optimizer)
   optimizer = make_optimizer(settings, config.updates if updates is None else updates)
-  adapters = config_lib.make_lora(config, spec)
+  adapters = config_policy.make_lora(config, spec)
   update = make_update(
     spec,
     method.objective,

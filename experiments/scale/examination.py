@@ -19,6 +19,7 @@ from experiments.scale.published import described
 from experiments.scale.search import BadLayout, Layout
 from experiments.scale.workload import Workload
 from vespo_jax import config as config_lib
+from vespo_jax import config_policy
 from vespo_jax.config import ConfigError
 from vespo_jax.config_file import read_command
 from vespo_jax.models import ModelSpec
@@ -104,7 +105,7 @@ def read(
       values[f"{key}.attention"] = kernels[hardware.kind]
   with described(str(values["policy.path"])) as there:
     config = config_lib.validate({**values, "policy.path": there})  # type: ignore[arg-type]
-    spec = config_lib.make_spec(config)
+    spec = config_policy.make_spec(config)
   layout = _resolved({axis: config.mesh[axis] for axis in MESH_AXES}, hardware) if given else None
   work = Workload.of(config, spec, prompt_width)
   return Subject(Path(path).stem, config, spec, work, hardware, layout)

@@ -63,7 +63,7 @@ def measure(point: Mapping[str, Any]) -> dict[str, Any]:
   from experiments.scale import hlo, programs, published
   from experiments.scale.costs import axes_of
   from vespo_jax import config as config_lib
-  from vespo_jax import models, sharding
+  from vespo_jax import config_policy, models, sharding
 
   config, sizes = base.get_config(), dict.fromkeys(sharding.MESH_AXES, 1) | point["mesh"]
   prompts = 4 * sizes["data"] * sizes["fsdp"]
@@ -80,7 +80,7 @@ def measure(point: Mapping[str, Any]) -> dict[str, Any]:
     spec = models.ModelSpec(VOCABULARY, head_width=64, **SIZES[point["model"]])
   else:
     spec = dataclasses.replace(
-      config_lib.make_spec(config_lib.validate(config)), vocab_size=VOCABULARY
+      config_policy.make_spec(config_lib.validate(config)), vocab_size=VOCABULARY
     )
   mesh = programs.fake_mesh(sizes)
   frozen = config_lib.validate(config)

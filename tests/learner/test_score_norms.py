@@ -1,10 +1,11 @@
 """What a norm of grad log pi costs: one backward pass for each that is needed."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from example import SPEC, advantages_of, example_batch, fresh_state
 
-from vespo_jax import advantages
+from vespo_jax import advantages, models
 from vespo_jax.learner.score_norms import log_score_norms
 from vespo_jax.models import Compute
 
@@ -59,3 +60,25 @@ def test_groups_without_variance_need_none(monkeypatch):
   np.testing.assert_array_equal(asked[0], expected)
   np.testing.assert_array_equal(found[~expected], 0.0)
   assert (found[expected] != 0).all()
+
+
+def test_norms_of_logits_are_real_where_the_policy_is_sure():
+  """1 - 2 p + sum p^2 written out is below 0 there as often as not."""
+  sharp = {**PARAMS, "final_norm": 40 * PARAMS["final_norm"]}
+  batch = example_batch(prompts=64, samples=1, width=1)
+  tokens, real = jnp.asarray(batch.prompt_tokens_PS), jnp.asarray(batch.prompt_mask_PS, jnp.int32)
+  hidden_PSD, _ = models.forward(sharp, SPEC, tokens, segments=real)
+  logits_PV = np.asarray(hidden_PSD[:, -1] @ models.head_table(sharp).T, np.float64)
+  logits_PV -= logits_PV.max(axis=-1, keepdims=True)
+  pi_PV = np.exp(logits_PV) / np.exp(logits_PV).sum(axis=-1, keepdims=True)
+  best_P = pi_PV.argmax(axis=-1)
+  batch = batch.replace(
+    response_tokens_PRT=best_P[:, None, None].astype(np.int32),
+    response_mask_PRT=np.ones((64, 1, 1), bool),
+  )
+  others_PV = pi_PV * (np.arange(SPEC.vocab_size) != best_P[:, None])
+  exact_P = others_PV.sum(axis=-1) ** 2 + (others_PV**2).sum(axis=-1)
+  assert (exact_P < 1e-8).sum() > 9  # where float32 has next to nothing left of 1
+  found_P = np.asarray(models.group_logit_norms(sharp, SPEC, batch))[:, 0, 0]
+  # what the other tokens' squares add, a factor of at most 2, is below the rounding of 1
+  np.testing.assert_allclose(np.sqrt(found_P), np.sqrt(exact_P), rtol=0.3, atol=1e-5)

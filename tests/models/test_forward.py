@@ -100,6 +100,26 @@ def test_packed_and_padded_rows_equal_single_sequences(model):
   assert not np.asarray(logprobs[0, [0, 1, 5, 8, 9]]).any()
 
 
+def test_padding_within_a_segment_changes_nothing(model):
+  spec, params = model
+  whole = tokens((2, 7))
+  holed = jnp.insert(whole, jnp.array([3, 3]), 9, axis=1)  # a padded prompt, a response
+  segments = jnp.where(jnp.isin(jnp.arange(9), jnp.array([3, 4])), 0, 1)
+  segments = jnp.broadcast_to(segments, holed.shape)
+  found = token_logprobs(params, spec, holed, segments=segments)
+  real = np.flatnonzero(np.asarray(segments[0]))
+  for got, want in zip(found, token_logprobs(params, spec, whole), strict=True):
+    np.testing.assert_allclose(np.asarray(got)[:, real], want, atol=2e-5)
+    assert not np.asarray(got)[:, [3, 4]].any()
+
+
+def test_ids_beyond_the_vocabulary_have_no_log_prob(model):
+  spec, params = model
+  for id in (-1, spec.vocab_size):
+    with pytest.raises(ValueError, match=f"token {id} is not in a vocabulary of {spec.vocab_size}"):
+      models.token_logprobs(params, spec, jnp.array([[1, id]]))
+
+
 @MIXTURE
 def test_groups_equal_rows_in_value_and_gradient(model):
   spec, params = model
@@ -152,6 +172,7 @@ def test_explicit_positions_shift_nothing_but_the_rotation(model):
     ([0, 0, 1, 1], [0, 0, 0, 1]),
     ([1, 1, 2, 2, 0], [0, 1, 0, 1, 1]),
     ([0, 1, 1, 0, 2, 2], [0, 0, 1, 1, 0, 1]),
+    ([1, 1, 0, 0, 1, 1, 0, 2], [0, 1, 1, 1, 2, 3, 3, 0]),
   ],
 )
 def test_positions_in_segments(segments, expected):

@@ -105,11 +105,22 @@ def test_files_are_those_of_peft(model, tmp_path):
     {"alpha_pattern": {"q_proj": 64}},
     {"rank_pattern": {"q_proj": 8}},
     {"target_modules": "all-linear"},
+    {"layers_to_transform": [0]},
+    {"layer_replication": [[0, 2]]},
+    {"alora_invocation_tokens": [1, 2]},
+    {"use_qalora": True},
+    {"init_lora_weights": "pissa"},
+    {"peft_type": "ADALORA"},
+    {"bias": "all"},
+    {"lora_bias": True},
+    {"what_comes_next_year": 1},
   ):
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **more}))
     with pytest.raises(ValueError, match=f"{min(more)}=.* is not supported"):
       weights.load_adapters(tmp_path)
   off = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "alpha_pattern": {}}
+  off |= {"layers_to_transform": None, "init_lora_weights": True, "megatron_core": "megatron.core"}
+  off |= {"lora_dropout": 0.05, "base_model_name_or_path": "x", "qalora_group_size": 16}
   (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **off}))
   assert weights.load_adapters(tmp_path)[1] == settings
 
@@ -123,6 +134,23 @@ def test_files_are_those_of_peft(model, tmp_path):
   save_file({**tensors, far: tensors[name]}, tmp_path / "adapter_model.safetensors")
   with pytest.raises(ValueError, match="too few for 1000000000000001 layers"):
     weights.load_adapters(tmp_path)
+  (tmp_path / "adapter_model.safetensors").write_bytes(b"{" * 20)
+  with pytest.raises(ValueError, match="adapter_model.safetensors is not readable"):
+    weights.load_adapters(tmp_path)
+  (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+  with pytest.raises(ValueError, match="target_modules is missing in .*adapter_config.json"):
+    weights.load_adapters(tmp_path)
+  (tmp_path / "adapter_config.json").write_text("{")
+  with pytest.raises(ValueError, match="adapter_config.json is not readable JSON"):
+    weights.load_adapters(tmp_path)
   (tmp_path / "adapter_config.json").unlink()
   with pytest.raises(FileNotFoundError, match="adapter_config.json"):
     weights.load_adapters(tmp_path)
+
+
+@pytest.mark.parametrize("use", [lora.attach, lora.merge])
+def test_adapters_of_fewer_layers_are_not_spread_over_all(use):
+  spec = models.ModelSpec(61, 24, 3, 4, 2, 8, 40)
+  first = jax.tree.map(lambda x: x[:1], adapted(spec))
+  with pytest.raises(ValueError, match="adapters of 1 layers do not fit a model of 3"):
+    use(models.init(spec, jax.random.key(0)), first, SETTINGS)

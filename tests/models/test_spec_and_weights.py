@@ -136,6 +136,25 @@ def test_what_cannot_be_computed_exactly_is_refused(model, tmp_path, change, mes
     models.load(tmp_path)
 
 
+def test_a_stored_head_of_a_tied_model_is_its_embedding_or_refused(tmp_path):
+  spec = models.ModelSpec(300, 16, 1, 2, 1, 8, 24)
+  params = models.init(spec, jax.random.key(0))
+  models.save(tmp_path, spec, params, byte_tokenizer())
+  path = tmp_path / "model.safetensors"
+  tensors = load_file(path)
+  embedding = tensors["model.embed_tokens.weight"]
+  save_file({**tensors, "lm_head.weight": embedding}, path, metadata={"format": "pt"})
+  jax.tree.map(np.testing.assert_array_equal, models.load(tmp_path)[1], params)
+  for head in (np.nextafter(embedding, np.float32(1)), embedding[1:]):
+    save_file({**tensors, "lm_head.weight": head}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lm_head.weight in .* is not the embedding"):
+      models.load(tmp_path)
+  config = json.loads((tmp_path / "config.json").read_text())
+  (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+  save_file({**tensors, "lm_head.weight": embedding + 1}, path, metadata={"format": "pt"})
+  np.testing.assert_array_equal(models.load(tmp_path)[1]["head"], embedding + 1)
+
+
 @pytest.mark.parametrize("damage", ["unknown", "missing", "truncated"])
 def test_damaged_weights_are_refused(model, tmp_path, damage):
   saved(model, tmp_path)

@@ -200,6 +200,16 @@ def test_stop_tokens_come_from_the_generation_config(single):
   assert models.load(single)[2].stop_ids == (eos, 5)
 
 
+def test_what_else_a_generation_config_says_is_written_back(single):
+  generation = single / "generation_config.json"
+  more = {"temperature": 0.6, "top_p": 0.95, "pad_token_id": 0}
+  edit(generation, lambda value: value.update(more))
+  spec, params, tokenizer = models.load(single)
+  models.save(single, spec, params, tokenizer)
+  ids = {"bos_token_id": 1, "eos_token_id": byte_tokenizer().eos_id}
+  assert json.loads(generation.read_text()) == {**more, **ids}
+
+
 def test_run_directories(single, tmp_path_factory):
   run = tmp_path_factory.mktemp("run")
   (run / "metrics.jsonl").touch()

@@ -52,7 +52,8 @@ def attend(queries_BTNH: Array, own: Block, prefix: Block | None = None) -> Arra
   """softmax(q k / sqrt(H)) v over both blocks; returns [B, T, N * H] in the queries' type.
 
   The B rows of a call with a prefix are prompt-major, R rows to each of the prefix's P prompts.
-  Scores and sums are float32. A query that may attend to nothing gets zeros.
+  Each product is in the queries' type, and what is between and after them float32. A query that may
+  attend to nothing gets zeros.
 
   Beyond `QUERY_BLOCK` queries, whose own mask is then a `Mask`, memory grows with T and not with
   T^2: pieces of so many follow one another, and the mask and the scores of each are computed again

@@ -75,13 +75,15 @@ def group_logit_norms(
   compute: Compute = PLAIN,
 ) -> Array:
   """|d log pi(y_t) / d logits|^2 = 1 - 2 pi(y_t) + sum_v pi(v)^2 of every response token, float32
-  [P, R, T], at temperature 1 of the scaled logits."""
+  [P, R, T], at temperature 1 of the scaled logits: from (1 - pi(y_t))^2 to twice that."""
 
   def local(params: Params, groups: _Groups, temperature: Array) -> Array:
     hidden_MD, table_VD, _ = _group_hidden(params, spec, groups, compute)
     targets_M = jnp.asarray(groups.response_tokens_PRT).reshape(-1)
     found = statistics(hidden_MD, table_VD, targets_M, temperature)
-    squares_M = 1 - 2 * jnp.exp(found.logit_M - found.log_z_M) + found.squares_M
+    logprob_M = found.logit_M - found.log_z_M
+    rest_M = jnp.expm1(logprob_M) ** 2  # of all other tokens' probabilities together, squared
+    squares_M = rest_M + jnp.clip(found.squares_M - jnp.exp(2 * logprob_M), 0.0, rest_M)
     return squares_M.reshape(groups.response_tokens_PRT.shape)
 
   run, groups = _spread(local, params, spec, _Groups.of(batch), routed=False)

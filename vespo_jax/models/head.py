@@ -11,11 +11,12 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vespo_jax.models import partition
 from vespo_jax.models.params import head_table
 from vespo_jax.models.spec import ModelSpec
-from vespo_jax.models.transformer import forward
+from vespo_jax.models.transformer import forward, previous_in_segment
 from vespo_jax.types import Array, Params
 
 _BLOCK_LOGITS = 1 << 22  # logits alive at a time: 16 MiB of float32
@@ -176,19 +177,30 @@ def token_logprobs(
 
   Returns:
     logprobs_BT, entropy_BT: float32. Column t belongs to token t; column 0 is 0, and so is the
-    first token of every segment and all padding.
+    first token of every segment and all padding, which may also be between tokens of a segment.
+
+  Raises ValueError if a token is not in the vocabulary; traced ones are not looked at.
   """
   B, T = tokens_BT.shape
+  if not isinstance(tokens_BT, jax.core.Tracer):
+    ids = np.asarray(tokens_BT)
+    beyond = ids[(ids < 0) | (ids >= spec.vocab_size)]
+    if beyond.size:
+      raise ValueError(f"token {beyond[0]} is not in a vocabulary of {spec.vocab_size}")
   hidden_BTD, _ = forward(params, spec, tokens_BT, segments=segments)
-  D = hidden_BTD.shape[-1]
+  hidden_BTD, D = hidden_BTD[:, :-1], hidden_BTD.shape[-1]
+  known_BT = None
+  if segments is not None:
+    before_BT = previous_in_segment(jnp.asarray(segments))
+    known_BT, columns = before_BT >= 0, jnp.maximum(before_BT[:, 1:, None], 0)
+    hidden_BTD = jnp.take_along_axis(hidden_BTD, columns, axis=1)
   results = chunked_logprobs(
-    hidden_BTD[:, :-1].reshape(-1, D),
+    hidden_BTD.reshape(-1, D),
     head_table(params),
     tokens_BT[:, 1:].reshape(-1),
     temperature,
   )
   logprobs, entropy = (jnp.pad(x.reshape(B, T - 1), [(0, 0), (1, 0)]) for x in results)
-  if segments is not None:
-    same = (segments == jnp.roll(segments, 1, axis=1)) & (segments != 0)
-    logprobs, entropy = jnp.where(same, logprobs, 0.0), jnp.where(same, entropy, 0.0)
+  if known_BT is not None:
+    logprobs, entropy = jnp.where(known_BT, logprobs, 0.0), jnp.where(known_BT, entropy, 0.0)
   return logprobs, entropy

@@ -93,7 +93,10 @@ def init(spec: ModelSpec, key: Array, settings: LoraSettings) -> Params:
 
 
 def attach(base: Params, adapters: Params, settings: LoraSettings) -> Params:
-  """Parameters for `forward`, nothing copied; differentiate with respect to `adapters`."""
+  """Parameters for `forward`, nothing copied; differentiate with respect to `adapters`.
+
+  Raises ValueError if they are of another number of layers.
+  """
 
   def adapted(kernel: Array, adapter: Params) -> Adapted:
     a, b = (adapter[key].astype(kernel.dtype) for key in ("a", "b"))
@@ -103,7 +106,10 @@ def attach(base: Params, adapters: Params, settings: LoraSettings) -> Params:
 
 
 def merge(base: Params, adapters: Params, settings: LoraSettings) -> Params:
-  """The adapted model as plain parameters, in the base's types, the sum taken in float32."""
+  """The adapted model as plain parameters, in the base's types, the sum taken in float32.
+
+  Raises ValueError if the adapters are of another number of layers.
+  """
 
   def merged(kernel: Array, adapter: Params) -> Array:
     update = jnp.einsum("lir,lro->lio", adapter["a"], adapter["b"], precision="highest")
@@ -113,7 +119,10 @@ def merge(base: Params, adapters: Params, settings: LoraSettings) -> Params:
 
 
 def _replace(base: Params, adapters: Params, replace: Callable[[Array, Params], object]) -> Params:
-  changed = {
-    name: replace(base["layers"][name], adapter) for name, adapter in adapters["layers"].items()
-  }
+  changed = {}
+  for name, adapter in adapters["layers"].items():
+    kernel, layers = base["layers"][name], len(adapter["a"])
+    if len(kernel) != layers:
+      raise ValueError(f"adapters of {layers} layers do not fit a model of {len(kernel)}: {name}")
+    changed[name] = replace(kernel, adapter)
   return {**base, "layers": {**base["layers"], **changed}}

@@ -177,9 +177,20 @@ def positions_in_segments(segments_BT: Array) -> Array:
   """0, 1, 2, .. over the real tokens of each segment of each row; padding (0) repeats a number."""
   real_BT = segments_BT != 0
   count_BT = jnp.cumsum(real_BT, axis=1, dtype=jnp.int32) - 1
-  starts_BT = jnp.diff(segments_BT, axis=1, prepend=segments_BT[:, :1]) != 0
-  offset_BT = jax.lax.cummax(jnp.where(starts_BT & real_BT, count_BT, 0), axis=1)
+  starts_BT = real_BT & (previous_in_segment(segments_BT) < 0)
+  offset_BT = jax.lax.cummax(jnp.where(starts_BT, count_BT, 0), axis=1)
   return jnp.maximum(count_BT - offset_BT, 0)
+
+
+def previous_in_segment(segments_BT: Array) -> Array:
+  """int32 [B, T]: the column of the real token before each one, padding between them left out; -1
+  of the first token of a segment and of padding."""
+  real_BT = segments_BT != 0
+  columns_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
+  last_BT = jax.lax.cummax(jnp.where(real_BT, columns_T, -1), axis=1)
+  before_BT = jnp.pad(last_BT[:, :-1], [(0, 0), (1, 0)], constant_values=-1)
+  its_BT = jnp.take_along_axis(segments_BT, jnp.maximum(before_BT, 0), axis=1)
+  return jnp.where(real_BT & (its_BT == segments_BT), before_BT, -1)
 
 
 def _layers(

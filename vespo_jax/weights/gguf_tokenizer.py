@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers as hf
-from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import models as hf_models
 
 from vespo_jax.tokenizers import Tokenizer
@@ -88,10 +88,6 @@ def _build(said: Mapping[str, Any]) -> Tokenizer:
     raise ValueError("tokenizer.ggml.eos_token_id is missing")
   bos = named.get("bos")
   add_bos = bool(said.get("tokenizer.ggml.add_bos_token", tag == "llama-bpe"))  # as llama.cpp
-  if add_bos and bos is not None:  # for `transformers`, which asks `tokenizer.json`
-    backend.post_processor = processors.TemplateProcessing(
-      single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokens.index(bos))]
-    )
   ends = [said.get(f"tokenizer.ggml.{key}_token_id") for key in ("eot", "eom")]
   settings = {"unk_token": named.get("unknown"), "pad_token": named.get("padding")}
   return Tokenizer(

@@ -81,7 +81,8 @@ def save(
     **ids,
   }
   stops = tokenizer.stop_ids
-  generation = {**ids, "eos_token_id": list(stops) if len(stops) > 1 else stops[0]}
+  generation = {**tokenizer.generation, **ids}
+  generation["eos_token_id"] = list(stops) if len(stops) > 1 else stops[0]
   directory.mkdir(parents=True, exist_ok=True)
   sizes = {name: math.prod(row.shape) * stored_type(row).itemsize for name, row in rows.items()}
   shards.write(directory, sizes, tensor)

@@ -16,6 +16,8 @@ from vespo_jax.models.params import ParamInfo
 from vespo_jax.types import Params
 from vespo_jax.weights.names import Row, table
 
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
@@ -52,7 +54,7 @@ def assemble(
 
   Raises:
     ValueError: naming the tensor and the file, if one is unknown, missing, mis-shaped, not
-      readable, or not finite.
+      readable, or not finite, or a head is stored that a model with tied embeddings would ignore.
   """
   if spec.layers * max(spec.experts, 1) > len(source.tensors):  # before a table of them is made
     raise ValueError(
@@ -61,6 +63,7 @@ def assemble(
     )
   rows = list(table(spec))
   _check(spec, rows, source)
+  _check_tied(spec, source)
   groups: dict[tuple[str, ...], list[Row]] = {}
   for row in rows:
     groups.setdefault(row.path, []).append(row)
@@ -103,10 +106,21 @@ def _part(
   return block
 
 
+def _check_tied(spec: ModelSpec, source: Source) -> None:
+  if not spec.tied_embeddings or _HEAD not in source.tensors:
+    return
+  embedding, head = source.read([_EMBEDDING, _HEAD])
+  if not np.array_equal(embedding, head):
+    raise ValueError(
+      f"{_HEAD} in {source.tensors[_HEAD].file} is not the embedding, and tie_word_embeddings says "
+      "that it is; set that to false in config.json if the head is meant"
+    )
+
+
 def _check(spec: ModelSpec, rows: Sequence[Row], source: Source) -> None:
   names = {name for name in source.tensors if not name.endswith(".rotary_emb.inv_freq")}
   if spec.tied_embeddings:  # some writers store the tied copy, and old ones the frequencies
-    names.discard("lm_head.weight")
+    names.discard(_HEAD)
   known = {row.name for row in rows}
   unknown = [source.tensors[name].name for name in names - known]
   for problem, group in (("unknown", unknown), ("missing", known - names)):
