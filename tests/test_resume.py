@@ -206,7 +206,8 @@ def test_a_run_that_is_made_longer_ends_as_if_it_had_been_from_the_start(
 @pytest.mark.slow
 def test_adapters_are_resumed_and_their_checkpoint_converted(data_dir, tmp_path, capsys):
   """Stopped within a rollout batch; the merged model is that which the run itself exports."""
-  config = make_config(data_dir, "sync", **{"lora.rank": 2})
+  changes = {"lora.rank": 2, "policy.dtype": "bfloat16", "correction.denominator": "proximal"}
+  config = make_config(data_dir, "sync", **changes)
   workdir, exported = tmp_path / "run", tmp_path / "run" / "model" / "model.safetensors"
   launch.train(config, tmp_path / "whole")
   launch.train(config, workdir, lambda: lines(workdir) >= 1)

@@ -20,8 +20,9 @@ from ml_collections import FrozenConfigDict
 from vespo_jax import config_policy, files, launch, metrics, parts, rundirs, supervised, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner import manifest
-from vespo_jax.learner.checkpoint import Checkpoints, Retention
+from vespo_jax.learner.checkpoint import Checkpoints
 from vespo_jax.learner.optimizer import OptimizerSettings, schedule
+from vespo_jax.learner.retention import Retention
 from vespo_jax.models import partition
 from vespo_jax.supervised import Encoded, Likelihood, Scorer, Turns
 from vespo_jax.supervised.demonstrations import turns_of

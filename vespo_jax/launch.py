@@ -31,11 +31,12 @@ from vespo_jax.config import ConfigError
 from vespo_jax.evaluation import Evaluation, Evaluator
 from vespo_jax.hosts import Hosts, HostsFailed
 from vespo_jax.learner import manifest
-from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, Retention, RunState
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
 from vespo_jax.learner.failure import Breakdown, Diverged
 from vespo_jax.learner.groups import NoSignal
 from vespo_jax.learner.integrity import Monitor
 from vespo_jax.learner.loop import Loop, LoopSettings
+from vespo_jax.learner.retention import Retention
 from vespo_jax.learner.saved import RolloutWriter
 from vespo_jax.processes import ChildDied
 from vespo_jax.runtime import Preempted, Sampler, SamplersFailed, Snapshot
@@ -139,7 +140,7 @@ def _run(
   for version in sorted(run.samplers.weights):
     sampler.publish(version, run.samplers.weights[version])
   schedule = config_lib.make_schedule(config)
-  learner.start_rollout_batch(run.state, run.samplers.weights.get(schedule.published(step)))
+  learner.start_rollout_batch(run, run.samplers.weights.get(schedule.published(step)))
   loop = Loop(
     workdir=workdir,
     update=learner.update,

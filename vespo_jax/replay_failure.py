@@ -64,7 +64,7 @@ def replay(folder: Path, update: int) -> dict[str, Any]:
   if run is None:
     raise FileNotFoundError(f"{folder} holds no state from before update {update}")
   published = config_lib.make_schedule(config).published(update - 1)
-  learner.start_rollout_batch(run.state, run.samplers.weights.get(published))
+  learner.start_rollout_batch(run, run.samplers.weights.get(published))
   batch, _ = make_batch(
     rollouts, config.batch.samples_per_prompt, config.sampler.max_new_tokens, update - 1
   )

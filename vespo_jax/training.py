@@ -27,6 +27,7 @@ from vespo_jax.learner.optimizer import OptimizerSettings, make_optimizer
 from vespo_jax.learner.update import (
   StepSettings,
   compile_score,
+  compile_score_adapters,
   compile_update,
   init_state,
   make_update,
@@ -84,13 +85,22 @@ class Learner:
     state = dataclasses.replace(found.state, frozen=self.state.frozen)
     return dataclasses.replace(found, state=state)
 
-  def start_rollout_batch(self, state: TrainState, published: Params | None) -> None:
-    """Fixes the proximal policy: what was published, or if that is not given, that of `state`."""
+  def start_rollout_batch(self, run: RunState, published: Params | None) -> None:
+    """Fixes the proximal policy: what was published, or if that is not given, that of `run.state`.
+
+    Raises CheckpointError if the run does not have the adapters behind what was published.
+    """
+    if not self.anchors.needs_proximal:
+      return
     if published is None:
-      self.anchors.start_rollout_batch(lambda: self.policy(state))
-    elif self.anchors.needs_proximal:
+      self.anchors.start_rollout_batch(run.state.params)
+    elif self.adapters is None:
       shardings = sharding.param_shardings(self.mesh, self.spec)
       self.anchors.proximal = sharding.place(published, shardings)
+    elif run.proximal is None:
+      raise CheckpointError("the checkpoint lacks the adapters that its rollouts began with")
+    else:
+      self.anchors.proximal = run.proximal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,12 +166,15 @@ def make_learner(
   reference = None
   if loss.needs_reference:
     reference = copy(state.params) if adapters is None else state.frozen  # the former is donated
+  score_adapters = None
+  if adapters is not None and state.frozen is not None:
+    score_adapters = compile_score_adapters(mesh, spec, loss, state.frozen, adapters)
   anchors = Anchors(
     score=compile_score(mesh, spec, loss),
     reference=reference,
     needs_proximal=loss.needs_proximal,
     replay_proximal=loss.replay == "R2",
-    donated=adapters is None,
+    score_adapters=score_adapters,
   )
   compiled = compile_update(step.update, mesh, spec, state, step.limits, offload)
   return Learner(mesh, spec, state, compiled, model_of(adapters), anchors, adapters, offload)

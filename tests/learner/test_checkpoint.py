@@ -16,7 +16,8 @@ from tests.learner.many_devices import SPEC, checkpointed_state, restored_on
 from tests.runtime import example
 from vespo_jax import sharding, training
 from vespo_jax.learner import checkpoint, manifest
-from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, Retention, RunState
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
+from vespo_jax.learner.retention import KEEP_ALL, Retention
 from vespo_jax.learner.update import init_state, place_state
 from vespo_jax.models import init
 from vespo_jax.runtime import Snapshot
@@ -42,7 +43,7 @@ def directory(tmp_path):
   return tmp_path / "checkpoints"
 
 
-def fill(directory, steps, retention=checkpoint.KEEP_ALL, metrics=lambda step: {}):
+def fill(directory, steps, retention=KEEP_ALL, metrics=lambda step: {}):
   checkpoints = Checkpoints(directory, SPEC, retention)
   for step in steps:
     checkpoints.save(run(step), step, metrics(step))
@@ -188,6 +189,15 @@ def test_which_prompts_were_asked_and_solved_comes_back_to_the_bit(directory):
   for task, expected in rates.items():
     assert restored.rates[task].dtype == np.float32
     assert restored.rates[task].tobytes() == expected.tobytes()
+
+
+def test_the_adapters_that_rollouts_began_with_come_back(directory):
+  checkpoints = Checkpoints(directory, SPEC)
+  checkpoints.save(run(1), 1)
+  checkpoints.save(run(2, proximal={"w": jnp.arange(3.0)}), 2)
+  checkpoints.close()
+  assert restore(directory, at_most=1).proximal is None
+  np.testing.assert_array_equal(restore(directory).proximal["w"], np.arange(3.0))
 
 
 def flip(path):

@@ -158,7 +158,7 @@ def test_choices_of_a_sequence_alone_are_those_in_its_group():
 def test_r2_holds_the_choices_of_the_rollout_batchs_start():
   """Whatever the parameters become, minibatches are routed as the proximal policy routed them."""
   anchors = Anchors(scored, reference=OTHER, needs_proximal=True, replay_proximal=True)
-  anchors.start_rollout_batch(lambda: PARAMS)
+  anchors.start_rollout_batch(PARAMS)
   flipped = 0.0
   for seed, params in ((0, PARAMS), (1, OTHER)):
     batch = example_batch(prompts=4, samples=2, prompt_width=8, width=4, seed=seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +16,33 @@ class Anchors:
   """A copy of the parameters of each policy that is needed, and their log-probs of batches.
 
   Attributes:
-    score: the compiled scoring of a batch.
+    score: the compiled scoring of a batch by a model's parameters.
     reference: parameters of the reference policy, fixed for the run; None if it is not needed.
     needs_proximal: whether the proximal policy is.
     replay_proximal: whether the policy replays the expert choices of the proximal policy.
-    donated: whether an update may donate the policy's parameters: those of a model trained whole.
-    proximal: its parameters, those at the start of the rollout batch.
+    score_adapters: the same by adapters, where such are trained: as the update has them, and not
+      merged, which a type below float32 would round.
+    proximal: what is trained of it, as at the start of the rollout batch.
   """
 
   score: Score
   reference: Params | None
   needs_proximal: bool
   replay_proximal: bool = False
-  donated: bool = True
+  score_adapters: Score | None = None
   proximal: Params | None = None
 
-  def start_rollout_batch(self, policy: Callable[[], Params]) -> None:
-    """Keeps the policy's parameters, or a copy if they may be donated, for the proximal policy; the
-    former one's are let go before."""
+  @property
+  def adapters(self) -> Params | None:
+    """Those of the proximal policy, if such are trained."""
+    return None if self.score_adapters is None else self.proximal
+
+  def start_rollout_batch(self, trained: Params) -> None:
+    """Copies what is trained, which an update donates, for the proximal policy; the former one's is
+    let go before."""
     if self.needs_proximal:
       self.proximal = None
-      self.proximal = copy(policy()) if self.donated else policy()
+      self.proximal = copy(trained)
 
   def complete(self, batch: TrainBatch) -> TrainBatch:
     """The batch with the log-probs that the loss needs; one forward pass for each policy.
@@ -49,7 +54,8 @@ class Anchors:
       logprobs_PRT, _ = self.score(self.reference, dataclasses.replace(batch, expert_ids_PJLA=None))
       batch = dataclasses.replace(batch, reference_logprobs_PRT=logprobs_PRT)
     if self.proximal is not None:
-      logprobs_PRT, chosen_PJLA = self.score(self.proximal, batch)
+      score = self.score_adapters or self.score
+      logprobs_PRT, chosen_PJLA = score(self.proximal, batch)
       batch = dataclasses.replace(batch, proximal_logprobs_PRT=logprobs_PRT)
       if self.replay_proximal:
         batch = dataclasses.replace(batch, expert_ids_PJLA=chosen_PJLA)

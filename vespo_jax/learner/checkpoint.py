@@ -27,10 +27,10 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from vespo_jax.hosts import Hosts
 from vespo_jax.learner import manifest
+from vespo_jax.learner.retention import KEEP_ALL, Retention
 from vespo_jax.models import ModelSpec, abstract
 from vespo_jax.runtime import Snapshot, messages
 from vespo_jax.types import Params, TrainState
@@ -44,27 +44,6 @@ class CheckpointError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Retention:
-  """Which checkpoints are kept: the union of three rules.
-
-  Attributes:
-    keep_last: the newest ones, at least 1.
-    keep_every: those at least so many updates after the one kept before; 0 is off.
-    keep_best: those with the largest `best_metric`; 0 is off.
-    best_metric: of the last update before the checkpoint; one without it, or with one that is not
-      finite, is the worst. After a "-", as in -held_out/nll, the smallest are the best.
-  """
-
-  keep_last: int = 2
-  keep_every: int = 0
-  keep_best: int = 0
-  best_metric: str = "reward/mean"
-
-
-KEEP_ALL = Retention(keep_last=2**31)
-
-
-@dataclasses.dataclass(frozen=True)
 class RunState:
   """A run between two updates.
 
@@ -75,6 +54,7 @@ class RunState:
     reference: digest of the reference policy, "" where there is none.
     prompts: what of the prompt stream was given out, plain values, see `Ledger`.
     rates: success rates of the prompts, float32 by task, see `Curricula`.
+    proximal: the adapters of the proximal policy, where that is needed and not of `state`.
   """
 
   state: TrainState
@@ -83,6 +63,7 @@ class RunState:
   reference: str = ""
   prompts: dict[str, Any] = dataclasses.field(default_factory=dict)
   rates: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  proximal: Params | None = None
 
 
 class Checkpoints:
@@ -108,8 +89,7 @@ class Checkpoints:
     published: Params | None = None,
     read_only: bool = False,
   ):
-    self._directory, self._metric = directory.resolve(), retention.best_metric.removeprefix("-")
-    self._sign = -1 if retention.best_metric.startswith("-") else 1
+    self._directory, self._retention = directory.resolve(), retention
     self._published = published or jax.tree.map(
       lambda leaf: np.empty(leaf.shape, np.float32), abstract(spec)
     )
@@ -125,12 +105,12 @@ class Checkpoints:
     writing = ocp.CheckpointManagerOptions(
       create=True,
       cleanup_tmp_directories=True,
-      best_fn=self._score,
-      preservation_policy=_policy(retention, self._score),
+      best_fn=retention.score,
+      preservation_policy=retention.policy(),
       async_options=ocp.options.AsyncOptions(post_finalization_callback=self._write_manifest),
     )
     options = reading if read_only else writing
-    arrays = ("state", "weights", "results", "rates")
+    arrays = ("state", "weights", "results", "rates", "proximal")
     handlers: dict[str, Any] = {name: ocp.StandardCheckpointHandler() for name in arrays}
     handlers["about"] = ocp.JsonCheckpointHandler()
     self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
@@ -158,6 +138,7 @@ class Checkpoints:
       "reference": run.reference,
       "prompts": run.prompts,
       "rates": {task: len(rates) for task, rates in run.rates.items()},
+      "proximal": run.proximal is not None,
     }
     about = json.loads(json.dumps(about))  # as it will be read
     there = step in self._manager.all_steps()
@@ -178,12 +159,21 @@ class Checkpoints:
       items["results"] = ocp.args.StandardSave(arrays)
     if run.rates:
       items["rates"] = ocp.args.StandardSave(run.rates)
-    metric = (metrics or {}).get(self._metric)
-    known = {} if metric is None else {self._metric: float(metric)}
+    if run.proximal is not None:
+      items["proximal"] = ocp.args.StandardSave(run.proximal)
+    name = self._retention.metric
+    metric = (metrics or {}).get(name)
+    known = {} if metric is None else {name: float(metric)}
     if metrics and self._tells:
       self._tells = False
       if not known:
-        self._tell_missing(step, metrics)
+        near = ", ".join(difflib.get_close_matches(name, metrics))
+        print(
+          f"WARNING: update {step} has no checkpoint.best_metric={name!r}, so that its checkpoint "
+          f"counts as the worst; metrics of a like name: {near or 'none'}",
+          file=sys.stderr,
+          flush=True,
+        )
     args = ocp.args.Composite(**items)
     if not self._checked(lambda: self._manager.save(step, args=args, metrics=known)):
       raise CheckpointError(
@@ -193,15 +183,6 @@ class Checkpoints:
     if there:
       self.wait()
       self._hosts.tell(self._tidy)
-
-  def _tell_missing(self, step: int, metrics: Mapping[str, float]) -> None:
-    near = ", ".join(difflib.get_close_matches(self._metric, metrics))
-    print(
-      f"WARNING: update {step} has no checkpoint.best_metric={self._metric!r}, so that its "
-      f"checkpoint counts as the worst; metrics of a like name: {near or 'none'}",
-      file=sys.stderr,
-      flush=True,
-    )
 
   def restore(
     self,
@@ -304,6 +285,8 @@ class Checkpoints:
     if about["rates"]:
       rates = {task: np.empty(size, np.float32) for task, size in about["rates"].items()}
       items["rates"] = ocp.args.StandardRestore(rates)
+    if about.get("proximal"):  # older ones say nothing of it
+      items["proximal"] = ocp.args.StandardRestore(like.params)
     restored: Any = self._manager.restore(step, args=ocp.args.Composite(**items))
     results = [
       dataclasses.replace(
@@ -321,6 +304,7 @@ class Checkpoints:
       about["reference"],
       about["prompts"],
       {task: restored["rates"][task] for task in about["rates"]},
+      restored["proximal"] if "proximal" in items else None,
     )
 
   def _set_aside(self, step: int) -> Path:
@@ -339,10 +323,6 @@ class Checkpoints:
       place = folder / f"{step}.{next(numbers)}"
     (self._directory / str(step)).rename(place)
     return place
-
-  def _score(self, metrics: Mapping[str, float]) -> float:
-    value = metrics.get(self._metric, np.nan)
-    return self._sign * value if np.isfinite(value) else -np.inf
 
   def _write_manifest(self) -> None:
     """Runs when every file of the checkpoint being saved is written, before it gets its name."""
@@ -364,15 +344,6 @@ def abstract_like(state: TrainState, shardings: Any) -> TrainState:
     state,
     shardings,
   )
-
-
-def _policy(retention: Retention, score: Callable[[Any], float]) -> policies.PreservationPolicy:
-  rules: list[policies.PreservationPolicy] = [policies.LatestN(retention.keep_last)]
-  if retention.keep_every:
-    rules.append(policies.EveryNSteps(retention.keep_every, exact_interval=False))
-  if retention.keep_best:
-    rules.append(policies.BestN(get_metric_fn=score, n=retention.keep_best))
-  return policies.AnyPreservationPolicy(rules)
 
 
 def _forms(state: TrainState) -> dict[str, str]:

@@ -137,7 +137,7 @@ class Loop:
       while self.step < self.settings.updates:
         if self.schedule.publishes(self.step):
           self._at_publication()
-          self.anchors.start_rollout_batch(lambda: self.policy(self.state))
+          self.anchors.start_rollout_batch(self.state.params)
         if self.stop():
           raise Preempted
         self._profile()
@@ -225,8 +225,8 @@ class Loop:
     self._checkpoint_s = time.perf_counter() - started
 
   def _run_state(self) -> RunState:
-    newest = not self.schedule.publishes(self.step)
-    samplers = self.intake.snapshot(newest, self.step)
+    within = not self.schedule.publishes(self.step)  # a rollout batch that began with other weights
+    samplers = self.intake.snapshot(within, self.step)
     return RunState(
       self.state,
       samplers,
@@ -234,6 +234,7 @@ class Loop:
       self.reference,
       self.intake.state(),
       self.intake.rates(),
+      self.anchors.adapters if within else None,
     )
 
   def _finish_pending(self) -> None:

@@ -223,6 +223,21 @@ def compile_score(mesh: Mesh, spec: ModelSpec, loss: LossSettings) -> Score:
   return jax.jit(scored, in_shardings=(params, batch), out_shardings=batch)
 
 
+def compile_score_adapters(
+  mesh: Mesh, spec: ModelSpec, loss: LossSettings, frozen: Params, settings: LoraSettings
+) -> Score:
+  """`compile_score` for adapters of the `frozen` model, attached as the update attaches them."""
+
+  def scored(frozen: Params, adapters: Params, batch: TrainBatch) -> tuple[Array, Array | None]:
+    with partition.over(mesh):
+      return score(lora.attach(frozen, adapters, settings), spec, batch, loss)
+
+  batch = sharding.batch_sharding(mesh)
+  params = sharding.param_shardings(mesh, spec)
+  places = (params, sharding.replicated(mesh), batch)
+  return functools.partial(jax.jit(scored, in_shardings=places, out_shardings=batch), frozen)
+
+
 def state_shardings(mesh: Mesh, spec: ModelSpec, state: TrainState, offload: bool = False) -> Any:
   """The tree of shardings of a `TrainState`; with `offload` the optimizer's is in host memory."""
   like_params = lambda tree: sharding.like_params(mesh, spec, tree)  # adapters are replicated
