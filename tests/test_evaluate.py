@@ -125,6 +125,11 @@ def test_any_checkpoint_of_a_finished_run_is_converted(evaluated_run, tmp_path, 
     assert words in capsys.readouterr().err
 
 
+def test_what_does_not_fit_the_models_positions_is_refused(evaluated_run, capsys):
+  assert command(workdir=evaluated_run, max_new_tokens=32768) == 2
+  assert "do not fit the model's 32768 positions" in capsys.readouterr().err
+
+
 def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):
   for seed, out in ((0, tmp_path / "a"), (1, tmp_path / "b")):
     assert command(workdir=evaluated_run, seeds=seed, out=out, problems=4) == 0

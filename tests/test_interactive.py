@@ -264,3 +264,9 @@ def test_a_real_terminal_has_line_editing_history_and_both_control_keys():
   os.write(terminal, b"\x04")
   assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
   os.close(terminal)
+
+
+def test_a_raw_session_continues_the_line_as_it_was_typed(model, prompts, monkeypatch, capsys):
+  talk = Conversation((*model[:2], byte_tokenizer()), SETTINGS, raw=True)
+  session(monkeypatch, capsys, talk, ["  Once upon ", "   ", " /reset", "/quit"])
+  assert [byte_tokenizer().decode(ids) for ids in prompts] == ["  Once upon "]

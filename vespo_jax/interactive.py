@@ -69,20 +69,21 @@ def _session(conversation: Conversation) -> int:
   print(f"{turns}; /help for commands, Ctrl-D to leave")
   while True:
     try:
-      line = input(PROMPT).strip()
+      said = input(PROMPT)
     except EOFError:
       print()
       return 0
     except KeyboardInterrupt:
       print()
       continue
+    line = said.strip()
     if line in ("/quit", "/exit"):
       return 0
     try:
       if line.startswith("/") and not line.startswith("//"):
         print(command(conversation, line))
       elif line:
-        _show(conversation, line.removeprefix("/"))
+        _show(conversation, line.removeprefix("/") if line.startswith("//") else said)
     except ValueError as error:
       print(f"error: {printable(str(error))}")
 

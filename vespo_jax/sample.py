@@ -35,7 +35,11 @@ def main(argv: list[str]) -> int:
   arguments = parser.parse_args(argv[1:])
   single = arguments.prompt is not None
   try:
-    model = spec, params, tokenizer = models.load(arguments.model)
+    if not 0 <= arguments.seed < 2**32:
+      raise ValueError(f"--seed={arguments.seed} must be from 0 to 2**32 - 1")
+    spec, params, tokenizer = models.load(arguments.model)
+    params = models.unstack(params)  # once, and not for every answer
+    model = spec, params, tokenizer
     longest = arguments.max_new_tokens
     settings = Settings(
       max_new_tokens=(64 if single else 512) if longest is None else longest,

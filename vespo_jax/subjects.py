@@ -17,7 +17,7 @@ from vespo_jax.evaluation.records import About, Evaluated
 from vespo_jax.learner import manifest
 from vespo_jax.learner.intake import Problems, ProblemSet
 from vespo_jax.models import ModelSpec
-from vespo_jax.runtime import WorkerSettings, start_sampler
+from vespo_jax.runtime import FailureSettings, WorkerSettings, start_sampler
 from vespo_jax.sampler import Settings
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params
@@ -43,6 +43,8 @@ class Subject:
     sequences: sampled at a time.
     timeout_s: the longest wait for so many.
     out: the folder of the records.
+    weight_noise: of the sampler, a run's own dose of mismatch.
+    failures: when the sampler has failed.
   """
 
   name: str
@@ -58,6 +60,8 @@ class Subject:
   sequences: int
   timeout_s: float
   out: Path
+  weight_noise: float = 0.0
+  failures: FailureSettings = FailureSettings()
 
   @property
   def task(self) -> str:
@@ -135,6 +139,10 @@ def of_run(workdir: Path, checkpoint: int | None) -> Subject:
     sequences=config.batch.prompts * config.batch.samples_per_prompt,
     timeout_s=config.runtime.timeout_s,
     out=workdir / "evaluation",
+    weight_noise=sampler.weight_noise,
+    failures=FailureSettings(
+      max_failures=config.runtime.max_failures, hang_timeout_s=config.runtime.hang_timeout_s
+    ),
   )
 
 
@@ -235,6 +243,13 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
   with contextlib.ExitStack() as stack:
     problems = subject.open_problems(tokenizer, stack)
     count = min(subject.problems, len(problems.examples))
+    prompts = problems.prompts(range(count))
+    longest = max(map(len, prompts))
+    if longest + sampling.max_new_tokens > spec.context:
+      raise ValueError(
+        f"prompts of up to {longest} tokens and --max_new_tokens={sampling.max_new_tokens} do not "
+        f"fit the model's {spec.context} positions"
+      )
     about = About(
       model=subject.name if step is None else f"{subject.name} after update {step}",
       step=step,
@@ -251,6 +266,7 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
       stop_strings=list(sampling.stop_strings),
       dtype=subject.dtype,
       reward=tasks.custom.identity(subject.reward),
+      asked=session.digest_of_asked(prompts, sampling.stop_ids),
     )
     path = subject.out / about.file_name
     if path.is_file():
@@ -258,17 +274,24 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
     sampler = start_sampler(
       "threads",
       spec,
-      WorkerSettings(subject.dtype, slots=subject.sequences, timeout_s=subject.timeout_s),
+      WorkerSettings(
+        subject.dtype,
+        slots=subject.sequences,
+        weight_noise=subject.weight_noise,
+        timeout_s=subject.timeout_s,
+      ),
+      failures=subject.failures,
       tokenizer=tokenizer.backend.to_str() if sampling.stop_strings else "",
     )
     stack.callback(sampler.close)
     sampler.publish(0, params)
+    del params  # the worker has its own
     evaluator = Evaluator(
       problems,
       count,
       sampling,
       seed=seeds[0],
-      timeout_s=subject.timeout_s,
+      timeout_s=subject.timeout_s * -(-sampling.samples_per_prompt // subject.sequences),
       prompts_per_order=max(subject.sequences // sampling.samples_per_prompt, 1),
     )
     progress = metrics.Progress(count * len(seeds), unit="problem")

@@ -26,6 +26,13 @@ def test_samples_of_a_problem_that_differ_count_for_more():
   np.testing.assert_allclose((result.low, result.high), wilson(0.5, 6), rtol=1e-6)
 
 
+def test_no_interval_is_of_more_samples_than_there_are():
+  correct = np.zeros((2, 100))
+  correct[0, :50], correct[1, :51] = 1.0, 1.0  # their means are closer than those of 200 draws
+  result = summarise(correct)
+  np.testing.assert_allclose((result.low, result.high), wilson(0.505, 200), rtol=1e-6)
+
+
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_at_the_ends_each_problem_counts_once(p):
   result = summarise(np.full((20, 4), p))

@@ -10,6 +10,7 @@ import pytest
 from tests.evaluation.example import about, evaluated, record
 from vespo_jax.evaluation import records
 from vespo_jax.evaluation.record_writer import RecordWriter
+from vespo_jax.evaluation.session import digest_of_asked
 
 ABOUT = about(problems=2, seeds=[0, 5])
 RECORDS = [record(seed, problem, [1, 0]) for seed in (0, 5) for problem in range(2)]
@@ -165,7 +166,7 @@ def test_what_is_no_record_is_refused_by_its_line(number, change, message, tmp_p
 def test_records_that_tell_no_reward_are_read_and_gone_on_with(tmp_path):
   write(tmp_path / "a.jsonl", RECORDS[:1], finish=False)
   path = tmp_path / "a.jsonl.partial"
-  path.write_bytes(path.read_bytes().replace(b', "reward": ""}}\n', b"}}\n", 1))
+  path.write_bytes(path.read_bytes().replace(b', "reward": "", "asked": ""}}\n', b"}}\n", 1))
   assert b'"reward": ""' not in path.read_bytes()
   assert records.read(write(tmp_path / "a.jsonl", RECORDS[1:])).about == ABOUT
 
@@ -212,3 +213,19 @@ def test_the_example_is_as_records_are(tmp_path):
   made = evaluated(np.ones((2, 3, 2)))
   of = [one for records_of in made.records for one in records_of]
   assert records.read(write(tmp_path / "a.jsonl", of, of=made.about)) == made
+
+
+def test_other_prompts_or_stop_ids_are_another_evaluation():
+  """As of a chat template that was mended; a record of before they were kept keeps its name."""
+  prompts = [[1, 2], [3]]
+  names = {
+    about(asked=digest_of_asked(some, stops)).file_name
+    for some, stops in (
+      (prompts, (0,)),
+      ([[1], [2, 3]], (0,)),
+      (prompts, (0, 4)),
+      (prompts[:1], ()),
+    )
+  }
+  assert len(names | {about().file_name}) == 5
+  assert about(asked=digest_of_asked([np.array([1, 2]), [3]], [0])).file_name in names

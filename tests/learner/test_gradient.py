@@ -156,7 +156,7 @@ def test_what_is_said_of_w_is_of_the_tokens_that_a_rejection_left():
   metrics = jax.jit(lambda p, b: measure(gradient(p, b)[1], b, settings))(PARAMS, batch)
   kept = mask & (0.5 * mismatch**2 <= bound)
   log_ratio = np.asarray(logprobs_of(PARAMS, batch)) - proximal
-  log_w = np.where(kept, log_ratio, 0.0).sum(axis=-1)[mask.any(axis=-1)]
+  log_w = np.where(kept, log_ratio, 0.0).sum(axis=-1)[kept.any(axis=-1)]
   assert 0 < (mask & ~kept).sum()
   np.testing.assert_allclose(metrics["weight/log_w_mean"], log_w.mean(), rtol=1e-3, atol=1e-5)
   np.testing.assert_allclose(metrics["weight/log_w_std"], log_w.std(), rtol=1e-3)

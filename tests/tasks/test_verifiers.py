@@ -6,6 +6,7 @@ import pytest
 
 from vespo_jax.sandbox.limits import Limits
 from vespo_jax.tasks import code_tests, verifiers
+from vespo_jax.tasks.verifiers import exact
 from vespo_jax.tasks.verifiers.code import extract_program
 
 
@@ -303,3 +304,9 @@ def test_the_block_that_defines_the_entry_point_is_taken():
   blocks = "```\ndef add(a, b): return 3\n```\n```\nadd(1, 2)\n```"
   assert extract_program(blocks, CALL).endswith("def add(a, b): return 3")
   compile(extract_program(blocks, CALL), "program", "exec")
+
+
+def test_texts_that_exact_takes_for_equal_are_one_vote():
+  votes = [exact.vote(text, "text") for text in ("Paris", " paris", "Paris.", "London", " ")]
+  assert votes == ["paris", "paris", "paris", "london", None]
+  assert exact.vote("Paris", "text", ignore_case=False) == "Paris"

@@ -73,3 +73,9 @@ def test_a_gguf_file_and_its_converted_model_are_evaluated_the_same(make_pair, t
     found.append(json.loads(capsys.readouterr().out))
   assert found[0]["records"] == found[1]["records"]  # the same weights: the second one was read
   assert found[0]["problems"] == 4 and sum(found[0]["statuses"].values()) == 8
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_would_be_another_one_is_refused(seed, capsys):
+  assert run(sample, model="nowhere", prompt="a", seed=seed) == 2
+  assert f"--seed={seed} must be from 0 to 2**32 - 1" in capsys.readouterr().err

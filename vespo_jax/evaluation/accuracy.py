@@ -49,15 +49,15 @@ def summarise(correct_PR: np.ndarray) -> Evaluation:
 
   The interval is Wilson's for the effective number of independent samples, p (1 - p) / SE^2, where
   SE is the standard error of the mean over problems: samples of one problem are not independent.
-  Where all problems have the same mean and SE vanishes, as at 0 % and 100 %, each problem counts
-  once. Source: Wilson (1927).
+  There are never more than all samples. Where all problems have the same mean and SE vanishes, as
+  at 0 % and 100 %, each problem counts once. Source: Wilson (1927).
   """
   problems, samples = correct_PR.shape
   per_problem_P = correct_PR.mean(axis=1)
   p = float(per_problem_P.mean())
   n = float(problems)
   if np.ptp(per_problem_P) > 1e-12:  # equal means have a variance of their rounding
-    n *= p * (1 - p) / float(per_problem_P.var(ddof=1))
+    n = min(n * p * (1 - p) / float(per_problem_P.var(ddof=1)), float(problems * samples))
   centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
   half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
   passed_R = pass_at_k(correct_PR == 1).mean(axis=0)

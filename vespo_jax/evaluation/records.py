@@ -39,6 +39,8 @@ class About:
     temperature, top_p, max_new_tokens, stop_strings: of the sampling, as `sampler.Settings`.
     dtype: that the sampler computed in.
     reward: what scored in the verifier's place, as `tasks.custom.identity` says; "": the verifier.
+    asked: SHA-256 of the prompts' tokens and of those that end a response, which are the
+      tokenizer's; "": of records from before it was kept.
   """
 
   model: str
@@ -56,13 +58,15 @@ class About:
   stop_strings: list[str]
   dtype: str
   reward: str = ""
+  asked: str = ""
 
   @property
   def file_name(self) -> str:
     """The name of its records: equal for equal evaluations of equal weights alone."""
     identity = dataclasses.asdict(dataclasses.replace(self, model=""))
-    if not self.reward:  # as it was when there was none to tell
-      del identity["reward"]
+    for late in ("reward", "asked"):
+      if not identity[late]:  # as it was when there was none to tell
+        del identity[late]
     digest = hashlib.sha256(line(identity)).hexdigest()[:8]
     return f"{'model' if self.step is None else f'update{self.step:06d}'}-{digest}.jsonl"
 

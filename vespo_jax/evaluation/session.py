@@ -18,7 +18,7 @@ from vespo_jax.metrics import Progress
 from vespo_jax.runtime import Sampler
 from vespo_jax.tasks import Votable
 from vespo_jax.tokenizers import Tokenizer
-from vespo_jax.types import Rollout
+from vespo_jax.types import Rollout, TokenIds
 
 
 def collect(
@@ -95,3 +95,9 @@ def digest(problems: ProblemSet, count: int) -> str:
     example = problems.examples[index]
     found.update(json.dumps([example.question, example.answer, example.metadata]).encode())
   return found.hexdigest()
+
+
+def digest_of_asked(prompts: Sequence[TokenIds], stop_ids: Sequence[int]) -> str:
+  """SHA-256 of the prompts as the model is given them, and of what ends its responses."""
+  plain = [[int(id) for id in ids] for ids in (*prompts, stop_ids)]
+  return hashlib.sha256(json.dumps(plain).encode()).hexdigest()

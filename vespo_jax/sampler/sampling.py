@@ -37,8 +37,9 @@ def truncate(logits_BV: Array, top_k: int, top_p: float, min_p: float = 0.0) -> 
   """Logits with the tokens outside top-k, the top-p nucleus and min-p set to -inf, in this order.
 
   Ties at the k-th logit are all kept; the nucleus is the smallest set of likeliest tokens whose
-  probability reaches `top_p`, after top-k; min-p keeps tokens at least `min_p` times as likely as
-  the likeliest. Sources: Holtzman et al., arXiv 1904.09751; Nguyen et al., arXiv 2407.01082.
+  probability reaches `top_p`, after top-k, and what ties with the least likely of them; min-p keeps
+  tokens at least `min_p` times as likely as the likeliest. Sources: Holtzman et al., arXiv
+  1904.09751; Nguyen et al., arXiv 2407.01082.
   """
   if top_k and top_k < logits_BV.shape[-1]:
     kth_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]

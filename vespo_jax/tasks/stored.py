@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from vespo_jax.tasks import layouts, prepare, splits, verifiers
 from vespo_jax.tasks.base import Example, Score, Task, families
 from vespo_jax.tasks.extraction import extract, respond
 from vespo_jax.tasks.layouts import QUESTION, Layout
-from vespo_jax.tasks.verifiers.numeric import vote
+from vespo_jax.tasks.verifiers import exact, numeric
 
 _OPTIONS: dict[str, Any] = {  # of every stored task, with their defaults; "": the layout's own
   "verifier": "",
@@ -92,7 +93,9 @@ class _StoredTask:
     self._own = {key: values[key] for key in own}
     self._format = rest.get("answer_format", _FORMATS.get(self._verifier, ""))
     if self._format:  # what is compared as text is a `Votable`
-      cut = vote if self._verifier == "numeric" else extract
+      case = {"ignore_case": rest["ignore_case"]} if "ignore_case" in rest else {}
+      cut = {"numeric": numeric.vote, "exact": functools.partial(exact.vote, **case)}
+      cut = cut.get(self._verifier, extract)
       self.answer = lambda response: cut(response, self._format) or None
 
   def prompt(self, example: Example) -> str:

@@ -32,6 +32,11 @@ def exact(*, answer_format: str = "text", ignore_case: bool = True) -> Verifier:
   return verify
 
 
+def vote(response: str, answer_format: str, ignore_case: bool = True) -> str | None:
+  """What a response counts as where answers are voted on: equal texts are equal answers."""
+  return normalise(extract(response, answer_format) or "", ignore_case) or None
+
+
 def normalise(text: str, ignore_case: bool) -> str:
   """A text without what readers do not see: Unicode NFKC; no characters of category Cf (zero-width
   ones, directions of writing); runs of white space are one space, none at the ends; one full stop
