@@ -22,6 +22,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from configs.testbed import LEARNING_RATE
 from experiments.suite import results as results_lib
 from experiments.suite.cli import FIGURES
 from experiments.suite.results import Result
@@ -56,11 +57,14 @@ class Detection:
     name: of the statistic.
     caught: falling runs it alarmed in before an evaluation showed the fall.
     falls: falling runs there were.
+    close: of those caught, the runs in which the alarm came after the last evaluation that was as
+      it should be: no evaluation called it a false one.
     lead: median over those caught, updates from alarm to that evaluation; NaN if none was.
   """
 
   name: str
   caught: int
+  close: int
   falls: int
   lead: float
 
@@ -86,14 +90,17 @@ def detect(
     if at is None:
       standing.append(score.max())
     else:
-      falling.append((score, at, run["curves"]["step"]))
+      healthy = max((step for step, _ in run["evaluations"] if step < at), default=0)
+      falling.append((score, at, healthy, run["curves"]["step"]))
   threshold = np.quantile(standing, 1 - FALSE_ALARMS) if standing else math.inf
-  leads = []
-  for score, at, steps in falling:
+  leads, close = [], 0
+  for score, at, healthy, steps in falling:
     alarms = np.flatnonzero(score > threshold)
     if len(alarms) and steps[alarms[0]] < at:
       leads.append(at - steps[alarms[0]])
-  return Detection(name, len(leads), len(falling), float(np.median(leads)) if leads else math.nan)
+      close += steps[alarms[0]] > healthy
+  lead = float(np.median(leads)) if leads else math.nan
+  return Detection(name, len(leads), close, len(falling), lead)
 
 
 def read_all() -> list[Result]:
@@ -103,23 +110,28 @@ def read_all() -> list[Result]:
   return [run for run in runs.values() if set(DETECTORS) <= set(run["curves"])]
 
 
-def markdown(detections: Sequence[Detection], runs: int) -> str:
-  """The table, with Wilson's 95 % intervals of the share that is caught."""
+def markdown(detections: Sequence[Detection], runs: int, deliberate: int = 0) -> str:
+  """The table, with Wilson's 95 % intervals of the share that is caught; `deliberate` falls are of
+  learning rates above the testbed's."""
   falls = detections[0].falls
   lines = [
     "## Past the paper: what warns of a fall before the reward does",
     "",
     f"{falls} of {runs} runs ended below {FALL:.0%} of their best evaluation. Thresholds leave",
-    f"{1 - FALSE_ALARMS:.0%} of the others in peace, and are set by these same runs.",
+    f"{1 - FALSE_ALARMS:.0%} of the others in peace, and are set by these same runs, of every N,",
+    f"task and policy; {deliberate} of the falls are of learning rates above the testbed's. An",
+    "alarm counts whenever it first came before the evaluation that shows the fall; in the third",
+    "column only if no evaluation in between was as it should be.",
     "",
-    "| statistic | caught before an evaluation | 95 % interval | updates before, median |",
-    "| --- | --- | --- | --- |",
+    "| statistic | caught before an evaluation | 95 % interval | since the last good one | updates "
+    "before, median |",
+    "| --- | --- | --- | --- | --- |",
   ]
   for d in detections:
     interval = stats.binomtest(d.caught, d.falls).proportion_ci(method="wilson")
     share = f"{interval.low:.0%} to {interval.high:.0%}"
     lead = "" if math.isnan(d.lead) else f"{d.lead:.0f}"
-    lines.append(f"| `{d.name}` | {d.caught} of {d.falls} | {share} | {lead} |")
+    lines.append(f"| `{d.name}` | {d.caught} of {d.falls} | {share} | {d.close} | {lead} |")
   return "\n".join([*lines, ""])
 
 
@@ -142,7 +154,8 @@ def main() -> int:
   if not detections[0].falls:
     print("no run has fallen: there is nothing to warn of", file=sys.stderr)
     return 1
-  text = markdown(detections, len(runs))
+  rates = [run["changes"].get("optimizer.learning_rate", 0.0) for run in runs if fall(run)]
+  text = markdown(detections, len(runs), sum(rate > LEARNING_RATE for rate in rates))
   draw(detections, FIGURES / "early_warning.png")
   (FIGURES / "early_warning.md").write_text(text)
   print(text)

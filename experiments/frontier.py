@@ -18,14 +18,14 @@ from experiments.suite.results import Result
 COMPARED = ("vespo", "grpo")
 SYNCHRONOUS = (1, 4, 16)
 ASYNCHRONOUS = ((1, 1), (4, 2), (16, 4))  # (S, K): the bound, and updates between publications
-PROCESSES = (("runtime.transport", "local"),)
+PROCESSES = (("runtime.transport", "local"), ("sampler.chunk", 8))
 
 
 def _async(bound: int, every: int):
   return (
     *(("runtime.mode", "async"), ("staleness.minibatches", 1)),
     *(("runtime.max_staleness", bound), ("runtime.sync_every", every)),
-    *(("runtime.partial_rollouts", "keep_cache"), ("sampler.chunk", 8)),
+    ("runtime.partial_rollouts", "recompute_cache"),  # as configs/paper/asynchronous.py has it
   )
 
 
@@ -49,12 +49,12 @@ EXPERIMENT = Experiment(
   title="Final accuracy against wall clock, synchronous and asynchronous",
   cells=[
     *(
-      (method, n, DENSE, (*METHODS[method], *PROCESSES, ("staleness.minibatches", n)))
+      (method, n, DENSE, (*METHODS[method], ("staleness.minibatches", n)))
       for method in COMPARED
       for n in SYNCHRONOUS
     ),
     *(
-      (f"{method}, async", bound, DENSE, (*METHODS[method], *PROCESSES, *_async(bound, every)))
+      (f"{method}, async", bound, DENSE, (*METHODS[method], *_async(bound, every)))
       for method in COMPARED
       for bound, every in ASYNCHRONOUS
     ),
@@ -62,6 +62,7 @@ EXPERIMENT = Experiment(
   claims=[],
   draw=draw,
   alone=True,
+  testbed=PROCESSES,
 )
 
 if __name__ == "__main__":

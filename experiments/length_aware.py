@@ -15,7 +15,7 @@ from experiments.suite.experiment import ACCURACY, LONG, METHODS, Claim, Experim
 
 N = 32
 REFERENCE = ("objective.vespo.length_reference", 11)
-VARIANTS = {"vespo": (), "vespo, length-aware": (REFERENCE,)}
+VARIANTS = {"vespo": (), "vespo + length-aware": (REFERENCE,)}
 
 EXPERIMENT = Experiment(
   name="length_aware",
@@ -28,7 +28,7 @@ EXPERIMENT = Experiment(
     Claim(
       "a length-aware kernel ends above VESPO",
       None,
-      ("vespo, length-aware", N),
+      ("vespo + length-aware", N),
       ("vespo", N),
     )
   ],

@@ -47,6 +47,8 @@ EXPERIMENT = Experiment(
       (f"R2 mends GRPO, {dtype}", "above GRPO's plateau near .60", "grpo + R2", "grpo", False),
       (f"VESPO is as GRPO + R2, {dtype}", "about as GRPO + R2", "vespo", "grpo + R2", True),
       (f"R2 helps VESPO too, {dtype}", "the best curve", "vespo + R2", "vespo", False),
+      (f"VESPO + R2 is above GRPO + R2, {dtype}", "the best", "vespo + R2", "grpo + R2", False),
+      (f"VESPO + R2 is above GRPO + TIS, {dtype}", "the best", "vespo + R2", "grpo + TIS", False),
     )
   ],
   curves=(ACCURACY, "reward/mean", "kl/behaviour_policy", "entropy/mean", "grad/norm"),

@@ -132,7 +132,8 @@ def draw_points(
         there = [(text, list(cells[cell].values())) for text, cell in points if cell in cells]
         across = [np.mean([x(run) for run in runs]) for _, runs in there]
         accuracy = [[run["after"] for run in runs] for _, runs in there]
-        mean, spread = list(map(np.mean, accuracy)), list(map(np.std, accuracy))
+        mean = [np.mean(of) for of in accuracy]
+        spread = [np.std(of, ddof=1) if len(of) > 1 else 0.0 for of in accuracy]
         axis.errorbar(across, mean, spread, marker="o", markersize=4, label=label)
         for at, height, (text, _) in zip(across, mean, there, strict=True):
           axis.annotate(text, (at, height), fontsize=8)

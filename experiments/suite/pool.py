@@ -114,7 +114,7 @@ class Pool:
   def _one(self, run: Run) -> float:
     """Runs it and keeps its result; returns the seconds it took."""
     workdir = self._scratch / run.key
-    started = time.perf_counter()
+    started, commit = time.perf_counter(), _commit()  # of the code that is about to run
     log = self._scratch / f"{run.key}.log"
     with log.open("w") as output:
       process = subprocess.Popen(run.command(workdir), stdout=output, stderr=output)
@@ -141,8 +141,7 @@ class Pool:
       "key": run.key,
       "changes": dict(run.changes),
       "config_hash": hashlib.sha256(config).hexdigest()[:16],
-      "commit": _commit(),
-      "wall_time_s": round(took, 1),
+      "commit": commit,
       **runs_lib.scores(workdir),
     }
     results_lib.append(self._results, result)

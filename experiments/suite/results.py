@@ -1,4 +1,4 @@
-"""Results on disk: one JSON object a line, appended whole under a lock, never rewritten."""
+"""Results on disk: one JSON object a line, appended whole under a lock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 RESULTS = Path(__file__).parent.parent / "results"
 
 Result = dict[str, Any]
-COLLAPSE = 0.5  # a run has collapsed when it ends below this share of its best evaluation
+COLLAPSE = 0.5  # a run has collapsed that ends below this share of its best evaluation
 
 
 def read(path: Path) -> list[Result]:
@@ -51,8 +51,9 @@ def second_half(result: Result) -> float:
 
 
 def collapsed(result: Result) -> bool:
-  """Whether a run ended below `COLLAPSE` of its best evaluation."""
-  return result["after"] < COLLAPSE * best(result)
+  """Whether a run ended below `COLLAPSE` of its best evaluation, the one before training
+  included."""
+  return result["after"] < COLLAPSE * max(best(result), result["before"])
 
 
 @contextlib.contextmanager

@@ -83,6 +83,7 @@ def scores(workdir: Path) -> dict[str, Any]:
     "after": after,
     "last_reward": float(reward[-last:].mean()),
     "updates": result["updates"],
+    "wall_time_s": round(result["wall_time_s"], 1),  # of all its parts, if it was resumed
     "stop_reason": result["stop_reason"],
     "evaluations": list(evaluations.items()),
     "curves": {

@@ -40,14 +40,19 @@ def test_a_statistic_that_moves_first_is_worth_its_lead():
   standing = [run(STANDING, np.full(32, 0.1 * i)) for i in range(10)]
   found = early_warning.detect("signal", np.positive, [run(FALLEN, early), *standing])
   assert (found.caught, found.falls) == (1, 1)
+  soon = np.zeros(32)
+  soon[17:] = 5.0  # after the evaluation at 160, which is as it should be
+  later = early_warning.detect("signal", np.positive, [run(FALLEN, soon), *standing])
+  assert (found.close, later.caught, later.close) == (0, 1, 1)
   assert found.lead == pytest.approx(240 - STEPS[10])
   assert early_warning.detect("signal", np.positive, [run(FALLEN, late), *standing]).caught == 0
   mirrored = [run(STANDING, -np.array(r["curves"]["signal"])) for r in standing]
   assert (
     early_warning.detect("signal", np.negative, [run(FALLEN, -early), *mirrored]).lead == found.lead
   )
-  text = early_warning.markdown([found], 11)
+  text = early_warning.markdown([found], 11, 1)
   assert "1 of 11 runs ended below 80%" in text and "| 1 of 1 |" in text
+  assert "1 of the falls are of learning rates above" in text
 
 
 def test_a_reward_warns_by_how_far_it_is_below_its_best():

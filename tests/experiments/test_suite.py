@@ -55,6 +55,7 @@ row = {"reward/mean": 0.1 * seed, "grad/norm": 1.0}
 (workdir / "metrics.jsonl").write_text(
   "".join(json.dumps({"step": i + 1, **row}) + "\\n" for i in range(4)))
 result = {"evaluation_before": {"accuracy": 0.1}, "stop_reason": "finished", "updates": 4}
+result["wall_time_s"] = 1.0
 (workdir / "result.json").write_text(json.dumps(
   {**result, "evaluation_after": {"accuracy": 0.2 + 0.1 * seed}}))
 print("the last line")
@@ -143,11 +144,12 @@ def test_scores_of_a_run(tmp_path):
   rows = [row | {bound: "inf" if row["step"] == 5 else 1.0} for row in rows]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
   result = {"evaluation_before": {"accuracy": 0.2}, "stop_reason": "Diverged", "updates": 100}
+  result["wall_time_s"] = 300.04
   (tmp_path / "result.json").write_text(json.dumps(result))
   found = scores(tmp_path)
   assert found["after"] == 0.0 and found["evaluations"] == [(50, 0.7), (100, 0.0)]
   assert results.best(found) == 0.7 and results.collapsed(found)
-  assert found["last_reward"] == pytest.approx(0.1)
+  assert found["last_reward"] == pytest.approx(0.1) and found["wall_time_s"] == 300.0
   assert len(found["curves"]["reward/mean"]) == len(found["curves"]["step"]) == 64
   assert np.mean(found["curves"]["grad/norm"]) == 1.0
   assert bound not in found["curves"]
@@ -157,11 +159,28 @@ def test_scores_of_a_run(tmp_path):
 def test_scores_of_evaluations():
   """The second half is of the same updates however often a run evaluates."""
   often = {"updates": 96, "after": 0.5, "evaluations": [(24, 0.2), (48, 0.9), (72, 0.7), (96, 0.5)]}
+  often["before"] = 0.3
   seldom = {"updates": 96, "after": 0.5, "evaluations": [(64, 0.6), (96, 0.4)]}
   assert results.second_half(often) == pytest.approx(0.6)
   assert results.second_half(seldom) == pytest.approx(0.5)
   assert results.best(often) == 0.9 and not results.collapsed(often)
   assert results.collapsed({**often, "after": 0.44})
+  dead = {"before": 0.5, "after": 0.0, "evaluations": [(48, 0.0), (96, 0.0)]}
+  assert results.collapsed(dead)  # before the first evaluation
+
+
+def test_at_the_papers_scale_methods_are_against_what_they_are_published_against():
+  cells = [
+    (name, 8, "x.py", (("objective.name", name),)) for name in ("vespo", "vcpo", "dppo_tv", "grpo")
+  ]
+  cells.append(("own", 8, "x.py", (("objective.name", "vcpo"), ("correction.denominator", "x"))))
+  experiment = Experiment("toy", "", cells, [])
+  behaviour = ("correction.denominator", "behaviour")
+  at_scale = {
+    run.method: behaviour in run.changes for run in experiment.runs(1, (), {"x.py": "y.py"})
+  }
+  assert at_scale == {"vespo": False, "vcpo": True, "dppo_tv": True, "grpo": False, "own": False}
+  assert not any(behaviour in run.changes for run in experiment.runs(1))
 
 
 def test_results_are_those_of_the_runs_there_are_now(monkeypatch):

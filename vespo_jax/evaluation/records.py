@@ -179,7 +179,7 @@ def _header(line: bytes) -> About:
     raise ValueError(f"not the records of an evaluation in format {FORMAT}")
   about = header.get("about")
   if isinstance(about, dict):
-    about.setdefault("reward", "")  # which older ones do not tell
+    about = {"reward": "", "asked": "", **about}  # which older ones do not tell
   about = _typed(About, about)
   seeds = about.seeds
   if min(about.problems, about.samples, len(seeds)) < 1 or len(set(seeds)) < len(seeds):
