@@ -54,8 +54,8 @@ themselves, one seed each. Its first version has others (VESPO 66.9 at N = 8, an
 table of the same).
 
 `python -m experiments.kernels` draws figure 2, `python -m experiments.estimators` holds every
-estimator against an exact gradient ([found](../estimators.md)), `python -m experiments.gradient_mass` shows what kernels leave
-of the gradient as responses grow:
+estimator against an exact gradient ([found](../estimators.md)),
+`python -m experiments.gradient_mass` shows what kernels leave of the gradient as responses grow:
 
 ![gradient_mass](gradient_mass.png)
 

@@ -44,10 +44,11 @@ def best(result: Result) -> float:
 
 
 def second_half(result: Result) -> float:
-  """The mean accuracy of the evaluations after more than half of a run's updates: of the same
-  stretch, however often a run evaluates."""
-  late = [a for step, a in result["evaluations"] if 2 * step > result["updates"]]
-  return statistics.fmean(late)
+  """The mean accuracy of the evaluations after more than half of the updates that a run was to
+  make: of the same stretch, however often it evaluates; 0 if it diverged before."""
+  asked = result.get("asked", result["updates"])  # older runs have all made what they were to
+  late = [a for step, a in result["evaluations"] if 2 * step > asked]
+  return statistics.fmean(late or [0.0])
 
 
 def collapsed(result: Result) -> bool:

@@ -68,12 +68,14 @@ def scores(workdir: Path) -> dict[str, Any]:
   """What a finished run's directory says: accuracies before, during and after training, the mean
   reward of the last updates, curves.
 
-  A run that diverged has no accuracy after; its own is then 0, and `stop_reason` says so. A curve
-  with a value that JSON has no number for is left out: bounds are infinite where k < 1.
+  A run that diverged, at its first update it may be, has no accuracy after; its own is then 0, and
+  `stop_reason` says so; `asked` is how many updates it was to make. A curve with a value that JSON
+  has no number for is left out: bounds are infinite where k < 1.
   """
   result = json.loads((workdir / "result.json").read_text())
   rows = metrics.read(workdir / "metrics.jsonl")
-  reward = np.array([row["reward/mean"] for row in rows])
+  asked = json.loads((workdir / "config.json").read_text())["updates"]
+  reward = np.array([row["reward/mean"] for row in rows] or [0.0])
   last = max(1, round(LAST * len(rows)))
   evaluations = {r["step"]: r["evaluation/accuracy"] for r in rows if "evaluation/accuracy" in r}
   after = result.get("evaluation_after", {}).get("accuracy", 0.0)
@@ -83,13 +85,14 @@ def scores(workdir: Path) -> dict[str, Any]:
     "after": after,
     "last_reward": float(reward[-last:].mean()),
     "updates": result["updates"],
+    "asked": asked,
     "wall_time_s": round(result["wall_time_s"], 1),  # of all its parts, if it was resumed
     "stop_reason": result["stop_reason"],
     "evaluations": list(evaluations.items()),
     "curves": {
       name: _thin(curve)
       for name in ("step", *CURVES)
-      if name in rows[0] and np.isfinite(curve := [row[name] for row in rows]).all()
+      if rows and name in rows[0] and np.isfinite(curve := [row[name] for row in rows]).all()
     },
   }
 

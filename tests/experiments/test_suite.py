@@ -51,7 +51,7 @@ with (workdir.parent / "started").open("a") as file:
   file.write(f"{seed}\\n")
 time.sleep(0.2)
 row = {"reward/mean": 0.1 * seed, "grad/norm": 1.0}
-(workdir / "config.json").write_text("{}")
+(workdir / "config.json").write_text('{"updates": 4}')
 (workdir / "metrics.jsonl").write_text(
   "".join(json.dumps({"step": i + 1, **row}) + "\\n" for i in range(4)))
 result = {"evaluation_before": {"accuracy": 0.1}, "stop_reason": "finished", "updates": 4}
@@ -146,13 +146,26 @@ def test_scores_of_a_run(tmp_path):
   result = {"evaluation_before": {"accuracy": 0.2}, "stop_reason": "Diverged", "updates": 100}
   result["wall_time_s"] = 300.04
   (tmp_path / "result.json").write_text(json.dumps(result))
+  (tmp_path / "config.json").write_text('{"updates": 300}')
   found = scores(tmp_path)
+  assert found["asked"] == 300 and results.second_half(found) == 0.0
   assert found["after"] == 0.0 and found["evaluations"] == [(50, 0.7), (100, 0.0)]
   assert results.best(found) == 0.7 and results.collapsed(found)
   assert found["last_reward"] == pytest.approx(0.1) and found["wall_time_s"] == 300.0
   assert len(found["curves"]["reward/mean"]) == len(found["curves"]["step"]) == 64
   assert np.mean(found["curves"]["grad/norm"]) == 1.0
   assert bound not in found["curves"]
+  results.append(tmp_path / "some.jsonl", found)
+
+
+def test_a_run_that_diverged_at_once_has_scores(tmp_path):
+  (tmp_path / "metrics.jsonl").touch()
+  (tmp_path / "config.json").write_text('{"updates": 300}')
+  result = {"evaluation_before": {"accuracy": 0.2}, "stop_reason": "Diverged", "updates": 0}
+  (tmp_path / "result.json").write_text(json.dumps({**result, "wall_time_s": 1.0}))
+  found = scores(tmp_path)
+  assert (found["after"], found["last_reward"], found["curves"]) == (0.0, 0.0, {})
+  assert results.collapsed(found) and results.second_half(found) == 0.0
   results.append(tmp_path / "some.jsonl", found)
 
 
