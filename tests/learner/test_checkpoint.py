@@ -238,6 +238,9 @@ def test_damage_is_found_and_the_newest_good_one_taken(what, pattern, directory)
 def test_older_metrics_that_are_no_json_do_not_stand_in_the_way(directory):
   fill(directory, (2, 4), metrics=lambda step: {"reward/mean": 0.5})
   (directory / "2" / "metrics" / "metrics").write_bytes(b"")
+  unended = directory / "6.orbax-checkpoint-tmp" / "metrics"  # killed in the middle of a save
+  unended.mkdir(parents=True)
+  (unended / "metrics").write_bytes(b"{")
   assert restore(directory, read_only=True).state.step == 4
   found = []
   assert restore(directory, set_aside=lambda *args: found.append(args)).state.step == 4

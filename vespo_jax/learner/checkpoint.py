@@ -239,6 +239,8 @@ class Checkpoints:
         place.rename(self._directory / place.name)
     shutil.rmtree(self._replaced, ignore_errors=True)
     for path in self._directory.glob("*/metrics/metrics"):
+      if not path.parts[-3].isdecimal():  # a save that never ended, which the manager removes
+        continue
       try:
         json.loads(path.read_bytes())
       except ValueError as error:
