@@ -29,7 +29,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from configs import quickstart, testbed_code, testbed_long, testbed_moe
-from vespo_jax import advantages, models, objectives, parts
+from vespo_jax import advantages, models, objectives, parts, problem_sets
 from vespo_jax import config as config_lib
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.intake import Problems
@@ -119,7 +119,7 @@ def train(start: Start, directory: Path, stack: contextlib.ExitStack) -> None:
   config.policy.path = start.begins
   config = config_lib.validate(config)
   spec, params, tokenizer = parts.load_policy(config)
-  problems, test_problems = parts.open_problems(config, tokenizer, stack)
+  problems, test_problems = problem_sets.open_problems(config, tokenizer, stack)
   tokens = np.array([len(tokenizer.encode_response(e.answer)) for e in problems.examples])
   optimizer = make_optimizer(
     OptimizerSettings(learning_rate=LEARNING_RATE, warmup_updates=WARMUP_STEPS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.marks import slow_but
-from vespo_jax import command, launch, objectives, parts, train
+from vespo_jax import command, launch, objectives, parts, problem_sets, train
 from vespo_jax import config as config_lib
 from vespo_jax.config import ConfigError
 
@@ -72,7 +72,7 @@ def test_what_is_found_out_later_is_the_configs_fault_too(tmp_path, monkeypatch)
 
   monkeypatch.setattr(parts.tasks, "open_splits", too_few)
   with contextlib.ExitStack() as stack, pytest.raises(ConfigError, match="task.train_size"):
-    parts.open_problems(good, None, stack)
+    problem_sets.open_problems(good, None, stack)
 
 
 def test_the_command_line_exits_with_two_and_one_message_before_anything_heavy():

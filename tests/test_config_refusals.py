@@ -296,3 +296,7 @@ def test_responses_beyond_the_models_positions_are_refused(tmp_path):
   parse(arguments[0], f"{arguments[1]}=15")
   with pytest.raises(ConfigError, match="max_new_tokens=16 does not fit the policy's 16 positions"):
     parse(arguments[0], f"{arguments[1]}=16")
+  prompts = "--config.task.max_prompt_tokens"
+  parse(arguments[0], f"{arguments[1]}=10", f"{prompts}=6")
+  with pytest.raises(ConfigError, match="max_prompt_tokens=7 and sampler.max_new_tokens=10 do not"):
+    parse(arguments[0], f"{arguments[1]}=10", f"{prompts}=7")

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vespo_jax import config as config_lib
-from vespo_jax import data, parts
+from vespo_jax import config_replay, data, problem_sets
 from vespo_jax.config import ConfigError
 from vespo_jax.tokenizers import byte_tokenizer
 
@@ -144,7 +145,7 @@ def test_files_may_be_mixed_with_what_is_generated(tmp_path):
   assert config.task.mixture.mine.options.held_out == 0.25
   assert "options" not in config.task.mixture.sums
   with contextlib.ExitStack() as stack:
-    train, held_out = parts.open_problems(config, byte_tokenizer(), stack)
+    train, held_out = problem_sets.open_problems(config, byte_tokenizer(), stack)
   assert len(train.examples) == 50
   # of 40 problems every fourth is held out, and there is a sum to every three of them
   assert [example.question[:3] for example in map(held_out.examples.__getitem__, range(13))].count(
@@ -152,6 +153,42 @@ def test_files_may_be_mixed_with_what_is_generated(tmp_path):
   ) == 10
   with pytest.raises(ConfigError, match="task.mixture.sums.test_size=0 must be at least 1"):
     mixed(tmp_path, test_size=0)
+
+
+def test_long_prompts_are_left_out(tmp_path, capfd):
+  mine = tmp_path / "mine.jsonl"
+  rows = ({"prompt": f"{i:03d}" + "x" * (i % 37), "answer": str(i)} for i in range(400))
+  mine.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+  def config_of(limit):
+    name, sizes = f"--config.task.name=jsonl:{mine}", ("train_size=0", "test_size=0")
+    keys = (*sizes, f"max_prompt_tokens={limit}")
+    return parse(tmp_path / "data", name, *(f"--config.task.{key}" for key in keys))
+
+  def opened(config):
+    with contextlib.ExitStack() as stack:
+      return [
+        (problems.prompts(range(len(problems.examples))), [one.id for one in problems.examples])
+        for problems in problem_sets.open_problems(config, byte_tokenizer(), stack)
+      ]
+
+  everything = opened(config_of(0))
+  limit = int(np.median([len(prompt) for prompt in everything[0][0]]))
+  capfd.readouterr()
+  left_out = 0
+  for (before, _), (after, ids) in zip(everything, opened(config_of(limit)), strict=True):
+    assert after == [prompt for prompt in before if len(prompt) <= limit]
+    assert 0 < len(after) < len(before) and ids == [*range(len(after))]
+    left_out += len(before) - len(after)
+  assert (
+    f"mine.jsonl: {left_out} problems have prompts of over {limit} tok" in capfd.readouterr().err
+  )
+  with pytest.raises(
+    ConfigError, match="max_prompt_tokens=1 leaves nothing to train on of 'jsonl:"
+  ):
+    opened(config_of(1))
+  origins = [config_replay.origin(config_of(limit))["problems"] for limit in (0, limit)]
+  assert origins[0] != origins[1]  # what one run sampled is not for the other
 
 
 def test_a_question_held_out_by_one_task_is_trained_on_by_none(tmp_path, capfd):
@@ -164,7 +201,7 @@ def test_a_question_held_out_by_one_task_is_trained_on_by_none(tmp_path, capfd):
   def opened(**mixture):
     config = parse(tmp_path / "data", f"--config.task.mixture={json.dumps(mixture)}")
     with contextlib.ExitStack() as stack:
-      return parts.open_problems(config, byte_tokenizer(), stack)
+      return problem_sets.open_problems(config, byte_tokenizer(), stack)
 
   def own(name, **options):
     task = {"name": f"jsonl:{files[name]}", "weight": 1, "options": options}

@@ -6,10 +6,20 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from tests.test_end_to_end import debug_config
-from vespo_jax import convert, evaluate, launch, metrics, models, subjects, training
+from vespo_jax import (
+  convert,
+  evaluate,
+  launch,
+  metrics,
+  models,
+  subjects,
+  tokenizers,
+  training,
+)
 from vespo_jax.evaluation import records
 from vespo_jax.learner import manifest
 from vespo_jax.tasks import custom
@@ -130,6 +140,37 @@ def test_what_does_not_fit_the_models_positions_is_refused(evaluated_run, capsys
   assert "do not fit the model's 32768 positions" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_devices_share_a_policy_where_they_are_as_many_as_the_runs(tmp_path, data_dir):
+  """The run's samplers have two devices each, and one machine that evaluates it has them."""
+  spec = models.ModelSpec(260, 16, 1, 2, 2, 8, 24)
+  models.save(
+    tmp_path / "policy", spec, models.init(spec, jax.random.key(0)), tokenizers.byte_tokenizer()
+  )
+  argv = ["--config=configs/debug.py", f"--workdir={tmp_path / 'run'}"]
+  flags = {"policy.path": tmp_path / "policy", "task.data_dir": data_dir, "sampler.tensor": 2}
+  flags |= {name: value for name, value in SMALL.items() if name != "sampler.stop_strings"}
+  argv += [f"--config.{name}={value}" for name, value in flags.items()]
+  evaluated = [f"--workdir={tmp_path / 'run'}", "--temperature=0"]
+  script = f"""if True:
+    from vespo_jax import evaluate, subjects, train
+    assert train.main(["", *{argv!r}]) == 0
+    assert subjects.of_run(subjects.Path({str(tmp_path / "run")!r}), None).tensor == 2
+    for more in ("--checkpoint=1",), (), ("--tensor=1", "--out={tmp_path / "one"}"):
+      assert evaluate.main(["", *{evaluated!r}, *more]) == 0"""
+  two = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+  environment = {**os.environ, "XLA_FLAGS": two}
+  subprocess.run([sys.executable, "-c", script], check=True, timeout=500, env=environment)
+  assert subjects.of_run(tmp_path / "run", None).tensor == 1  # here is one device
+  assert command(workdir=tmp_path / "run", temperature=0, out=tmp_path / "here") == 0
+  folders = tmp_path / "run" / "evaluation", tmp_path / "one", tmp_path / "here"
+  answers = [
+    [[one.response for one in record.responses] for record in records.read(path).records[0]]
+    for path in map(records.newest, folders)
+  ]
+  assert answers[0] == answers[1] == answers[2]
+
+
 def test_two_evaluations_are_compared(evaluated_run, tmp_path, capsys):
   for seed, out in ((0, tmp_path / "a"), (1, tmp_path / "b")):
     assert command(workdir=evaluated_run, seeds=seed, out=out, problems=4) == 0
@@ -198,6 +239,8 @@ def test_a_reward_that_always_fails_ends_what_it_scores(evaluated_run, data_dir,
     ({"seeds": "1,1"}, "must be different integers"),
     ({"seeds": "-1"}, "must be different integers"),
     ({"sequences": 0}, "--sequences=0 must be"),
+    ({"tensor": 2}, "--tensor=2: this process has 1 devices"),
+    ({"attention": "paged"}, "--attention='paged' needs a TPU"),
     ({"preset": "vespo"}, "not one of reasoning_gym/spell_backward: give --samples"),
     ({"workdir": "", "model": "nowhere", "task": "reasoning_gym/gcd"}, "no such model"),
   ],

@@ -28,6 +28,7 @@ ROOMS = [
     "config_policy",
     "config",
     "config_supervised",
+    "problem_sets",
     "parts",
     "training",
     "rundirs",

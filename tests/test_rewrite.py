@@ -87,6 +87,13 @@ def test_it_stops_between_pieces_and_goes_on(data_dir, tmp_path):
 
   result = rewriting.train(config, tmp_path, stop)
   assert (result["stop_reason"], result["problems"]) == ("preempted", 8) and asked
+  digest = (tmp_path / rewriting.POLICY).read_text()
+  (tmp_path / rewriting.POLICY).write_text("another's\n")  # as if policy.path held another by now
+  with pytest.raises(
+    config_lib.ConfigError, match="was begun with another policy than policy.path"
+  ):
+    rewriting.train(config, tmp_path)
+  (tmp_path / rewriting.POLICY).write_text(digest)
   result = rewriting.train(config, tmp_path)
   assert (result["stop_reason"], result["problems"]) == ("finished", 16)
   assert len(records(tmp_path)) == 16

@@ -58,6 +58,12 @@ def check_spec(config: ConfigDict | FrozenConfigDict, spec: ModelSpec) -> None:
       f"sampler.max_new_tokens={config.sampler.max_new_tokens} does not fit the policy's "
       f"{spec.context} positions with a prompt"
     )
+  longest = config.task.max_prompt_tokens + config.sampler.max_new_tokens
+  if config.policy.path and config.task.max_prompt_tokens and longest > spec.context:
+    raise ConfigError(
+      f"task.max_prompt_tokens={config.task.max_prompt_tokens} and sampler.max_new_tokens="
+      f"{config.sampler.max_new_tokens} do not fit the policy's {spec.context} positions"
+    )
 
 
 def check_policy(config: FrozenConfigDict) -> None:

@@ -21,14 +21,16 @@ SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
 def origin(config: FrozenConfigDict) -> dict[str, Any]:
   """What a run's rollouts come from, as `saved.Origin`, less the vocabulary, which is the model's.
 
-  Problems are the same if they are of the same tasks with the same options, sizes and seed.
+  Problems are the same if they are of the same tasks with the same options, sizes, seed and
+  limit of the prompts.
   """
   parts = config_tasks.ingredients(config)
   problems = [
     [task.name, dict(task.options), parts[label].train_size, parts[label].test_size]
     for label, task in config_tasks.make_tasks(config).items()
   ]
-  told = json.dumps([config.task.seed, problems], sort_keys=True)
+  limit = [config.task.max_prompt_tokens] if config.task.max_prompt_tokens else []
+  told = json.dumps([config.task.seed, problems, *limit], sort_keys=True)
   return {
     "task": ",".join(part.name for part in parts.values()),
     "problems": hashlib.sha256(told.encode()).hexdigest()[:16],

@@ -265,6 +265,7 @@ RULES: dict[str, Rule] = {
   "task.curriculum.decay": _fraction(open_top=True),
   "task.train_size": _at_least(0),
   "task.test_size": _at_least(0),
+  "task.max_prompt_tokens": _at_least(0),
   "task.seed": _at_least(0),
   "task.data_dir": Rule(str, "a directory", bool),
   "task.reward": TEXT,

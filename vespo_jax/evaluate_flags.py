@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vespo_jax.evaluation import presets
+from vespo_jax.models import DECODE_ATTENTION
 from vespo_jax.models.quantize import DTYPES
+from vespo_jax.sampler.placement import TENSOR
 from vespo_jax.subjects import Changes, TaskSettings
 
 _OF_A_MODEL = ("task", "task_options", "task_seed", "test_size", "data_dir", "reward")
@@ -54,6 +56,9 @@ def parse(arguments: list[str], description: str) -> argparse.Namespace:
   add("--max_new_tokens", type=int, help="of a response; default: the run's own, or 512")
   add("--sequences", type=int, help="sampled at a time; default: the run's own, or 64")
   add("--dtype", choices=list(DTYPES), help="of the sampler; default: the run's own, or float32")
+  here = "default: the run's own where this machine has it, or"
+  add("--attention", choices=list(DECODE_ATTENTION), help=f"of the sampler; {here} dense")
+  add("--tensor", type=int, choices=TENSOR, help=f"devices to spread the model over; {here} 1")
   add("--out", type=Path, help="folder of the records; default: RUN/evaluation, runs/evaluation")
   add("--json", action="store_true", help="print one JSON object")
   flags = parser.parse_args(arguments)

@@ -17,7 +17,17 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from vespo_jax import config_policy, files, launch, metrics, parts, rundirs, supervised, training
+from vespo_jax import (
+  config_policy,
+  files,
+  launch,
+  metrics,
+  parts,
+  problem_sets,
+  rundirs,
+  supervised,
+  training,
+)
 from vespo_jax.config import ConfigError
 from vespo_jax.learner import manifest
 from vespo_jax.learner.checkpoint import Checkpoints
@@ -245,7 +255,7 @@ def _read(config: FrozenConfigDict, tokenizer: Tokenizer, stack: contextlib.Exit
       held_out = [conversations[i] for i in order[:kept]]
       conversations = [conversations[i] for i in np.sort(order[kept:])]
   else:
-    train_problems, held_out_problems = parts.open_problems(config, tokenizer, stack)
+    train_problems, held_out_problems = problem_sets.open_problems(config, tokenizer, stack)
     conversations, held_out = (
       [turns_of(question, solution) for question, solution in problems.solutions(range(count))]
       for problems, count in (

@@ -21,6 +21,7 @@ from vespo_jax import (
   metrics,
   models,
   parts,
+  problem_sets,
   report,
   rundirs,
   sharding,
@@ -111,7 +112,7 @@ def _run(
   config_policy.check_spec(config, spec)
   pieces = parts.open_pieces(config, mesh, spec, workdir, hosts)
   sampler = parts.open_sampler(config, spec, tokenizer, stack, hosts, pieces)
-  problems, held_out = parts.open_problems(config, tokenizer, stack, hosts)
+  problems, held_out = problem_sets.open_problems(config, tokenizer, stack, hosts)
   evaluator = parts.make_evaluator(config, held_out)
   learner = training.make_learner(config, mesh, spec, params)
   retention = parts.pick(Retention, config.checkpoint)

@@ -14,8 +14,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from vespo_jax import files, metrics, parts, rundirs, supervised, training
+from vespo_jax import files, metrics, parts, problem_sets, rundirs, supervised, training
+from vespo_jax.config import ConfigError
 from vespo_jax.hosts import Hosts
+from vespo_jax.learner import manifest
 from vespo_jax.learner.mixed_problems import Mixture
 from vespo_jax.learner.update import compile_score
 from vespo_jax.models import ModelSpec, partition
@@ -26,7 +28,8 @@ from vespo_jax.supervised.demonstrations import turns_of
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params
 
-RECORDS = "rewritten.jsonl"  # in the run directory
+# in the run directory: the records, and the SHA-256 of the policy whose words they are
+RECORDS, POLICY = "rewritten.jsonl", "policy.sha256"
 
 
 def train(
@@ -36,7 +39,8 @@ def train(
 
   `stop` is asked between pieces of `batch.prompts` problems and while samples are waited for.
 
-  Raises ConfigError, SamplersFailed, ChildDied and TimeoutError as `launch.train`.
+  Raises ConfigError, SamplersFailed, ChildDied and TimeoutError as `launch.train`; ConfigError,
+  too, if another policy is at `policy.path` than when it was begun.
   """
   with rundirs.claimed(config, workdir, "rewrite"), contextlib.ExitStack() as stack:
     finished = rundirs.finished_result(workdir, {}, "gap_after")
@@ -66,9 +70,9 @@ def _run(
   hosts = Hosts(stop)
   pieces = parts.open_pieces(config, mesh, spec, workdir, hosts)
   sampler = parts.open_sampler(_with_samples(config), spec, tokenizer, stack, hosts, pieces)
-  problems, _ = parts.open_problems(config, tokenizer, stack)
+  problems, _ = problem_sets.open_problems(config, tokenizer, stack)
   if config.rewrite.problems and isinstance(problems, Mixture):  # of each task its share
-    problems = parts.interleaved(config, problems.parts)
+    problems = problem_sets.interleaved(config, problems.parts)
   there = len(problems.examples)
   count = min(config.rewrite.problems or there, there)
   sampler.publish(0, params)
@@ -84,6 +88,7 @@ def _run(
   )
   path, piece = workdir / RECORDS, config.batch.prompts
   records = _cut_back(path, piece)
+  _same_policy(config, workdir, params, begun=bool(records))
   done = records[-1]["example_id"] // piece * piece + piece if records else 0
   progress = stack.enter_context(metrics.Progress(count, unit="problem"))
   file = stack.enter_context(path.open("a"))
@@ -129,6 +134,17 @@ def _cut_back(path: Path, piece: int) -> list[dict[str, Any]]:
   kept = [record for record in records if record["example_id"] < first]
   files.write(path, b"".join(lines[: len(kept)]))
   return kept
+
+
+def _same_policy(config: FrozenConfigDict, workdir: Path, params: Params, begun: bool) -> None:
+  """Keeps whose words the records are. Raises ConfigError if those there are another policy's."""
+  path, digest = workdir / POLICY, manifest.digest_of(params)
+  if begun and path.is_file() and path.read_text().strip() != digest:
+    raise ConfigError(
+      f"--workdir={workdir} was begun with another policy than policy.path={config.policy.path!r} "
+      "holds now; give another directory"
+    )
+  files.write(path, digest + "\n")
 
 
 def _gap(

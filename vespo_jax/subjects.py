@@ -8,8 +8,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vespo_jax import config as config_lib
-from vespo_jax import config_tasks, metrics, models, parts, tasks, training, weights
+from vespo_jax import (
+  config_tasks,
+  metrics,
+  models,
+  problem_sets,
+  sharding,
+  tasks,
+  training,
+  weights,
+)
 from vespo_jax.evaluation import presets, records, session
 from vespo_jax.evaluation.asking import Evaluator
 from vespo_jax.evaluation.estimators import MAX_SAMPLES
@@ -34,13 +45,14 @@ class Subject:
 
   Attributes:
     name: what it is called.
-    load: () -> updates that made it, or None, and the model.
+    load: devices to spread it over -> updates that made it, or None, and the model.
     tasks: what it is evaluated on, by the names that rollouts have.
     reward: what scores in the place of their verifiers, by import path; "": they do.
     open_problems: the held-out problems, with a grader that the stack closes.
     test_size: how many there are at most.
     problems, sampling, seed, dtype: the defaults; `sampling` lacks the tokenizer's stop ids.
     sequences: sampled at a time.
+    attention, tensor: as the config keys of the sampler.
     timeout_s: the longest wait for so many.
     out: the folder of the records.
     weight_noise: of the sampler, a run's own dose of mismatch.
@@ -48,7 +60,7 @@ class Subject:
   """
 
   name: str
-  load: Callable[[], tuple[int | None, ModelSpec, Params, Tokenizer]]
+  load: Callable[[int], tuple[int | None, ModelSpec, Params, Tokenizer]]
   tasks: Mapping[str, tasks.Task]
   reward: str
   open_problems: Callable[[Tokenizer, contextlib.ExitStack], ProblemSet]
@@ -60,6 +72,8 @@ class Subject:
   sequences: int
   timeout_s: float
   out: Path
+  attention: str = "dense"
+  tensor: int = 1
   weight_noise: float = 0.0
   failures: FailureSettings = FailureSettings()
 
@@ -89,6 +103,8 @@ class Changes:
   preset: str | None = None
   sequences: int | None = None
   dtype: str | None = None
+  attention: str | None = None
+  tensor: int | None = None
   out: Path | None = None
 
 
@@ -115,18 +131,21 @@ def of_run(workdir: Path, checkpoint: int | None) -> Subject:
   if updates is None and not training.checkpoint_steps(workdir):
     raise FileNotFoundError(f"{workdir} has not finished and has no checkpoint")
 
-  def load() -> tuple[int | None, ModelSpec, Params, Tokenizer]:
+  def load(tensor: int) -> tuple[int | None, ModelSpec, Params, Tokenizer]:
     if updates is None:
-      return training.read_checkpoint(workdir, checkpoint)
-    return updates, *models.load(workdir)
+      return training.read_checkpoint(workdir, checkpoint, tensor)
+    return updates, *_load(workdir, tensor)
 
   sampler = config.sampler
+  spread = sampler.tensor if sampler.tensor <= len(jax.local_devices()) else 1
+  places = models.DECODE_ATTENTION[sampler.attention]
+  kernel = sampler.attention if jax.default_backend() in places else "dense"
   return Subject(
     name=str(workdir),
     load=load,
     tasks=config_tasks.make_tasks(config),
     reward=config.task.reward,
-    open_problems=lambda tokenizer, stack: parts.open_problems(config, tokenizer, stack)[1],
+    open_problems=lambda tokenizer, stack: problem_sets.open_problems(config, tokenizer, stack)[1],
     test_size=sum(part.test_size or ALL for part in config_tasks.ingredients(config).values()),
     problems=config.evaluation.problems,
     sampling=Settings(
@@ -139,6 +158,8 @@ def of_run(workdir: Path, checkpoint: int | None) -> Subject:
     sequences=config.batch.prompts * config.batch.samples_per_prompt,
     timeout_s=config.runtime.timeout_s,
     out=workdir / "evaluation",
+    attention=kernel,
+    tensor=spread,
     weight_noise=sampler.weight_noise,
     failures=FailureSettings(
       max_failures=config.runtime.max_failures, hang_timeout_s=config.runtime.hang_timeout_s
@@ -174,7 +195,7 @@ def of_model(path: Path, of: TaskSettings) -> Subject:
 
   return Subject(
     name=str(path),
-    load=lambda: (None, *models.load(path)),
+    load=lambda tensor: (None, *_load(path, tensor)),
     tasks={task.name: task},
     reward=of.reward,
     open_problems=open_problems,
@@ -187,6 +208,11 @@ def of_model(path: Path, of: TaskSettings) -> Subject:
     timeout_s=MODEL_TIMEOUT_S,
     out=Path("runs") / "evaluation",
   )
+
+
+def _load(path: Path, tensor: int) -> tuple[ModelSpec, Params, Tokenizer]:
+  mesh = sharding.make_mesh({"tensor": tensor}, jax.local_devices()[:tensor])
+  return models.load(path, shardings=sharding.param_shardings(mesh, weights.read_spec(path)))
 
 
 def change(subject: Subject, changes: Changes) -> tuple[Subject, list[int]]:
@@ -208,7 +234,8 @@ def change(subject: Subject, changes: Changes) -> tuple[Subject, list[int]]:
     sampling = {"temperature": preset.temperature, "top_p": preset.top_p} | _given(sampling)
   if changes.temperature == 0 and changes.samples is None:
     sampling["samples_per_prompt"] = 1
-  wanted = {name: getattr(changes, name) for name in ("problems", "sequences", "dtype", "out")}
+  names = ("problems", "sequences", "dtype", "attention", "tensor", "out")
+  wanted = {name: getattr(changes, name) for name in names}
   changed = dataclasses.replace(
     subject, sampling=dataclasses.replace(subject.sampling, **_given(sampling)), **_given(wanted)
   )
@@ -224,6 +251,13 @@ def change(subject: Subject, changes: Changes) -> tuple[Subject, list[int]]:
     raise ValueError(f"--seeds={seeds} must be different integers from 0 to 2**32 - 1")
   if changed.sequences < 1:
     raise ValueError(f"--sequences={changed.sequences} must be at least 1")
+  devices = len(jax.local_devices())
+  if changed.tensor > devices:
+    raise ValueError(f"--tensor={changed.tensor}: this process has {devices} devices")
+  try:
+    models.check_platform(models.DECODE_ATTENTION, changed.attention, jax.default_backend())
+  except ValueError as error:
+    raise ValueError(f"--attention={error}") from error
   return changed, seeds
 
 
@@ -237,7 +271,7 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
 
   Raises what loading, the grader and the sampler raise; ValueError as `records.RecordWriter`.
   """
-  step, spec, params, tokenizer = subject.load()
+  step, spec, params, tokenizer = subject.load(subject.tensor)
   sampling = dataclasses.replace(subject.sampling, stop_ids=tokenizer.stop_ids)
   votable = {name: task for name, task in subject.tasks.items() if isinstance(task, tasks.Votable)}
   with contextlib.ExitStack() as stack:
@@ -279,6 +313,8 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
         slots=subject.sequences,
         weight_noise=subject.weight_noise,
         timeout_s=subject.timeout_s,
+        attention=subject.attention,
+        tensor=subject.tensor,
       ),
       failures=subject.failures,
       tokenizer=tokenizer.backend.to_str() if sampling.stop_strings else "",

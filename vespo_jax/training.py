@@ -223,10 +223,10 @@ def make_step(
 
 
 def read_checkpoint(
-  workdir: Path, step: int | None = None
+  workdir: Path, step: int | None = None, tensor: int = 1
 ) -> tuple[int, ModelSpec, Params, Tokenizer]:
   """The policy of a run's checkpoint after `step` updates, or of its newest good one, and its step;
-  on one device, with adapters merged. Nothing is changed there: the run may be under way.
+  over `tensor` devices, with adapters merged. Nothing is changed there: the run may be under way.
 
   Raises FileNotFoundError naming the checkpoints there are, ConfigError, CheckpointError.
   """
@@ -235,7 +235,7 @@ def read_checkpoint(
   if not there or (step is not None and step not in there):
     wanted = "no checkpoint" if step is None else f"no checkpoint of update {step}"
     raise FileNotFoundError(f"{workdir} has {wanted}; it has {there or 'none'}")
-  mesh = sharding.make_mesh({}, jax.local_devices()[:1])
+  mesh = sharding.make_mesh({"tensor": tensor}, jax.local_devices()[:tensor])
   spec, params, tokenizer = parts.load_policy(config, mesh)
   learner = make_learner(config, mesh, spec, params)
   damaged: list[str] = []

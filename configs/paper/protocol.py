@@ -11,8 +11,7 @@ What the scripts leave to veRL is as veRL has it: no warm-up, a weight decay of 
 clipped at a norm of 1, Adam's moments 0.9 and 0.999. The rivals' scripts are not published. One of
 GRPO, older and of R2, is in the same repository: the mean over all tokens, and a dual clip of 10,
 which is set here; this project's `grpo` takes the mean over sequences, which
-`--config.objective.aggregation=token-mean` changes. The scripts ask at most 1,024 tokens of a
-prompt; no key says so here, and a longer prompt is trained on too.
+`--config.objective.aggregation=token-mean` changes.
 """
 
 from ml_collections import ConfigDict
@@ -32,6 +31,7 @@ def get_config(model: str, hardware: str) -> ConfigDict:
   config.task.name = "dataset/dapo_math"
   config.task.train_size = 0  # all of it, less what is held out
   config.task.test_size = 0
+  config.task.max_prompt_tokens = 1024
   config.task.options = ConfigDict({"held_out": 0.03})  # 500 of 17,000; the paper holds out none
   config.task.grade_timeout_s = 30.0  # of Math-Verify
   config.task.grade_processes = 32

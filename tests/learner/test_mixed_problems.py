@@ -9,7 +9,7 @@ from test_batching import rollout
 
 from configs import debug
 from vespo_jax import config as config_lib
-from vespo_jax import parts
+from vespo_jax import problem_sets
 from vespo_jax.learner.intake import Problems
 from vespo_jax.learner.mixed_problems import Mixture
 from vespo_jax.tasks import Example, MixtureStream, PromptStream, Score, interleave
@@ -87,11 +87,11 @@ def test_held_out_problems_have_the_proportions_from_the_first_on():
 def test_the_stream_is_that_of_the_config():
   config = debug.get_config()
   one = make({"a": 30})["a"]
-  stream, curricula = parts.make_stream(config_lib.validate(config), one)
+  stream, curricula = problem_sets.make_stream(config_lib.validate(config), one)
   assert curricula is None
   np.testing.assert_array_equal(stream.indices(3, 40), PromptStream(30, 0).indices(3, 40))
   config.task.curriculum.floor = 0.5
-  stream, curricula = parts.make_stream(config_lib.validate(config), one)
+  stream, curricula = problem_sets.make_stream(config_lib.validate(config), one)
   assert list(curricula.rates) == ["task"] and len(curricula.rates["task"]) == 30
   before = stream.indices(0, 5)
   curricula.measure(before, [1.0] * 5)
@@ -99,7 +99,9 @@ def test_the_stream_is_that_of_the_config():
   name = {"name": "reasoning_gym/chain_sum"}
   config.task.mixture = {"a": name | {"weight": 2}, "b": name | {"weight": 1}}
   mixed = config_lib.validate(config)
-  stream, curricula = parts.make_stream(mixed, Mixture.concatenated(make({"a": 30, "b": 30})))
+  stream, curricula = problem_sets.make_stream(
+    mixed, Mixture.concatenated(make({"a": 30, "b": 30}))
+  )
   assert isinstance(stream, MixtureStream) and set(curricula.rates) == {"a", "b"}
   drawn = stream.indices(0, 60)
   assert (drawn < 30).sum() == 40

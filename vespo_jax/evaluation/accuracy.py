@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from vespo_jax.evaluation.estimators import pass_at_k
 
@@ -49,20 +50,29 @@ def summarise(correct_PR: np.ndarray) -> Evaluation:
 
   The interval is Wilson's for the effective number of independent samples, p (1 - p) / SE^2, where
   SE is the standard error of the mean over problems: samples of one problem are not independent.
-  There are never more than all samples. Where all problems have the same mean and SE vanishes, as
-  at 0 % and 100 %, each problem counts once. Source: Wilson (1927).
+  Since few problems say little of SE, it is multiplied by (t of all samples / t of the problems)^2,
+  Student's quantiles with one degree of freedom less than those. There are never more than all
+  samples. Where all problems have the same mean and SE vanishes, as at 0 % and 100 %, each problem
+  counts once. Source: Wilson (1927); Korn and Graubard (1998).
   """
   problems, samples = correct_PR.shape
   per_problem_P = correct_PR.mean(axis=1)
   p = float(per_problem_P.mean())
   n = float(problems)
   if np.ptp(per_problem_P) > 1e-12:  # equal means have a variance of their rounding
-    n = min(n * p * (1 - p) / float(per_problem_P.var(ddof=1)), float(problems * samples))
+    n *= p * (1 - p) / float(per_problem_P.var(ddof=1))
+    n *= (_t(problems * samples - 1) / _t(problems - 1)) ** 2
+    n = min(n, float(problems * samples))
   centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
   half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
   passed_R = pass_at_k(correct_PR == 1).mean(axis=0)
   passed = {str(k): float(passed_R[k - 1]) for k in shown_ks(samples)[1:]}
   return Evaluation(p, max(centre - half, 0.0), min(centre + half, 1.0), problems, samples, passed)
+
+
+def _t(degrees: int) -> float:
+  """Two-sided 95 % of Student's t."""
+  return float(special.stdtrit(degrees, 0.975))
 
 
 def shown_ks(samples: int) -> list[int]:

@@ -97,7 +97,7 @@ def without_held_out(
   keys = {sieve.key(example.question) for part in held_out.values() for example in part.examples}
   left = {}
   for label, part in train.items():
-    examples = part.examples.without(keys)
+    examples = part.examples.where(lambda example: sieve.key(example.question) not in keys)
     dropped = len(part.examples) - len(examples)
     if not examples:
       raise ValueError(

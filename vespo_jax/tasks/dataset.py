@@ -12,14 +12,14 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from vespo_jax.processes import Child
-from vespo_jax.tasks import sieve, splits
+from vespo_jax.tasks import splits
 from vespo_jax.tasks.base import Example, GeneratedTask, StoredTask, Task
 
 BUILD_TIMEOUT_S = 3600.0
@@ -60,9 +60,9 @@ class Split:
       **{field: row[field].decode() for field in ("question", "answer", "metadata")},
     )
 
-  def without(self, keys: Set[int]) -> Split:
-    """The problems whose questions have none of these keys (see `sieve.key`), numbered anew."""
-    kept = [i for i, example in enumerate(self) if sieve.key(example.question) not in keys]
+  def where(self, keep: Callable[[Example], bool]) -> Split:
+    """The problems to keep, numbered anew."""
+    kept = [i for i, example in enumerate(self) if keep(example)]
     return Split(self._source, self._indices[kept])
 
 
