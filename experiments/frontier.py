@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.suite import cli, page
 from experiments.suite.experiment import DENSE, METHODS, Experiment
-from experiments.suite.results import Result
+from experiments.suite.results import Result, training_seconds
 
 COMPARED = ("vespo", "grpo")
 SYNCHRONOUS = (1, 4, 16)
@@ -40,8 +40,7 @@ PANELS = {
 
 def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
   """Accuracy at the end against seconds of the loop: a point per schedule, a line per mode."""
-  seconds = lambda run: run["curves"]["wall_time_s"][-1]
-  page.draw_points(PANELS, results, path, seconds, "seconds of training")
+  page.draw_points(PANELS, results, path, training_seconds, "seconds of training")
 
 
 EXPERIMENT = Experiment(

@@ -44,11 +44,12 @@ Panels = Mapping[str, Mapping[str, Sequence[tuple[str, tuple[str, int]]]]]
 def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
   """The table of an experiment: mean and 95 % interval over seeds, in per cent, p of the paired
   test of the accuracy at the end against VESPO at the same staleness, and a verdict for every
-  claim, of the same accuracy."""
+  claim, of the same accuracy. Where the clock is measured, the seconds of training too."""
   cells = by_cell(results)
+  timed = ["seconds of training"] if experiment.alone else []
   lines = [f"## {experiment.title}", ""]
-  lines += [f"| method | N | seeds | {' | '.join(SCORES)} | p against VESPO | collapsed |"]
-  lines += ["| --- " * (len(SCORES) + 5) + "|"]
+  columns = ["method", "N", "seeds", *SCORES, "p against VESPO", "collapsed", *timed]
+  lines += [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
   for method, staleness, _, _ in experiment.cells:
     cell = cells.get((method, staleness), {})
     if not cell:
@@ -58,7 +59,8 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     base = cells.get((base_name, staleness), {})
     p = "" if method == base_name or not base else _p(cell, base)
     collapsed = f"{sum(map(results_lib.collapsed, cell.values()))}"
-    row = [method, str(staleness), str(len(cell)), *figures, p, collapsed]
+    took = [_seconds(cell) for _ in timed]
+    row = [method, str(staleness), str(len(cell)), *figures, p, collapsed, *took]
     lines.append("| " + " | ".join(row) + " |")
   if experiment.claims:
     lines += ["", "| claim | the paper's figures | here | verdict |", "| --- " * 4 + "|"]
@@ -191,13 +193,18 @@ def draw_claims(
 
 
 def _curve(axis: Axes, name: str, results: Iterable[Result], color: str, label: str) -> None:
-  """One method's mean and range of a metric over updates, where it has it."""
+  """One method's mean and range of a metric over updates, where it has it; a run that ended before
+  others is a line of its own, to a cross."""
   runs = [points for result in results if (points := _points(result, name))]
   if not runs:
     return
-  length = min(len(steps) for steps, _ in runs)
-  values = np.array([values[:length] for _, values in runs])
-  steps = runs[0][0][:length]
+  length = max(len(steps) for steps, _ in runs)
+  for steps, short in runs:
+    if len(steps) < length:
+      style = {"color": color, "label": label, "linewidth": 0.8}
+      axis.plot(steps, short, marker="x", markevery=[-1], markersize=5, **style)
+  values = np.array([values for _, values in runs if len(values) == length])
+  steps = next(steps for steps, _ in runs if len(steps) == length)
   axis.plot(steps, values.mean(axis=0), color=color, label=label, linewidth=1.3)
   low, high = values.min(axis=0), values.max(axis=0)
   axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
@@ -215,6 +222,11 @@ def _points(result: Result, name: str) -> tuple[Sequence[float], Sequence[float]
 def _interval(values: Sequence[float], sign: str = "") -> str:
   mean, half = statistics.mean_interval(values)
   return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+
+
+def _seconds(cell: Mapping[int, Result]) -> str:
+  mean, half = statistics.mean_interval(list(map(results_lib.training_seconds, cell.values())))
+  return f"{mean:.0f}" + ("" if math.isnan(half) else f" ± {half:.0f}")
 
 
 def _published(claim: Claim) -> str:

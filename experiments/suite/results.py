@@ -51,6 +51,13 @@ def second_half(result: Result) -> float:
   return statistics.fmean(late or [0.0])
 
 
+def training_seconds(result: Result) -> float:
+  """Of the loop, from its first point on the curves to its last: what is before training and the
+  first update, which compiles, are not in it."""
+  times = result["curves"]["wall_time_s"]
+  return times[-1] - times[0]
+
+
 def collapsed(result: Result) -> bool:
   """Whether a run ended below `COLLAPSE` of its best evaluation, the one before training
   included."""

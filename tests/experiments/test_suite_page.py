@@ -88,6 +88,34 @@ def test_a_page_holds_the_numbers_and_the_verdict(tmp_path, monkeypatch):
   assert (tmp_path / "toy.png").stat().st_size > 5000
 
 
+def test_the_clock_has_a_column_where_it_is_measured():
+  cells = [("vespo", 4, "", ())]
+  found = [result("vespo", s, 0.8) for s in range(3)]
+  for seed, one in enumerate(found):
+    one["curves"] = {"wall_time_s": [20.0, 60.0, 120.0 + seed]}
+  text = page.markdown(Experiment("toy", "A title", cells, [], alone=True), found)
+  half = stats.t(df=2).ppf(0.975) / np.sqrt(3)
+  assert "| collapsed | seconds of training |" in text and f"| 101 ± {half:.0f} |" in text
+  assert "seconds" not in page.markdown(Experiment("toy", "A title", cells, []), found)
+
+
+def test_a_run_that_ended_before_others_does_not_cut_their_curves(tmp_path, monkeypatch):
+  experiment = Experiment("toy", "A title", [("vespo", 4, "", ())], [], curves=(ACCURACY,))
+  found = [result("vespo", s, 0.8) for s in range(3)]
+  for one in found:
+    one["evaluations"] = [(2, 0.4), (4, 0.6), (6, 0.8)]
+  found[1]["evaluations"] = [(2, 0.1)]
+  drawn = []
+  monkeypatch.setattr(
+    "matplotlib.axes.Axes.plot", lambda axis, x, y, **k: drawn.append((list(x), list(y), k))
+  )
+  monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda *_, **__: None)
+  page.draw(experiment, found, tmp_path / "toy.png")
+  (short, whole) = drawn
+  assert short[0] == [0, 2] and short[1] == pytest.approx([0.1, 0.1]) and short[2]["marker"] == "x"
+  assert whole[0] == [0, 2, 4, 6] and whole[1] == pytest.approx([0.1, 0.4, 0.6, 0.8])
+
+
 def test_a_variant_is_tested_against_the_vespo_of_its_kind():
   names = ("vespo, int8", "grpo, int8")
   experiment = Experiment("toy", "A title", [(name, 4, "", ()) for name in names], [])
