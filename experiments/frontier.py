@@ -62,6 +62,8 @@ EXPERIMENT = Experiment(
   draw=draw,
   alone=True,
   testbed=PROCESSES,
+  # else W would not see how much older than the newest publication a rollout is
+  at_paper_scale=(("correction.denominator", "behaviour"),),
 )
 
 if __name__ == "__main__":

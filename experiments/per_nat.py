@@ -53,6 +53,7 @@ EXPERIMENT = Experiment(
   claims=[],
   curves=(ACCURACY, "reward/mean", "kl/behaviour_policy"),
   draw=draw,
+  at_paper_scale=(("correction.denominator", "behaviour"),),  # else W would not see the mismatch
 )
 
 if __name__ == "__main__":

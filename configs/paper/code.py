@@ -13,7 +13,7 @@ programs.
 Expected, from the paper, pass@10 of HumanEval+, MBPP+ and LiveCodeBench v6: 88.4, 75.4, 25.3 (GRPO
 84.8, 74.9, 23.1; GSPO 82.9, 73.0, 23.1; SAPO 86.6, 74.6, 24.2). Not reproduced here.
 
-    python -m vespo_jax.evaluate --model=runs/code --task=dataset/humaneval_plus --samples=10
+    python -m vespo_jax.evaluate --model=runs/code --task=dataset/humaneval_plus --preset=vespo
       --max_new_tokens=15360 --dtype=bfloat16
 """
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.suite import statistics
 from experiments.suite.results import Result
 from experiments.suite.runs import Run
 
@@ -17,7 +18,7 @@ PAPER[CODE] = "configs/paper/code.py"
 ACCURACY = "evaluation/accuracy"  # the curve of the evaluations
 Cell = tuple[str, int, str, tuple[tuple[str, Any], ...]]
 Draw = Callable[["Experiment", Sequence[Result], Path], None]
-METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, under their names
+METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # at their defaults, under their names
   name: (("objective.name", name),)
   for name in (
     *("vespo", "grpo", "gspo", "sapo", "topr", "cispo", "bapo", "minpro", "minirl", "m2po"),
@@ -34,7 +35,7 @@ METHODS: Mapping[str, tuple[tuple[str, Any], ...]] = {  # published defaults, un
 
 
 # At the paper's scale W is against the recomputation, but for methods that are published against
-# what sampled; the testbed has that for all.
+# what sampled; the testbed has that for all, if its runs do not say otherwise.
 AT_PAPER_SCALE: Mapping[str, tuple[tuple[str, Any], ...]] = {
   name: (("correction.denominator", "behaviour"),) for name in ("dppo_tv", "vcpo")
 }
@@ -79,6 +80,7 @@ class Experiment:
     alone: the clock is measured: one run at a time, on all cores.
     draw: its figure; None: the curves.
     testbed: changes that all runs make at the testbed's scale; the paper's configs have their own.
+    at_paper_scale: changes that all runs make at the paper's scale.
     paper: the config in the place of each of the testbed's, at the paper's scale; empty: there is
       none, because it is about the testbed.
   """
@@ -93,7 +95,13 @@ class Experiment:
   alone: bool = False
   draw: Draw | None = None
   testbed: tuple[tuple[str, Any], ...] = ()
+  at_paper_scale: tuple[tuple[str, Any], ...] = ()
   paper: Mapping[str, str] = dataclasses.field(default_factory=lambda: PAPER)
+
+  @property
+  def verdict_seeds(self) -> int:
+    """How many a verdict needs: all that were planned, so that nobody stops where it is welcome."""
+    return max(statistics.FEWEST, self.seeds)
 
   def runs(
     self,
@@ -103,12 +111,12 @@ class Experiment:
   ) -> list[Run]:
     """All runs, seed by seed, so that a part of them is a smaller experiment; with changes that all
     make, and with the configs that `configs` puts in the place of others."""
-    added = (*(() if configs else self.testbed), *extra)
+    added = (*(self.at_paper_scale if configs else self.testbed), *extra)
 
     def published(changes: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
       given = dict(changes)
       own = AT_PAPER_SCALE.get(given.get("objective.name", ""), ()) if configs else ()
-      return tuple(change for change in own if change[0] not in given)
+      return tuple(change for change in own if change not in added and change[0] not in given)
 
     of = configs or {}
     return [

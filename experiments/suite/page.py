@@ -73,7 +73,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
       here = f"{points} points, p = {p:.3g}, {len(differences)} seeds"
       if len(differences) == 1:
         here = f"{points} points, one seed"
-      verdict = statistics.verdict(differences, claim.paper is not None)
+      verdict = statistics.verdict(differences, claim.paper is not None, experiment.verdict_seeds)
       verdict = statistics.TIE if claim.tie else verdict
     lines.append(f"| {claim.text} | {_published(claim)} | {here} | {verdict} |")
   return "\n".join([*lines, ""])
@@ -82,10 +82,11 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
 def judged(
   experiment: Experiment, results: Sequence[Result]
 ) -> list[tuple[Claim, Sequence[float]]]:
-  """The claims of an experiment that have a verdict, with their differences."""
+  """The claims of an experiment that have a verdict, which needs all of its seeds, with their
+  differences."""
   cells = by_cell(results)
   found = [(claim, claim.differences(cells)) for claim in experiment.claims if not claim.tie]
-  return [(claim, d) for claim, d in found if len(d) >= statistics.FEWEST]
+  return [(claim, d) for claim, d in found if len(d) >= experiment.verdict_seeds]
 
 
 def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
@@ -198,13 +199,13 @@ def _curve(axis: Axes, name: str, results: Iterable[Result], color: str, label: 
   runs = [points for result in results if (points := _points(result, name))]
   if not runs:
     return
-  length = max(len(steps) for steps, _ in runs)
+  last = max(steps[-1] for steps, _ in runs)
   for steps, short in runs:
-    if len(steps) < length:
+    if steps[-1] < last:
       style = {"color": color, "label": label, "linewidth": 0.8}
       axis.plot(steps, short, marker="x", markevery=[-1], markersize=5, **style)
-  values = np.array([values for _, values in runs if len(values) == length])
-  steps = next(steps for steps, _ in runs if len(steps) == length)
+  values = np.array([values for steps, values in runs if steps[-1] == last])
+  steps = next(steps for steps, _ in runs if steps[-1] == last)
   axis.plot(steps, values.mean(axis=0), color=color, label=label, linewidth=1.3)
   low, high = values.min(axis=0), values.max(axis=0)
   axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)

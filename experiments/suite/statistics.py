@@ -44,10 +44,10 @@ def discoveries(p_values: Sequence[float]) -> int:
   return int(np.sum(stats.false_discovery_control(p_values) < LEVEL))
 
 
-def verdict(differences: Sequence[float], of_the_paper: bool = True) -> str:
+def verdict(differences: Sequence[float], of_the_paper: bool = True, fewest: int = FEWEST) -> str:
   """Whether paired differences, positive where a claim says so, bear it out at `LEVEL`, in other
-  words for a claim that is not the paper's; no verdict on fewer than `FEWEST`."""
-  if len(differences) < FEWEST:
+  words for a claim that is not the paper's; no verdict on fewer than `fewest`."""
+  if len(differences) < fewest:
     return TOO_FEW
   yes, unclear, no = (
     (REPRODUCED, NOT_SEEN, CONTRADICTED) if of_the_paper else (HOLDS, NO_DIFFERENCE, REVERSED)

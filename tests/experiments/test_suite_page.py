@@ -104,7 +104,7 @@ def test_a_run_that_ended_before_others_does_not_cut_their_curves(tmp_path, monk
   found = [result("vespo", s, 0.8) for s in range(3)]
   for one in found:
     one["evaluations"] = [(2, 0.4), (4, 0.6), (6, 0.8)]
-  found[1]["evaluations"] = [(2, 0.1)]
+  found[0]["evaluations"] = [(1, 0.1), (2, 0.1), (3, 0.1)]  # as many, of fewer updates
   drawn = []
   monkeypatch.setattr(
     "matplotlib.axes.Axes.plot", lambda axis, x, y, **k: drawn.append((list(x), list(y), k))
@@ -112,7 +112,7 @@ def test_a_run_that_ended_before_others_does_not_cut_their_curves(tmp_path, monk
   monkeypatch.setattr("matplotlib.figure.Figure.legend", lambda *_, **__: None)
   page.draw(experiment, found, tmp_path / "toy.png")
   (short, whole) = drawn
-  assert short[0] == [0, 2] and short[1] == pytest.approx([0.1, 0.1]) and short[2]["marker"] == "x"
+  assert short[0] == [0, 1, 2, 3] and short[1] == [0.1] * 4 and short[2]["marker"] == "x"
   assert whole[0] == [0, 2, 4, 6] and whole[1] == pytest.approx([0.1, 0.4, 0.6, 0.8])
 
 
@@ -174,8 +174,23 @@ def test_the_page_says_what_is_left_of_many_tests():
   found += [result("grpo", s, 0.8 - 0.01 * s) for s in range(3)]  # 0, 2 and 4 points: p = 0.18
   found += [result("gspo", s, 0.5 + 0.012 * s) for s in range(3)]
   text = summary.many_tests([one], {"one": found})
-  assert "Of 3 claims 2 have p < 0.05" in text and "0.2; held" in text and "2 stand." in text
+  assert "Of 2 claims" in text and ") 1 have p < 0.05" in text  # and its reverse is the same test
+  assert "give 0.1;\n" in text and "1 stand." in text
   assert "Of 0 claims" in summary.many_tests([one], {"one": found[:2]})
+  again = dataclasses.replace(one, name="two", claims=claims[:1])  # of two of the same seeds
+  both = {"one": found, "two": [each for each in found if each["seed"] < 2]}
+  assert summary.many_tests([dataclasses.replace(again, seeds=2), one], both) == text
+
+
+def test_no_verdict_before_all_planned_seeds_are_there():
+  cells = [("vespo", 4, "", ()), ("grpo", 4, "", ())]
+  claims = [Claim("VESPO wins", None, ("vespo", 4), ("grpo", 4))]
+  found = [result("vespo", s, 0.8 + 0.01 * s) for s in range(3)]
+  found += [result("grpo", s, 0.5 + 0.012 * s) for s in range(3)]
+  planned = lambda seeds: Experiment("toy", "A title", cells, claims, seeds=seeds)
+  assert page.markdown(planned(3), found).count(f"| {statistics.HOLDS} |") == 1
+  assert page.markdown(planned(8), found).count(f"| {statistics.TOO_FEW} |") == 1
+  assert page.judged(planned(8), found) == [] != page.judged(planned(3), found)
 
 
 def test_the_page_says_how_long_the_rest_takes():
