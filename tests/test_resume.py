@@ -23,6 +23,7 @@ from vespo_jax.evaluation import Evaluation
 from vespo_jax.hosts import Hosts
 from vespo_jax.learner.intake import Intake
 from vespo_jax.runtime import schedule as schedules
+from vespo_jax.sampler.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("no_report")
 REPOSITORY = Path(__file__).parent.parent
@@ -158,6 +159,23 @@ def test_a_run_that_was_stopped_ends_the_same(name, stops, whole, data_dir, tmp_
     assert lines(workdir) == result["updates"]
   assert len(stopped_at) >= min(stops, 2) and sorted(set(stopped_at)) == stopped_at
   assert_same(outcome(workdir), whole(name.removesuffix(" in pieces")))
+
+
+def test_a_start_that_is_stopped_before_it_orders_leaves_its_checkpoint(
+  data_dir, tmp_path, monkeypatch
+):
+  """It holds the weights that open orders need, which the sampler is not asked for again yet."""
+  config, tick = make_config(data_dir, "logical"), Worker.tick
+  two = 2 * config.batch.prompts  # the orders of as many minibatches
+  with monkeypatch.context() as slow:  # no other ever comes
+    slow.setattr(Worker, "tick", lambda worker: [one for one in tick(worker) if one.order_id < two])
+    launch.train(config, tmp_path, lambda: lines(tmp_path) >= 2)
+  about = tmp_path / "checkpoints" / "2" / "about" / "metadata"
+  before = about.stat().st_ino, about.read_bytes()
+  assert json.loads(before[1])["weights"]  # orders are open
+  assert launch.train(config, tmp_path, lambda: True)["stop_reason"] == "preempted"
+  assert (about.stat().st_ino, about.read_bytes()) == before
+  assert launch.train(config, tmp_path)["stop_reason"] == "finished"
 
 
 @pytest.mark.slow

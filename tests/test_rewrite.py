@@ -99,6 +99,19 @@ def test_it_stops_between_pieces_and_goes_on(data_dir, tmp_path):
   assert len(records(tmp_path)) == 16
 
 
+def test_nothing_whole_is_cut_off_however_often_a_start_is_refused(tmp_path):
+  path = tmp_path / "rewritten.jsonl"
+  lines = [b'{"example_id": %d}\n' % number for number in range(10)]
+  for there, kept in ((8, 8), (10, 8), (4, 4), (3, 0)):  # pieces of four, of more problems
+    path.write_bytes(b"".join(lines[:there]) + b'{"exam')
+    for _ in range(2):
+      assert len(rewriting._cut_back(path, 4, 20)) == kept
+      assert path.read_bytes() == b"".join(lines[:kept])
+  path.write_bytes(b"".join(lines))
+  assert len(rewriting._cut_back(path, 4, 10)) == 10  # all there are
+  assert rewriting._cut_back(tmp_path / "none", 4, 10) == []
+
+
 WORDS = {"name": "reasoning_gym/spell_backward"}
 MIXTURE = {
   "long": {**WORDS, "weight": 1, "options": {"min_word_len": 5, "answer_format": "text"}},

@@ -22,6 +22,8 @@ from vespo_jax.config_rules import ROOMS, RULES, ConfigError, one_line, shown
 
 Values = dict[str, Any]  # by dotted key
 
+# keys that came when there were runs already, as these ran
+ADDED: Values = {"metrics.tensorboard": False, "task.max_prompt_tokens": 0}
 USAGE = "--config=FILE, --workdir=DIR and --config.KEY=VALUE"
 
 
@@ -87,9 +89,9 @@ def read_file(path: Path) -> Values:
 
 
 def _with_methods(values: Values) -> Values:
-  """A stored config with the methods of now: options that it lacks have their defaults, and what it
-  says of a method that there is no more, and that it does not use, is left out."""
-  kept = {key: value for key, value in values.items() if not _is_of_no_method(key, values)}
+  """A stored config with the keys and methods of now: options that it lacks have their defaults,
+  and what it says of a method that there is no more, and that it does not use, is left out."""
+  kept = ADDED | {key: value for key, value in values.items() if not _is_of_no_method(key, values)}
   for kind, room in ROOMS.items():
     for name in room.names():
       for option, default in room.defaults(name).items():

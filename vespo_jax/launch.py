@@ -141,7 +141,7 @@ def _run(
   for version in sorted(run.samplers.weights):
     sampler.publish(version, run.samplers.weights[version])
   schedule = config_lib.make_schedule(config)
-  learner.start_rollout_batch(run, run.samplers.weights.get(schedule.published(step)))
+  learner.start_rollout_batch(run, schedule)
   loop = Loop(
     workdir=workdir,
     update=learner.update,

@@ -63,8 +63,7 @@ def replay(folder: Path, update: int) -> dict[str, Any]:
     run = learner.restore(checkpoints, update, set_aside=lambda place, problem: None)
   if run is None:
     raise FileNotFoundError(f"{folder} holds no state from before update {update}")
-  published = config_lib.make_schedule(config).published(update - 1)
-  learner.start_rollout_batch(run, run.samplers.weights.get(published))
+  learner.start_rollout_batch(run, config_lib.make_schedule(config))
   batch, _ = make_batch(
     rollouts, config.batch.samples_per_prompt, config.sampler.max_new_tokens, update - 1
   )

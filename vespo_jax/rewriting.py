@@ -87,9 +87,9 @@ def _run(
     timeout_s=config.runtime.timeout_s,
   )
   path, piece = workdir / RECORDS, config.batch.prompts
-  records = _cut_back(path, piece)
+  records = _cut_back(path, piece, count)
   _same_policy(config, workdir, params, begun=bool(records))
-  done = records[-1]["example_id"] // piece * piece + piece if records else 0
+  done = len(records)
   progress = stack.enter_context(metrics.Progress(count, unit="problem"))
   file = stack.enter_context(path.open("a"))
   result: dict[str, Any] = {"stop_reason": "preempted"}
@@ -125,15 +125,15 @@ def _with_samples(config: FrozenConfigDict) -> FrozenConfigDict:
   return FrozenConfigDict(values)
 
 
-def _cut_back(path: Path, piece: int) -> list[dict[str, Any]]:
-  """The records of an earlier attempt without those of its last piece, which may be half there;
-  what is left out is cut off the file."""
+def _cut_back(path: Path, piece: int, count: int) -> list[dict[str, Any]]:
+  """The records of an earlier attempt, one for each problem from the first on, without those of a
+  piece that is only half there; these are cut off the file."""
   lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-  records = [json.loads(line) for line in lines if line.endswith(b"\n")]
-  first = records[-1]["example_id"] // piece * piece if records else 0
-  kept = [record for record in records if record["example_id"] < first]
-  files.write(path, b"".join(lines[: len(kept)]))
-  return kept
+  whole = sum(line.endswith(b"\n") for line in lines)
+  kept = lines[: whole if whole == count else whole // piece * piece]
+  if len(kept) < len(lines):
+    files.write(path, b"".join(kept))
+  return [json.loads(line) for line in kept]
 
 
 def _same_policy(config: FrozenConfigDict, workdir: Path, params: Params, begun: bool) -> None:

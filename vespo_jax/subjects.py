@@ -258,6 +258,10 @@ def change(subject: Subject, changes: Changes) -> tuple[Subject, list[int]]:
     models.check_platform(models.DECODE_ATTENTION, changed.attention, jax.default_backend())
   except ValueError as error:
     raise ValueError(f"--attention={error}") from error
+  if changed.attention == "paged" and changed.dtype != "bfloat16":
+    raise ValueError(
+      "--attention='paged' needs --dtype=bfloat16: it rounds keys and values to that"
+    )
   return changed, seeds
 
 
@@ -300,6 +304,7 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
       stop_strings=list(sampling.stop_strings),
       dtype=subject.dtype,
       reward=tasks.custom.identity(subject.reward),
+      attention=subject.attention,
       asked=session.digest_of_asked(prompts, sampling.stop_ids),
     )
     path = subject.out / about.file_name

@@ -37,6 +37,7 @@ from vespo_jax.learner.update import (
 from vespo_jax.models import Compute, ModelSpec, lora
 from vespo_jax.models.lora import LoraSettings
 from vespo_jax.objectives import Objective
+from vespo_jax.runtime import Schedule
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params, TrainState
 
@@ -85,13 +86,17 @@ class Learner:
     state = dataclasses.replace(found.state, frozen=self.state.frozen)
     return dataclasses.replace(found, state=state)
 
-  def start_rollout_batch(self, run: RunState, published: Params | None) -> None:
-    """Fixes the proximal policy: what was published, or if that is not given, that of `run.state`.
+  def start_rollout_batch(self, run: RunState, schedule: Schedule) -> None:
+    """Fixes the proximal policy: within a rollout batch what was published, and where one begins
+    that of `run.state`.
 
     Raises CheckpointError if the run does not have the adapters behind what was published.
     """
     if not self.anchors.needs_proximal:
       return
+    step = int(run.state.step)
+    within = not schedule.publishes(step)
+    published = run.samplers.weights.get(schedule.published(step)) if within else None
     if published is None:
       self.anchors.start_rollout_batch(run.state.params)
     elif self.adapters is None:

@@ -104,6 +104,7 @@ def test_the_name_says_the_update_and_differs_with_anything_but_the_name():
     top_p=0.5,
     dtype="int8",
     reward="my:f 12",
+    attention="flash",
   )
   names = {about(**{name: value}).file_name for name, value in changes.items()}
   assert len(names | {about().file_name}) == len(changes) + 1
@@ -166,7 +167,8 @@ def test_what_is_no_record_is_refused_by_its_line(number, change, message, tmp_p
 def test_records_that_tell_no_reward_are_read_and_gone_on_with(tmp_path):
   write(tmp_path / "a.jsonl", RECORDS[:1], finish=False)
   path = tmp_path / "a.jsonl.partial"
-  path.write_bytes(path.read_bytes().replace(b', "reward": "", "asked": ""}}\n', b"}}\n", 1))
+  late = b', "reward": "", "asked": "", "attention": "dense"}}\n'
+  path.write_bytes(path.read_bytes().replace(late, b"}}\n", 1))
   assert b'"asked"' not in path.read_bytes()
   assert records.read(write(tmp_path / "a.jsonl", RECORDS[1:])).about == ABOUT
 

@@ -1,5 +1,6 @@
 """The policies that a loss is measured against: what is held of them, and what scores with it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -70,20 +71,22 @@ def test_adapters_in_bfloat16_are_scored_as_the_update_has_them():
 @pytest.mark.parametrize("needed", [True, False])
 def test_a_run_goes_on_with_the_adapters_its_rollouts_began_with(needed):
   from vespo_jax.learner.checkpoint import CheckpointError, RunState
-  from vespo_jax.runtime import Snapshot
+  from vespo_jax.runtime import Schedule, Snapshot
   from vespo_jax.training import Learner
 
   anchors = Anchors(None, None, needs_proximal=needed, score_adapters=lambda *_: None)
   learner = Learner(None, SPEC, None, None, None, anchors, LoraSettings(4, 8.0, "."), False)
-  state, began = fresh_state(), {"layers": {}}
-  run = functools.partial(RunState, state, Snapshot(), {})
+  state, began, schedule = fresh_state(), {"layers": {}}, Schedule.sync(2, prompts=4)
+  within = dataclasses.replace(state, step=jnp.int32(3))
+  run = lambda state, **more: RunState(state, Snapshot(weights={2: PARAMS}), {}, **more)
   if not needed:
-    learner.start_rollout_batch(run(), PARAMS)
+    learner.start_rollout_batch(run(within), schedule)
     assert anchors.proximal is None
     return
-  learner.start_rollout_batch(run(proximal=began), PARAMS)
+  learner.start_rollout_batch(run(within, proximal=began), schedule)
   assert anchors.proximal is began
-  learner.start_rollout_batch(run(), None)  # where a rollout batch begins
+  # where a rollout batch begins, its orders may be open already, and their weights be kept
+  learner.start_rollout_batch(run(dataclasses.replace(state, step=jnp.int32(2))), schedule)
   jax.tree.map(np.testing.assert_array_equal, anchors.proximal, state.params)
   with pytest.raises(CheckpointError, match="lacks the adapters"):
-    learner.start_rollout_batch(run(), PARAMS)
+    learner.start_rollout_batch(run(within), schedule)

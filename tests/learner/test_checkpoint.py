@@ -15,6 +15,7 @@ import pytest
 from tests.learner.many_devices import SPEC, checkpointed_state, restored_on
 from tests.runtime import example
 from vespo_jax import sharding, training
+from vespo_jax.hosts import Hosts
 from vespo_jax.learner import checkpoint, manifest
 from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints, RunState
 from vespo_jax.learner.retention import KEEP_ALL, Retention
@@ -90,11 +91,18 @@ def test_a_metric_is_largest_or_smallest_at_its_best_and_never_where_it_is_no_nu
   assert fill(directory, nll, retention, lambda step: {"held_out/nll": nll[step]}) == {best, 5}
 
 
+class AsSeveral(Hosts):
+  """One process that tells itself what several would tell one another: as JSON."""
+
+  def tell(self, make):
+    return json.loads(json.dumps(make()))
+
+
 def test_a_run_that_has_sampled_more_replaces_its_checkpoint_of_as_many_updates(
   directory, monkeypatch
 ):
   fill(directory, (2, 4))
-  checkpoints = Checkpoints(directory, SPEC)
+  checkpoints = Checkpoints(directory, SPEC, hosts=AsSeveral())
   assert checkpoints.restore(state(0), 99, refuse).state.step == 4
   before = sorted((path, path.stat().st_mtime_ns) for path in directory.rglob("*"))
   checkpoints.save(run(4), 4)  # as it was read

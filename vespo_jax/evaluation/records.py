@@ -23,6 +23,9 @@ FORMAT = 1
 _T = TypeVar("_T")
 
 
+_LATE = {"reward": "", "asked": "", "attention": "dense"}  # what older records do not tell
+
+
 @dataclasses.dataclass(frozen=True)
 class About:
   """What was evaluated, and how.
@@ -39,6 +42,7 @@ class About:
     temperature, top_p, max_new_tokens, stop_strings: of the sampling, as `sampler.Settings`.
     dtype: that the sampler computed in.
     reward: what scored in the verifier's place, as `tasks.custom.identity` says; "": the verifier.
+    attention: what the sampler attended with, as `sampler.attention`.
     asked: SHA-256 of the prompts' tokens and of those that end a response, which are the
       tokenizer's; "": of records from before it was kept.
   """
@@ -59,13 +63,14 @@ class About:
   dtype: str
   reward: str = ""
   asked: str = ""
+  attention: str = "dense"
 
   @property
   def file_name(self) -> str:
     """The name of its records: equal for equal evaluations of equal weights alone."""
     identity = dataclasses.asdict(dataclasses.replace(self, model=""))
-    for late in ("reward", "asked"):
-      if not identity[late]:  # as it was when there was none to tell
+    for late, before in _LATE.items():
+      if identity[late] == before:  # as it was when there was none to tell
         del identity[late]
     digest = hashlib.sha256(line(identity)).hexdigest()[:8]
     return f"{'model' if self.step is None else f'update{self.step:06d}'}-{digest}.jsonl"
@@ -179,7 +184,7 @@ def _header(line: bytes) -> About:
     raise ValueError(f"not the records of an evaluation in format {FORMAT}")
   about = header.get("about")
   if isinstance(about, dict):
-    about = {"reward": "", "asked": "", **about}  # which older ones do not tell
+    about = {**_LATE, **about}
   about = _typed(About, about)
   seeds = about.seeds
   if min(about.problems, about.samples, len(seeds)) < 1 or len(set(seeds)) < len(seeds):

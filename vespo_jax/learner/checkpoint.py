@@ -146,7 +146,7 @@ class Checkpoints:
       return
     if there:
       self.wait()
-      self._hosts.tell(lambda: self._move(step, self._replaced))
+      self._hosts.tell(lambda: str(self._move(step, self._replaced)))
       self._manager.reload()
     items = {
       "about": ocp.args.JsonSave(about),

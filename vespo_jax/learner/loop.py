@@ -114,6 +114,7 @@ class Loop:
 
   def __post_init__(self):
     self.step = self._first = int(self.state.step)
+    self._ordered = False  # whether this process has
     self._published = -1
     self._publish_s = self._checkpoint_s = 0.0
     self._tracing = False
@@ -163,6 +164,7 @@ class Loop:
   def _make_update(self) -> None:
     """One update on the next minibatch, while the device may still be busy with the last."""
     self.intake.order(self.step)
+    self._ordered = True
     minibatch = self.intake.get(self.step)
     batch, row = make_batch(
       minibatch.rollouts,
@@ -219,7 +221,10 @@ class Loop:
       self._published = self.step
 
   def _save(self) -> None:
-    """Starts saving the run, of which every row of metrics is written."""
+    """Starts saving the run, of which every row of metrics is written. Before a resumed run orders
+    anything it is what its checkpoint holds, whose weights are those that open orders need."""
+    if self._first and not self._ordered:
+      return
     started = time.perf_counter()
     self.checkpoints.save(self._run_state(), self.step, self._row)
     self._checkpoint_s = time.perf_counter() - started
