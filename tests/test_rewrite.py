@@ -105,11 +105,18 @@ def test_nothing_whole_is_cut_off_however_often_a_start_is_refused(tmp_path):
   for there, kept in ((8, 8), (10, 8), (4, 4), (3, 0)):  # pieces of four, of more problems
     path.write_bytes(b"".join(lines[:there]) + b'{"exam')
     for _ in range(2):
-      assert len(rewriting._cut_back(path, 4, 20)) == kept
+      records, problems = rewriting._cut_back(path, 4, 20)
+      assert len(records) == problems == kept
       assert path.read_bytes() == b"".join(lines[:kept])
   path.write_bytes(b"".join(lines))
-  assert len(rewriting._cut_back(path, 4, 10)) == 10  # all there are
-  assert rewriting._cut_back(tmp_path / "none", 4, 10) == []
+  assert rewriting._cut_back(path, 4, 10)[1] == 10  # all there are
+  del lines[2], lines[5]  # problems 2 and 6 have neither a correct sample nor a solution
+  for there, kept, done in ((6, 6, 8), (7, 6, 8), (5, 3, 4)):
+    path.write_bytes(b"".join(lines[:there]))
+    records, problems = rewriting._cut_back(path, 4, 20)
+    assert (len(records), problems) == (kept, done)
+    assert path.read_bytes() == b"".join(lines[:kept])
+  assert rewriting._cut_back(tmp_path / "none", 4, 10) == ([], 0)
 
 
 WORDS = {"name": "reasoning_gym/spell_backward"}

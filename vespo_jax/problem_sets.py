@@ -88,7 +88,7 @@ def _open_task(
     raise ConfigError(f"task {task.name!r}: {error}") from error
   if hosts.first:
     hosts.wait()
-  splits = _with_short_prompts(config, task, splits, tokenizer)
+  splits = _with_short_prompts(config, task, splits, tokenizer, says=hosts.first)
   shared = grader if hosts.count == 1 else SharedGrader(grader, hosts)
   failures = config.task.max_grade_failures
   own = bool(config.task.reward)
@@ -98,9 +98,14 @@ def _open_task(
 
 
 def _with_short_prompts(
-  config: FrozenConfigDict, task: tasks.Task, splits: tasks.Splits, tokenizer: Tokenizer
+  config: FrozenConfigDict,
+  task: tasks.Task,
+  splits: tasks.Splits,
+  tokenizer: Tokenizer,
+  says: bool,
 ) -> tasks.Splits:
-  """The problems whose prompts are no longer than is asked for; says how many are left out."""
+  """The problems whose prompts are no longer than is asked for; one process `says` how many are
+  left out."""
   limit = config.task.max_prompt_tokens
   if not limit:
     return splits
@@ -113,7 +118,7 @@ def _with_short_prompts(
     if before and not one:
       raise ConfigError(f"task.max_prompt_tokens={limit} leaves nothing to {use} of {task.name!r}")
   left_out = len(splits.train) + len(splits.test) - len(kept.train) - len(kept.test)
-  if left_out:
+  if left_out and says:
     print(f"{task.name}: {left_out} problems have prompts of over {limit} tokens", file=sys.stderr)
   return kept
 

@@ -87,9 +87,8 @@ def _run(
     timeout_s=config.runtime.timeout_s,
   )
   path, piece = workdir / RECORDS, config.batch.prompts
-  records = _cut_back(path, piece, count)
-  _same_policy(config, workdir, params, begun=bool(records))
-  done = len(records)
+  _same_policy(config, workdir, params, begun=path.is_file() and path.stat().st_size > 0)
+  records, done = _cut_back(path, piece, count)
   progress = stack.enter_context(metrics.Progress(count, unit="problem"))
   file = stack.enter_context(path.open("a"))
   result: dict[str, Any] = {"stop_reason": "preempted"}
@@ -125,15 +124,21 @@ def _with_samples(config: FrozenConfigDict) -> FrozenConfigDict:
   return FrozenConfigDict(values)
 
 
-def _cut_back(path: Path, piece: int, count: int) -> list[dict[str, Any]]:
-  """The records of an earlier attempt, one for each problem from the first on, without those of a
-  piece that is only half there; these are cut off the file."""
+def _cut_back(path: Path, piece: int, count: int) -> tuple[list[dict[str, Any]], int]:
+  """The records of an earlier attempt and how many problems they are of, without those of a last
+  piece that may be only half there; these are cut off the file. A problem need not have one."""
   lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-  whole = sum(line.endswith(b"\n") for line in lines)
-  kept = lines[: whole if whole == count else whole // piece * piece]
+  records = [json.loads(line) for line in lines if line.endswith(b"\n")]
+  if not records:
+    done = 0
+  elif (last := records[-1]["example_id"] + 1) == count or last % piece == 0:
+    done = last
+  else:
+    done = last // piece * piece
+  kept = [record for record in records if record["example_id"] < done]
   if len(kept) < len(lines):
-    files.write(path, b"".join(kept))
-  return [json.loads(line) for line in kept]
+    files.write(path, b"".join(lines[: len(kept)]))
+  return kept, done
 
 
 def _same_policy(config: FrozenConfigDict, workdir: Path, params: Params, begun: bool) -> None:

@@ -251,6 +251,9 @@ def change(subject: Subject, changes: Changes) -> tuple[Subject, list[int]]:
     raise ValueError(f"--seeds={seeds} must be different integers from 0 to 2**32 - 1")
   if changed.sequences < 1:
     raise ValueError(f"--sequences={changed.sequences} must be at least 1")
+  paged = changed.attention == "paged" and changed.dtype != "bfloat16"
+  if paged and changes.attention is None:  # the run's own, which is of bfloat16 alone
+    changed = dataclasses.replace(changed, attention="dense")
   devices = len(jax.local_devices())
   if changed.tensor > devices:
     raise ValueError(f"--tensor={changed.tensor}: this process has {devices} devices")
@@ -258,7 +261,7 @@ def change(subject: Subject, changes: Changes) -> tuple[Subject, list[int]]:
     models.check_platform(models.DECODE_ATTENTION, changed.attention, jax.default_backend())
   except ValueError as error:
     raise ValueError(f"--attention={error}") from error
-  if changed.attention == "paged" and changed.dtype != "bfloat16":
+  if paged and changed.attention == "paged":
     raise ValueError(
       "--attention='paged' needs --dtype=bfloat16: it rounds keys and values to that"
     )

@@ -133,7 +133,7 @@ def draw_points(
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
       for label, points in lines.items():
         there = [(text, list(cells[cell].values())) for text, cell in points if cell in cells]
-        across = [np.mean([x(run) for run in runs]) for _, runs in there]
+        across = [np.nanmean([x(run) for run in runs]) for _, runs in there]
         accuracy = [[run["after"] for run in runs] for _, runs in there]
         mean = [np.mean(of) for of in accuracy]
         spread = [np.std(of, ddof=1) if len(of) > 1 else 0.0 for of in accuracy]
@@ -226,7 +226,10 @@ def _interval(values: Sequence[float], sign: str = "") -> str:
 
 
 def _seconds(cell: Mapping[int, Result]) -> str:
-  mean, half = statistics.mean_interval(list(map(results_lib.training_seconds, cell.values())))
+  times = [results_lib.training_seconds(result) for result in cell.values()]
+  if not (whole := [time for time in times if not math.isnan(time)]):
+    return ""
+  mean, half = statistics.mean_interval(whole)
   return f"{mean:.0f}" + ("" if math.isnan(half) else f" ± {half:.0f}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterator
@@ -53,7 +54,9 @@ def second_half(result: Result) -> float:
 
 def training_seconds(result: Result) -> float:
   """Of the loop, from its first point on the curves to its last: what is before training and the
-  first update, which compiles, are not in it."""
+  first update, which compiles, are not in it. NaN for a run that made fewer updates than asked."""
+  if result["updates"] < result.get("asked", result["updates"]):
+    return math.nan
   times = result["curves"]["wall_time_s"]
   return times[-1] - times[0]
 

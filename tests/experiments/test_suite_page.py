@@ -88,6 +88,16 @@ def test_a_page_holds_the_numbers_and_the_verdict(tmp_path, monkeypatch):
   assert (tmp_path / "toy.png").stat().st_size > 5000
 
 
+def test_a_run_that_diverged_has_no_time_to_compare():
+  cells = [("vespo", 4, "", ())]
+  found = [result("vespo", s, 0.8) | {"asked": 2} for s in range(2)]
+  found[0] |= {"curves": {}, "updates": 0}
+  found[1]["curves"] = {"wall_time_s": [20.0, 120.0]}
+  clock = Experiment("toy", "A title", cells, [], alone=True)
+  assert "| 100 |" in page.markdown(clock, found)
+  assert "|  |" in page.markdown(clock, found[:1])
+
+
 def test_the_clock_has_a_column_where_it_is_measured():
   cells = [("vespo", 4, "", ())]
   found = [result("vespo", s, 0.8) for s in range(3)]
@@ -177,9 +187,13 @@ def test_the_page_says_what_is_left_of_many_tests():
   assert "Of 2 claims" in text and ") 1 have p < 0.05" in text  # and its reverse is the same test
   assert "give 0.1;\n" in text and "1 stand." in text
   assert "Of 0 claims" in summary.many_tests([one], {"one": found[:2]})
-  again = dataclasses.replace(one, name="two", claims=claims[:1])  # of two of the same seeds
-  both = {"one": found, "two": [each for each in found if each["seed"] < 2]}
-  assert summary.many_tests([dataclasses.replace(again, seeds=2), one], both) == text
+  # two experiments make one claim of the same runs, one of them with more seeds
+  wide = dataclasses.replace(one, name="wide", claims=claims[1:2])
+  more = found + [result("vespo", 3, 0.9), result("gspo", 3, 0.2)]
+  assert 0.025 < stats.ttest_1samp([0.3, 0.298, 0.296, 0.7], 0).pvalue < 0.05
+  for order in ([wide, one], [one, wide]):
+    merged = summary.many_tests(order, {"one": found, "wide": more})
+    assert "Of 2 claims" in merged and ") 1 have p < 0.05" in merged and "0 stand." in merged
 
 
 def test_no_verdict_before_all_planned_seeds_are_there():

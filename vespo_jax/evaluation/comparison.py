@@ -17,7 +17,7 @@ PERMUTATIONS = 100_000  # where not all can be counted
 _COUNTABLE = 10**9  # sums times problems: seconds
 _CHUNK = 1000  # permutations at a time: memory
 _SAME = ("task", "options", "reward", "problems", "samples")  # of what is compared
-_TOLD = ("temperature", "top_p", "max_new_tokens", "stop_strings", "dtype", "seeds")
+_TOLD = ("temperature", "top_p", "max_new_tokens", "stop_strings", "dtype", "attention", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
