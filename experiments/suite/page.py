@@ -35,6 +35,7 @@ LEGEND = {
   "the reverse, p < 0.05": {"color": COLORS[statistics.CONTRADICTED], "marker": "o"},
   "the paper's figures": {"color": "C1", "marker": "D", "mfc": "none"},
 }
+LINES = ("-", "--", ":", "-.")
 COLUMNS = 4  # of panels, where there is one staleness
 
 # panel -> line -> its points: what stands beside one, and its cell, (method, staleness)
@@ -91,27 +92,34 @@ def judged(
 
 def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
   """Curves of every method: the mean over seeds, and the range they span. A column for each
-  staleness and a row for each metric; with one staleness, the metrics side by side."""
+  staleness and a row for each metric; with one staleness, the metrics side by side. What follows
+  ", " in a method's name is told by the line, and what stands before it by the colour."""
   cells = by_cell(results)
   methods = list(dict.fromkeys(method for method, *_ in experiment.cells))
+  names, kinds = (list(dict.fromkeys(m.partition(", ")[i] for m in methods)) for i in (0, 2))
   stalenesses = sorted({staleness for _, staleness, *_ in experiment.cells})
   panels = [(name, staleness) for name in experiment.curves for staleness in stalenesses]
   columns = len(stalenesses) if len(stalenesses) > 1 else min(len(panels), COLUMNS)
   rows = math.ceil(len(panels) / columns)
   path.parent.mkdir(parents=True, exist_ok=True)
   with matplotlib.rc_context(STYLE):
-    figure = Figure(figsize=(2.9 * columns, 2.1 * rows + 0.5))
+    beside = min(6, max(2, 3 * columns // 2))  # names that the legend has room for
+    height = 2.1 * rows + 0.2 + 0.15 * math.ceil(len(methods) / beside)
+    figure = Figure(figsize=(2.9 * columns, height))
     axes = figure.subplots(rows, columns, squeeze=False, sharex="col").ravel()
     for axis, (name, staleness) in zip(axes, panels, strict=False):
-      for i, method in enumerate(methods):
-        _curve(axis, name, cells.get((method, staleness), {}).values(), f"C{i % 10}", method)
+      for method in methods:
+        first, _, kind = method.partition(", ")
+        color, line = f"C{names.index(first) % 10}", LINES[kinds.index(kind) % len(LINES)]
+        results_of = cells.get((method, staleness), {}).values()
+        _curve(axis, name, results_of, color, line, method)
       axis.set_title(f"{name}, N = {staleness}" if len(stalenesses) > 1 else name, fontsize=9)
     for axis in axes[len(panels) :]:
       axis.set_axis_off()
     for axis in axes[len(panels) - columns : len(panels)]:
       axis.set_xlabel("update")
     handles = {line.get_label(): line for axis in axes for line in axis.lines}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=beside)
     figure.savefig(path, dpi=100)
 
 
@@ -193,7 +201,9 @@ def draw_claims(
     figure.savefig(path, dpi=130)
 
 
-def _curve(axis: Axes, name: str, results: Iterable[Result], color: str, label: str) -> None:
+def _curve(
+  axis: Axes, name: str, results: Iterable[Result], color: str, line: str, label: str
+) -> None:
   """One method's mean and range of a metric over updates, where it has it; a run that ended before
   others is a line of its own, to a cross."""
   runs = [points for result in results if (points := _points(result, name))]
@@ -202,11 +212,12 @@ def _curve(axis: Axes, name: str, results: Iterable[Result], color: str, label: 
   last = max(steps[-1] for steps, _ in runs)
   for steps, short in runs:
     if steps[-1] < last:
-      style = {"color": color, "label": label, "linewidth": 0.8}
+      style = {"color": color, "linestyle": line, "label": label, "linewidth": 0.8}
       axis.plot(steps, short, marker="x", markevery=[-1], markersize=5, **style)
   values = np.array([values for steps, values in runs if steps[-1] == last])
   steps = next(steps for steps, _ in runs if steps[-1] == last)
-  axis.plot(steps, values.mean(axis=0), color=color, label=label, linewidth=1.3)
+  style = {"color": color, "linestyle": line, "label": label, "linewidth": 1.3}
+  axis.plot(steps, values.mean(axis=0), **style)
   low, high = values.min(axis=0), values.max(axis=0)
   axis.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
 
