@@ -320,7 +320,7 @@ def test_figures_of_their_own_show_every_cell(experiment, tmp_path, monkeypatch)
   monkeypatch.setattr("matplotlib.axes.Axes.annotate", lambda _, text, xy, **k: drawn.append(xy))
   curves = {"kl/behaviour_policy": [0.01, 0.02], "wall_time_s": [10.0, 20.0]}
   found = [
-    {"method": method, "staleness": n, "seed": seed, "after": 0.5, "curves": curves}
+    {"method": method, "staleness": n, "seed": seed, "after": 0.5, "updates": 2, "curves": curves}
     for method, n, *_ in experiment.cells[1:]
     for seed in range(2)
   ]
