@@ -157,7 +157,7 @@ def get_config() -> ConfigDict:
   # many, so that more than there are is all there are, and 0 is all
   config.task.train_size = 10_000  # to train on
   config.task.test_size = 500  # held out, disjoint from those
-  config.task.max_prompt_tokens = 0  # problems with longer prompts are left out; 0: none
+  config.task.max_prompt_tokens = 0  # longer prompts' problems are left out; 0: any length
   config.task.seed = 0  # of what is generated, or of what is held out of a file, and of the order
   config.task.data_dir = "runs/data"  # where prepared datasets are kept
   # what scores in the verifier's place, by import path: package.module:function, as

@@ -32,7 +32,8 @@ def open_problems(
   that the first of them have its proportions; what one task holds out, none is trained on. Several
   `hosts` share the grading, and the first of them generates what is generated.
 
-  Raises ConfigError if a task does not generate that many, or a dataset is not prepared.
+  Raises ConfigError if a task does not generate that many, a dataset is not prepared, or no prompt
+  of one is as short as `task.max_prompt_tokens`.
   """
   ingredients = config_tasks.ingredients(config)
   made = {

@@ -22,7 +22,6 @@ FORMAT = 1
 
 _T = TypeVar("_T")
 
-
 _LATE = {"reward": "", "asked": "", "attention": "dense"}  # what older records do not tell
 
 
