@@ -143,7 +143,8 @@ def get_config() -> ConfigDict:
   # the learner gets others by its own CUDA_VISIBLE_DEVICES. "": all share the learner's
   config.sampler.devices = ""
   config.sampler.tensor = 1  # devices that each sampler spreads the model over, as mesh.tensor does
-  config.sampler.weight_noise = 0.0  # normal noise on each tensor, in units of its rms; 0: none
+  # normal noise on each tensor of what trains, in units of its rms; 0: none; evaluations have none
+  config.sampler.weight_noise = 0.0
 
   config.task = ConfigDict()
   # reasoning_gym/DATASET, generated; dataset/NAME, prepared by `python -m vespo_jax.data`; or

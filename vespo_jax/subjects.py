@@ -55,7 +55,6 @@ class Subject:
     attention, tensor: as the config keys of the sampler.
     timeout_s: the longest wait for so many.
     out: the folder of the records.
-    weight_noise: of the sampler, a run's own dose of mismatch.
     failures: when the sampler has failed.
   """
 
@@ -74,7 +73,6 @@ class Subject:
   out: Path
   attention: str = "dense"
   tensor: int = 1
-  weight_noise: float = 0.0
   failures: FailureSettings = FailureSettings()
 
   @property
@@ -160,7 +158,6 @@ def of_run(workdir: Path, checkpoint: int | None) -> Subject:
     out=workdir / "evaluation",
     attention=kernel,
     tensor=spread,
-    weight_noise=sampler.weight_noise,
     failures=FailureSettings(
       max_failures=config.runtime.max_failures, hang_timeout_s=config.runtime.hang_timeout_s
     ),
@@ -319,7 +316,6 @@ def evaluate(subject: Subject, seeds: list[int]) -> tuple[Evaluated, Path]:
       WorkerSettings(
         subject.dtype,
         slots=subject.sequences,
-        weight_noise=subject.weight_noise,
         timeout_s=subject.timeout_s,
         attention=subject.attention,
         tensor=subject.tensor,

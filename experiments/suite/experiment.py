@@ -79,6 +79,7 @@ class Experiment:
     first_seed: of them.
     alone: the clock is measured: one run at a time, on all cores.
     draw: its figure; None: the curves.
+    analysis: Markdown that stands below its table; None: nothing.
     testbed: changes that all runs make at the testbed's scale; the paper's configs have their own.
     at_paper_scale: changes that all runs make at the paper's scale.
     paper: the config in the place of each of the testbed's, at the paper's scale; empty: there is
@@ -94,6 +95,7 @@ class Experiment:
   first_seed: int = 0
   alone: bool = False
   draw: Draw | None = None
+  analysis: Callable[[Sequence[Result]], str] | None = None
   testbed: tuple[tuple[str, Any], ...] = ()
   at_paper_scale: tuple[tuple[str, Any], ...] = ()
   paper: Mapping[str, str] = dataclasses.field(default_factory=lambda: PAPER)

@@ -55,7 +55,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     cell = cells.get((method, staleness), {})
     if not cell:
       continue
-    figures = [_interval(list(map(score, cell.values()))) for score in SCORES.values()]
+    figures = [interval(list(map(score, cell.values()))) for score in SCORES.values()]
     base_name = ", ".join([BASE, *method.split(", ")[1:]])
     base = cells.get((base_name, staleness), {})
     p = "" if method == base_name or not base else _p(cell, base)
@@ -69,7 +69,7 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
     differences = claim.differences(cells)
     here, verdict = "not run", ""
     if differences:
-      points = _interval(differences, sign="+")
+      points = interval(differences, sign="+")
       p = statistics.paired_p(differences)
       here = f"{points} points, p = {p:.3g}, {len(differences)} seeds"
       if len(differences) == 1:
@@ -77,6 +77,8 @@ def markdown(experiment: Experiment, results: Sequence[Result]) -> str:
       verdict = statistics.verdict(differences, claim.paper is not None, experiment.verdict_seeds)
       verdict = statistics.TIE if claim.tie else verdict
     lines.append(f"| {claim.text} | {_published(claim)} | {here} | {verdict} |")
+  if experiment.analysis:
+    lines += ["", experiment.analysis(results).rstrip()]
   return "\n".join([*lines, ""])
 
 
@@ -231,7 +233,8 @@ def _points(result: Result, name: str) -> tuple[Sequence[float], Sequence[float]
   return (curves["step"], curves[name]) if name in curves else None
 
 
-def _interval(values: Sequence[float], sign: str = "") -> str:
+def interval(values: Sequence[float], sign: str = "") -> str:
+  """The mean of shares and its 95 % interval, in per cent, as tables have it."""
   mean, half = statistics.mean_interval(values)
   return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
 

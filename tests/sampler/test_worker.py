@@ -1,5 +1,6 @@
 """The worker: which weights sample which token, and which orders share the engine."""
 
+import dataclasses
 import time
 
 import jax
@@ -288,6 +289,39 @@ def test_a_noisy_sampler_reports_what_really_sampled():
     np.testing.assert_allclose(rollout.behaviour_logprobs, expected, atol=2e-5, rtol=1e-5)
     errors.append(np.abs(rollout.behaviour_logprobs - learner_logprobs(WEIGHTS[0], rollout)).max())
   assert max(errors) > 1e-3
+
+
+@pytest.mark.parametrize("plan", [(), ((0, 0),)])
+def test_orders_without_noise_are_of_the_policy_itself(plan):
+  """Evaluations, between noisy orders of the same version."""
+  made, _ = worker(0, weight_noise=0.02)
+  noisy = prepare(WEIGHTS[0], 0, "float32", 0.02)
+  for id_, is_noisy in enumerate((True, False, True)):
+    made.accept(dataclasses.replace(order(id_, plan=plan), noisy=is_noisy))
+  results = finish(made)
+  for id_, params in enumerate((noisy, WEIGHTS[0], noisy)):
+    for rollout in results[id_].rollouts:
+      expected = learner_logprobs(params, rollout)
+      np.testing.assert_allclose(rollout.behaviour_logprobs, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_a_plan_that_waited_goes_on_with_noise():
+  """After an order without, which was sampled meanwhile."""
+  noise = {"weight_noise": 0.02, "partial_rollouts": "keep_cache"}
+  plan = order(0, plan=((0, 0), (4, 1)))
+  made, channel = worker(0, **noise)
+  made.accept(plan)
+  made.accept(dataclasses.replace(order(1, plan=((0, 0),)), noisy=False))
+  results = []
+  while not results:
+    results += made.tick()
+  assert [result.order_id for result in results] == [1]
+  channel.versions.append(1)
+  found = finish(made)[0].rollouts
+  alone, _ = worker(0, 1, **noise)
+  alone.accept(plan)
+  for one, other in zip(found, finish(alone)[0].rollouts, strict=True):
+    assert_same(one, other)
 
 
 def test_times_are_told():

@@ -81,6 +81,7 @@ class Evaluator:
       group_ids=indices,
       settings=self._settings,
       plan=((0, weight_version),),
+      noisy=False,
     )
 
 

@@ -61,6 +61,7 @@ def decode_order(data: bytes) -> Order:
     group_ids=message["group_ids"].tolist(),
     settings=Settings(**message["settings"]),
     plan=tuple((start, version) for start, version in message["plan"].tolist()),
+    noisy=message["noisy"],
   )
 
 
@@ -98,6 +99,7 @@ def _pack_order(order: Order) -> dict[str, Any]:
     },
     "group_ids": np.asarray(order.group_ids, np.int64),
     "plan": np.asarray(order.plan, np.int64).reshape(-1, 2),
+    "noisy": order.noisy,
     **_pack_ragged("prompts", [np.asarray(prompt, np.int32) for prompt in order.prompts]),
   }
 

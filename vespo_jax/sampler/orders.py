@@ -29,6 +29,7 @@ class Order:
     settings: how to sample.
     plan: (from token, version) pairs, ascending, the first from token 0: exactly these weights
       sample the tokens of every response from there on. Empty: the newest weights there are.
+    noisy: whether the worker's `weight_noise` is on them: evaluations are of the policy without.
   """
 
   order_id: int
@@ -39,6 +40,7 @@ class Order:
   group_ids: Sequence[int]
   settings: Settings
   plan: Plan = ()
+  noisy: bool = True
 
   def __post_init__(self):
     plan = tuple((int(start), int(version)) for start, version in self.plan)

@@ -63,7 +63,7 @@ class Worker:
     self._flights: list[_Flight] = []
     self._engine: Engine | None = None
     self._slots, self._longest_prompt = settings.slots, 0
-    self._version, self._params = -1, {}
+    self._version, self._noise, self._params = -1, 0.0, {}
     self._stage = 0  # of the plan in flight
     self._aside: tuple[Engine, list[_Flight], int] | None = None  # a plan that waits, and its stage
     self._idle_since = time.perf_counter()
@@ -112,11 +112,11 @@ class Worker:
     """Weights and an engine for the first order in flight; False if its weights are not there."""
     if order.plan:
       version = order.plan[0][1]
-      missing = version != self._version
+      missing = not self._holds(version, order)
     else:
       version = max(order.weight_version, self._weights.newest())
-      missing = version > self._version
-    if missing and not self._fetch(version, exact=bool(order.plan)):
+      missing = version > self._version or not self._holds(self._version, order)
+    if missing and not self._fetch(version, order, exact=bool(order.plan)):
       return False
     self._stage, self._asked_since = 0, None  # no wait for other weights goes on meanwhile
     sequences = len(order.prompts) * order.settings.samples_per_prompt
@@ -172,7 +172,8 @@ class Worker:
   def _may_join(self, order: Order) -> bool:
     """Whether an order may begin beside those in flight, and there is a slot for it."""
     first = self._flights[0].order
-    alike = order.settings == first.settings and order.plan == first.plan
+    named = lambda order: (order.settings, order.plan, order.noisy)
+    alike = named(order) == named(first)
     if not alike or self._running.idle_slots <= 0 or not self._fits(order, self._running.slots):
       return False
     if order.plan:
@@ -196,23 +197,30 @@ class Worker:
   def _change_weights_in_flight(self) -> bool:
     """Adopts what the plan or, without one, the channel says; False if it is not there yet."""
     recompute = self._settings.partial_rollouts == "recompute_cache"
-    plan, limit = self._flights[0].order.plan, self._limit()
-    if plan:
+    order, limit = self._flights[0].order, self._limit()
+    if plan := order.plan:
       if limit is None or not self._running.stalled(limit):
         return True
       version = plan[self._stage + 1][1]
-      if version != self._version and not self._fetch(version, exact=True):
+      if not self._holds(version, order) and not self._fetch(version, order, exact=True):
         return False
       self._stage += 1
     elif self._settings.partial_rollouts == "off" or self._weights.newest() <= self._version:
       return True
-    elif not self._fetch(self._version + 1, exact=False):
+    elif not self._fetch(self._version + 1, order, exact=False):
       return True
     self._running.adopt(self._version, self._params, recompute=recompute)
     return True
 
-  def _fetch(self, version: int, exact: bool) -> bool:
-    """Reads weights; False if they are not there. Raises TimeoutError after `timeout_s` of that."""
+  def _noise_of(self, order: Order) -> float:
+    return self._settings.weight_noise if order.noisy else 0.0
+
+  def _holds(self, version: int, order: Order) -> bool:
+    return (version, self._noise_of(order)) == (self._version, self._noise)
+
+  def _fetch(self, version: int, order: Order, exact: bool) -> bool:
+    """Reads weights for an order; False if they are not there. Raises TimeoutError after
+    `timeout_s` of that."""
     started = time.perf_counter()
     try:
       self._version, params = self._weights.read(version, POLL_S, exact)
@@ -230,10 +238,10 @@ class Worker:
     self._params = {}
     if self._engine is not None:
       self._engine.release()  # what is held at once is these weights and the next
-    how = self._settings
+    self._noise = self._noise_of(order)
     if self._mesh is not None:
       params = sharding.place(params, self._shardings)
-    params = prepare(params, self._version, how.dtype, how.weight_noise)
+    params = prepare(params, self._version, self._settings.dtype, self._noise)
     self._params: Params = models.unstack(params)
     return True
 
