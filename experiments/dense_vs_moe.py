@@ -38,6 +38,7 @@ EXPERIMENT = Experiment(
     for rival, paper in RIVALS.items()
   ],
   curves=(ACCURACY, "reward/mean", "response/length", "kl/behaviour_policy", "entropy/mean"),
+  seeds=5,  # as `staleness` has, whose runs the dense ones are
   paper={DENSE: "configs/paper/qwen3_8b.py", MOE: "configs/paper/qwen3_30b_a3b.py"},
 )
 
