@@ -42,9 +42,9 @@ seeds. A claim is judged by the accuracy on held-out problems at the end: one of
 the paper's *holds here*, or its reverse does, or there is *no difference seen*. There is no verdict
 before all planned seeds are there (three, five of `staleness` and `dense_vs_moe`, eight of
 `combination` and `length_aware`), and none where the paper has a tie. No run is left out, and
-beside the end stand the mean of the evaluations in the second half, the best one, and the mean reward of
-the last tenth of the updates, whose responses are of weights up to N updates older. (Runs of
-`code` are evaluated twice, so that the first of these is the end, those at N = 64 three times,
+beside the end stand the mean of the evaluations in the second half, the best one, and the mean
+reward of the last tenth of the updates, whose responses are of weights up to N updates older. (Runs
+of `code` are evaluated twice, so that the first of these is the end, those at N = 64 three times,
 those of `long_responses` and `length_aware` four, and others six.) A run has collapsed that ends
 below half of its best evaluation, the one before training included. What is selected is the
 learning rate of `tuned`, by one run at each of four rates on the problems that all runs are
