@@ -126,7 +126,11 @@ def main(argv: list[str]) -> int:
   print(f"{'remat':>8}" + "".join(f"{name:>13}" for name in COLUMNS) + f"{'seconds':>10}")
   for remat in models.REMAT:
     command = [sys.executable, "-m", "experiments.memory", *argv[1:], f"--only={remat}"]
-    row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if run.returncode:
+      print(f"error: --remat={remat} could not be measured, as it says above", file=sys.stderr)
+      return 1
+    row = json.loads(run.stdout)
     cells = "".join(f"{row[name] / MIB:13.0f}" for name in COLUMNS)
     print(f"{remat:>8}{cells}{row['seconds']:10.1f}", flush=True)
   return 0

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from tests.learner.test_saved import minibatch
 from vespo_jax import config as config_lib
-from vespo_jax import config_replay, parts, training
+from vespo_jax import config_replay, config_rules, parts, training
 from vespo_jax.config import ConfigError
 from vespo_jax.learner.gradient import LossSettings
 from vespo_jax.learner.integrity import Monitor
@@ -150,6 +150,11 @@ def test_rollouts_of_other_problems_are_refused_before_anything_is_loaded(tmp_pa
   ):
     with pytest.raises(ConfigError, match=f"sampler.source='replay:.*{told}"):
       parse(*flags, f"--config.{flag}")
+  config_lib.write(parse(*flags[:4])[0], tmp_path / "config.json")
+  parse(*flags)
+  for flag in ("reward.length_cap=9", "task.reward=tests.tasks.my_rewards:odd"):
+    with pytest.raises(ConfigError, match=f"^{flag.partition('=')[0]}=.* are not graded again"):
+      parse(*flags, f"--config.{flag}")
   (tmp_path / parts.SAVED / "000001.parquet").write_bytes(b"PAR1")
   with pytest.raises(ConfigError, match="000001.parquet cannot be trained on"):
     parse(*flags)
@@ -205,12 +210,31 @@ def test_what_the_loss_needs_reaches_it():
     (["lora.targets=mlp"], "lora.rank=0"),
     ([MIXTURE, "task.name=reasoning_gym/gcd"], "a task.mixture, whose tasks have their own"),
     ([MIXTURE, "task.options.digest=1"], "a task.mixture, whose tasks have their own"),
+    (["reward.format=tag"], "reward.format_weight=0"),
+    (["reward.overlong_factor=2"], "reward.overlong_buffer=0"),
+    (["reward.max_length=9"], "reward.overlong_buffer=0"),
+    (["task.curriculum.decay=0.9"], "task.curriculum.floor=1"),
+    (["batch.dynamic.max_rounds=3"], "batch.dynamic.enabled=False"),
+    (["kl.estimator=k1"], "kl.coefficient=0"),
+    (["kl.placement=reward"], "kl.coefficient=0"),
+    (["proximal_step.step_size=3"], "proximal_step.divergence='none'"),
+    (["optimizer.ess_base=0.5"], "optimizer.ess_scaling='none'"),
+    (["runtime.pieces.compress=true"], "runtime.weights='whole'"),
+    (["runtime.ray.num_cpus=4"], "runtime.transport='local'"),
+    (["distributed.num_processes=4"], "distributed.enabled=False"),
   ],
 )
 def test_a_flag_that_changes_nothing_is_refused(flags, told):
   key = flags[-1].partition("=")[0]
   with pytest.raises(ConfigError, match=f"^--config.{key} has no effect with {told}$"):
     parse(*(f"--config.{flag}" for flag in flags))
+
+
+@pytest.mark.parametrize(
+  "text,value", [("False", False), ("true", True), ("None", None), ("[1]", [1]), ("no", "no")]
+)
+def test_free_options_are_json_and_pythons_words(text, value):
+  assert config_rules.RULES["task.options"].read(text) == value
 
 
 def test_what_changes_nothing_in_a_file_is_no_matter_and_what_does_is_taken(tmp_path):
@@ -225,6 +249,9 @@ def test_what_changes_nothing_in_a_file_is_no_matter_and_what_does_is_taken(tmp_
     ["policy.path=", "policy.width=64"],
     ["runtime.mode=async", "staleness.minibatches=1", "runtime.max_staleness=2"],
     ["lora.rank=4", "lora.alpha=8"],
+    ["kl.coefficient=0.1", "kl.estimator=k1", "reward.overlong_buffer=4", "reward.max_length=9"],
+    ["batch.dynamic.enabled=true", "batch.dynamic.max_rounds=3"],
+    ["distributed.enabled=true", "distributed.num_processes=4"],
     ["task.name=reasoning_gym/chain_sum", "task.options.max_terms=3"],
     [MIXTURE, "task.mixture.a.weight=2"],
   ):

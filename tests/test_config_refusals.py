@@ -245,6 +245,28 @@ from vespo_jax.tokenizers import byte_tokenizer
       ["--config.task.options.answer_format.x=2"],
       ["task.options.answer_format.x: answer_format is a value, not a section"],
     ),
+    (["--config.task.options.__class__=1"], ["__class__"]),
+    (["--config.task.options.name=x"], ["options {'name': 'x'} are not accepted"]),
+    (
+      [
+        "--config.task.name=jsonl:x",
+        "--config.task.options.verifier=exact",
+        "--config.task.options.name=x",
+      ],
+      ["has no option 'name'"],
+    ),
+    (
+      [
+        "--config.task.name=jsonl:x",
+        "--config.task.options.verifier=numeric",
+        "--config.task.options.tolerance=abc",
+      ],
+      ["tolerance='abc' must be a number"],
+    ),
+    (
+      ["--config.task.name=jsonl:x", "--config.task.options.ignore_case=no"],
+      ["ignore_case='no' must be True or False"],
+    ),
     (
       ['--config.task.mixture={"a": {"name": "reasoning_gym/chain_sun", "weight": 1}}'],
       ["task.mixture.a.name='reasoning_gym/chain_sun'", "did you mean 'chain_sum'"],

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,9 +53,9 @@ def flags(**settings):
   return [f"--config.{key}={value}" for key, value in settings.items()]
 
 
-def parse(data_dir, *arguments):
+def parse(data_dir, *arguments, workdir="w"):
   argv = [f"--config={CONFIG}", *flags(**SMALL), f"--config.task.data_dir={data_dir}", *arguments]
-  return config_lib.parse(["train", "--workdir=w", *argv])[0]
+  return config_lib.parse(["train", f"--workdir={workdir}", *argv])[0]
 
 
 def test_prepare_says_what_it_did_and_list_what_there_is(tmp_path, capsys):
@@ -97,13 +98,14 @@ def test_bad_usage_is_exit_code_2(arguments, capsys):
   assert caught.value.code == 2 and "usage: python -m vespo_jax.data" in capsys.readouterr().err
 
 
-def test_a_data_directory_that_cannot_be_made_is_exit_code_1(tmp_path, capsys, monkeypatch):
-  def full(*arguments, **options):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(data.prepare, "prepare", full)
-  assert data.main(["data", "prepare", "gsm8k", "--source=x"]) == 1
-  assert "No space left" in capsys.readouterr().err
+def test_a_data_directory_that_cannot_be_made_is_exit_code_1(tmp_path, capfd):
+  (tmp_path / "taken").write_text("")
+  source = tmp_path / "train.jsonl"
+  source.write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+  flags = [f"--source={source}", f"--data_dir={tmp_path / 'taken'}"]
+  assert data.main(["data", "prepare", "gsm8k", *flags]) == 1
+  told = capfd.readouterr().err
+  assert "taken" in told and "Traceback" not in told
 
 
 def test_a_file_of_ones_own_is_one_config_line(tmp_path):
@@ -119,6 +121,26 @@ def test_a_file_of_ones_own_is_one_config_line(tmp_path):
   file.write_text('{"prompt": "Say 2.", "answer": "2"}\n' * 2)
   with pytest.raises(ConfigError, match="it has changed"):
     parse(tmp_path, line, kept)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_run_is_resumed_with_the_problems_it_began_with(tmp_path, mixed):
+  file, workdir = tmp_path / "mine.jsonl", tmp_path / "run"
+  file.write_text('{"prompt": "Say 1.", "answer": "1"}\n{"prompt": "Say 2.", "answer": "2"}\n')
+  mixture = {"a": {"name": f"jsonl:{file}", "weight": 1, "test_size": 0}}
+  line = f"--config.task.name=jsonl:{file}"
+  line = f"--config.task.mixture={json.dumps(mixture)}" if mixed else line
+  begun = parse(tmp_path, line)
+  with contextlib.ExitStack() as stack:  # which prepares them
+    problem_sets.open_problems(begun, byte_tokenizer(), stack)
+  workdir.mkdir()
+  (workdir / "config.json").write_text(json.dumps(begun.to_dict()))
+  file.write_text('{"prompt": "Say 3.", "answer": "3"}\n')
+  assert parse(tmp_path, line, workdir=workdir) == begun
+  assert parse(tmp_path, line) != begun  # another run
+  shutil.rmtree(next(path for path in tmp_path.glob("jsonl-*")))
+  with pytest.raises(ConfigError, match="it has changed"):
+    parse(tmp_path, line, workdir=workdir)
 
 
 @pytest.mark.parametrize("key", ["train_size", "test_size"])

@@ -191,12 +191,20 @@ def test_the_same_seed_gives_the_same_bytes_in_another_transport(
   assert rows(tmp_path / "other") != rows(first_run[0])[:1]
 
 
-def test_a_finished_run_is_not_run_again_but_can_be_extended(first_run, data_dir, tmp_path):
+def test_a_finished_run_is_not_run_again_but_can_be_extended(
+  first_run, data_dir, tmp_path, monkeypatch
+):
   workdir = tmp_path / "run"
   short = debug_config(data_dir, updates=3)  # it ends within a rollout batch
   result = launch.train(short, workdir)
   before = (workdir / "metrics.jsonl").read_bytes()
-  assert launch.train(short, workdir) == result
+  page, written = workdir / "report.html", []
+  monkeypatch.setattr("vespo_jax.report.write", written.append)
+  page.write_text("of an attempt before")
+  for seconds, reports in ((0, 1), (time.time(), 1)):
+    os.utime(page, (seconds, seconds))
+    assert launch.train(short, workdir) == result
+    assert written == [workdir] * reports
   assert (workdir / "metrics.jsonl").read_bytes() == before
   launch.train(debug_config(data_dir, updates=4, **{"metrics.tensorboard": True}), workdir)
   (events,) = (workdir / "tensorboard").iterdir()

@@ -43,7 +43,8 @@ def parse(argv: Sequence[str]) -> tuple[FrozenConfigDict, Path]:
     ConfigError: for anything wrong with them.
   """
   values, workdir = read_command(argv)
-  config = with_digests(_check(values))
+  begun = workdir / "config.json"  # of the run that is resumed
+  config = with_digests(_check(values), read_file(begun) if begun.is_file() else {})
   check_effect(overridden(argv), config)
   check_replayed(config)
   return config, workdir
@@ -66,7 +67,7 @@ def _check(values: Values) -> FrozenConfigDict:
   nested = _nest({key: rule.check(key, values[key]) for key, rule in RULES.items()})
   try:
     config = FrozenConfigDict(nested)
-  except ValueError as error:  # a name of free options has a dot in it
+  except (AttributeError, ValueError) as error:  # free options have names that they cannot have
     raise ConfigError(one_line(error)) from error
   _check_methods(config)
   _check_correction(config, make_objective(config), make_correction(config))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from ml_collections import FrozenConfigDict
 
-from vespo_jax.config_rules import ROOMS, ConfigError, shown
+from vespo_jax.config_rules import ROOMS, ConfigError, replayed, shown
 
 SIZES = (  # of `policy`: of a model from random weights
   "width",
@@ -20,6 +20,14 @@ SIZES = (  # of `policy`: of a model from random weights
   "rope_theta",
   "experts",
   "active_experts",
+)
+
+PROCESS_KEYS = (  # of `distributed`: of one of several processes
+  "coordinator_address",
+  "num_processes",
+  "process_id",
+  "initialization_timeout_s",
+  "heartbeat_timeout_s",
 )
 
 # where keys have no effect, in words for after "with", or ""
@@ -43,6 +51,52 @@ def _no_adapters(config: FrozenConfigDict) -> str:
   return "" if config.lora.rank else "lora.rank=0"
 
 
+def _no_format(config: FrozenConfigDict) -> str:
+  return "" if config.reward.format_weight else "reward.format_weight=0"
+
+
+def _no_overlong(config: FrozenConfigDict) -> str:
+  return "" if config.reward.overlong_buffer else "reward.overlong_buffer=0"
+
+
+def _no_curriculum(config: FrozenConfigDict) -> str:
+  return "" if config.task.curriculum.floor < 1 else "task.curriculum.floor=1"
+
+
+def _no_filter(config: FrozenConfigDict) -> str:
+  return "" if config.batch.dynamic.enabled else "batch.dynamic.enabled=False"
+
+
+def _no_kl(config: FrozenConfigDict) -> str:
+  return "" if config.kl.coefficient else "kl.coefficient=0"
+
+
+def _no_step(config: FrozenConfigDict) -> str:
+  return "proximal_step.divergence='none'" if config.proximal_step.divergence == "none" else ""
+
+
+def _no_scaling(config: FrozenConfigDict) -> str:
+  return "optimizer.ess_scaling='none'" if config.optimizer.ess_scaling == "none" else ""
+
+
+def _no_pieces(config: FrozenConfigDict) -> str:
+  return "" if config.runtime.weights == "pieces" else f"runtime.weights={config.runtime.weights!r}"
+
+
+def _no_ray(config: FrozenConfigDict) -> str:
+  used = config.runtime.transport == "ray"
+  return "" if used else f"runtime.transport={config.runtime.transport!r}"
+
+
+def _alone(config: FrozenConfigDict) -> str:
+  return "" if config.distributed.enabled else "distributed.enabled=False"
+
+
+def _replayed(config: FrozenConfigDict) -> str:
+  source = config.sampler.source
+  return "" if replayed(source) is None else f"sampler.source={shown(source)}, which has sampled"
+
+
 _WITHOUT_EFFECT: dict[str, _Where] = {  # by key, or section
   **{f"policy.{size}": _model for size in SIZES},
   "runtime.max_staleness": _synchronous,
@@ -51,6 +105,19 @@ _WITHOUT_EFFECT: dict[str, _Where] = {  # by key, or section
   "task.options": _mixture,
   "lora.alpha": _no_adapters,
   "lora.targets": _no_adapters,
+  "reward.format": _no_format,
+  "reward.overlong_factor": _no_overlong,
+  "reward.max_length": _no_overlong,
+  "task.curriculum.decay": _no_curriculum,
+  "batch.dynamic.max_rounds": _no_filter,
+  "kl.estimator": _no_kl,
+  "kl.placement": _no_kl,
+  "proximal_step.step_size": _no_step,
+  "optimizer.ess_base": _no_scaling,
+  "runtime.pieces": _no_pieces,
+  "runtime.ray": _no_ray,
+  **{f"distributed.{key}": _alone for key in PROCESS_KEYS},
+  "sampler.weight_noise": _replayed,
 }
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config_tasks
-from vespo_jax.config_rules import ConfigError, one_line, replayed, shown
+from vespo_jax.config_file import flatten, read_file
+from vespo_jax.config_rules import RULES, ConfigError, one_line, replayed, shown
 
 SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
 
@@ -41,7 +42,8 @@ def origin(config: FrozenConfigDict) -> dict[str, Any]:
 
 
 def check_replayed(config: FrozenConfigDict) -> None:
-  """Raises ConfigError if the rollouts to train on are not there, or answer other problems."""
+  """Raises ConfigError if the rollouts to train on are not there, answer other problems, or were
+  rewarded otherwise than the config says: they are trained on with the rewards that they have."""
   run = replayed(config.sampler.source)
   if run is None:
     return
@@ -54,3 +56,11 @@ def check_replayed(config: FrozenConfigDict) -> None:
     saved.check(run / SAVED, origin(config), config.updates)
   except ValueError as error:
     raise ConfigError(f"{key}: {one_line(error)}") from error
+  stored, mine = run / "config.json", flatten(config)
+  made = read_file(stored) if stored.is_file() else mine
+  for name in RULES:
+    if name.startswith(("reward.", "task.reward")) and made[name] != mine[name]:
+      raise ConfigError(
+        f"{name}={shown(mine[name])}: {key} has rollouts that were rewarded with "
+        f"{shown(made[name])}, and are not graded again"
+      )

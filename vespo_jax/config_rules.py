@@ -121,13 +121,14 @@ _TYPED: dict[type, Callable[[Any], Any]] = {
   tuple: _texts,
   dict: _options,
 }
+_PYTHONS = {"true": "true", "false": "false", "none": "null"}  # words, and JSON's
 _READ: dict[type, Callable[[str], Any]] = {
   int: int,
   float: float,
   bool: lambda text: {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text),
   str: str,
   tuple: json.loads,
-  dict: json.loads,
+  dict: lambda text: json.loads(_PYTHONS.get(text.lower(), text)),
 }
 
 FLAG = Rule(bool, "True or False")

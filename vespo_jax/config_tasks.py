@@ -5,8 +5,9 @@ Nothing here starts an accelerator backend.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -59,15 +60,28 @@ def check_tasks(config: FrozenConfigDict) -> None:
         )
 
 
-def with_digests(config: FrozenConfigDict) -> FrozenConfigDict:
+def with_digests(config: FrozenConfigDict, begun: Mapping[str, Any]) -> FrozenConfigDict:
   """The config with the digest of every dataset and file, so that a run goes on with the problems
-  that it began with. Raises ConfigError if they are not there to train on."""
+  that it began with.
+
+  Args:
+    begun: the values, by dotted key, of the run that its directory holds; empty: there is none. The
+      digests it has are taken where the config has none.
+
+  Raises ConfigError if the problems are not there to train on.
+  """
   values = config.to_dict()
+  one = {"name": begun.get("task.name"), "options": begun.get("task.options", {})}
+  before = begun.get("task.mixture") or {one["name"]: one}
   for label, task in make_tasks(config).items():
     if not isinstance(task, tasks.StoredTask):
       continue
     where = values["task"]["mixture"][label] if config.task.mixture else values["task"]
+    old = before.get(label, {})
+    held = old.get("options", {}).get("digest", "") if old.get("name") == task.name else ""
     try:
+      if held and not task.options.get("digest"):
+        task = cast(tasks.StoredTask, tasks.make(task.name, **{**task.options, "digest": held}))
       digest = task.check(Path(config.task.data_dir))
     except ValueError as error:
       raise ConfigError(f"task.name={shown(task.name)}: {one_line(error)}") from error

@@ -87,9 +87,16 @@ def train(
     )
     if finished is None:
       return _run(config, workdir, hosts, stack)
-  if hosts.first and not (workdir / report.PAGE).is_file():  # the last thing that a run writes
+  if hosts.first and _unreported(workdir):
     report.write(workdir)
   return finished
+
+
+def _unreported(workdir: Path) -> bool:
+  """Whether a finished run was ended before its report, the last thing that it writes: one that is
+  there is then of an earlier attempt."""
+  page, result = workdir / report.PAGE, workdir / "result.json"
+  return not page.is_file() or page.stat().st_mtime_ns < result.stat().st_mtime_ns
 
 
 def summary(result: dict[str, Any], workdir: Path) -> str:

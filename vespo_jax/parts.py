@@ -143,6 +143,7 @@ def open_sampler(
 
   Raises ConfigError if there is not one for each host."""
   workers = config.sampler.processes
+  sampling = config_lib.replayed(config.sampler.source) is None
   if workers < hosts.count:
     raise ConfigError(
       f"sampler.processes={workers} must be at least {hosts.count}, one for each process of the run"
@@ -154,13 +155,19 @@ def open_sampler(
       f"sampler.devices={config.sampler.devices!r} are {len(devices)} devices, for {mine} samplers "
       f"on this host of sampler.tensor={config.sampler.tensor} each"
     )
-  # each has devices of its own, or all share one part of the learner's
-  each = config.runtime.gpu_memory_fraction / (1 if devices else mine)
+  transport = config.runtime.transport if sampling else "threads"  # then it only evaluates
+  if transport != "ray" and not devices and config.sampler.tensor > jax.local_device_count():
+    raise ConfigError(
+      f"sampler.tensor={config.sampler.tensor} is more than the {jax.local_device_count()} devices "
+      "of this process"
+    )
+  # each has devices of its own, or a part of one, or all share one part of the learner's
+  apart = min(config.runtime.ray.num_gpus or 1.0, 1.0) if transport == "ray" else 1.0
+  each = config.runtime.gpu_memory_fraction * apart / (1 if devices or transport == "ray" else mine)
   env = {GPU_MEMORY_VARIABLE: str(each)}
   share = -(-config.batch.prompts // workers)  # of a minibatch's prompts
-  sampling = config_lib.replayed(config.sampler.source) is None
   sampler = start_sampler(
-    config.runtime.transport if sampling else "threads",  # then it only evaluates
+    transport,
     spec,
     WorkerSettings(
       dtype=config.sampler.dtype,

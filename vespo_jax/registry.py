@@ -38,7 +38,7 @@ class Registry:
     parameters = inspect.signature(self._find(name)).parameters.values()
     return {p.name: p.default for p in parameters}
 
-  def make(self, name: str, **kwargs: Any) -> Any:
+  def make(self, name: str, /, **kwargs: Any) -> Any:
     """Calls the maker of `name`. Raises ValueError naming the known names or keywords."""
     maker = self._find(name)
     known = list(inspect.signature(maker).parameters)

@@ -64,7 +64,7 @@ def _run(
   stop: Callable[[], bool],
   stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
-  started = time.perf_counter()
+  started = time.perf_counter() - _elapsed_before(workdir)
   mesh = parts.make_mesh(config)
   spec, params, tokenizer = parts.load_policy(config, mesh)
   hosts = Hosts(stop)
@@ -114,6 +114,12 @@ def _run(
   result["wall_time_s"] = time.perf_counter() - started
   files.write(workdir / "result.json", json.dumps(result, indent=2) + "\n")
   return result
+
+
+def _elapsed_before(workdir: Path) -> float:
+  """Seconds of the attempts before this one, as far as they could say so."""
+  path = workdir / "result.json"
+  return json.loads(path.read_text())["wall_time_s"] if path.is_file() else 0.0
 
 
 def _with_samples(config: FrozenConfigDict) -> FrozenConfigDict:

@@ -301,6 +301,10 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def _encode(backend: hf.Tokenizer, text: str) -> list[int]:
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:  # half of a pair of surrogates
+    raise ValueError(f"{text[error.start]!r} in {text[:80]!r} is no character") from error
   encoding = backend.encode(text, add_special_tokens=False)
   missing = _uncovered(encoding, text)
   if missing is not None and backend.normalizer is not None:

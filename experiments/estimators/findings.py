@@ -12,6 +12,7 @@ METRICS = ("signal", "mse")
 BETTER = {"signal": 1, "cosine": 1, "mse": -1}  # the sign of better
 NAMED = ("sequence_is", "grpo", "gspo", "reinforce")  # what VESPO is held against by name
 ESS_BANDS = ((0.9, 1.0), (0.5, 0.9), (0.1, 0.5), (0.0, 0.1))
+_ROUNDING = 1e-9  # of an ESS of 1
 _ERRORS = 3  # standard errors that Monte Carlo numbers must differ by to count as different
 _EXACT = 1e-3  # relative difference below which exact numbers count as equal
 _MANY = 5  # methods named before the rest is counted
@@ -154,7 +155,7 @@ def _by_ess(results: Results, rival: str, metric: str) -> str:
     margins = [
       _margin(results, point, metric, "vespo", rival)
       for point, ess in esses.items()
-      if low < ess <= high
+      if low < ess - _ROUNDING <= high
     ]
     won, lost = sum(m > 0 for m in margins), sum(m < 0 for m in margins)
     if margins:

@@ -46,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--config", required=True, help="config file")
   parser.add_argument("--hardware", help="KIND:DEVICES, like v5p:64, v6e:64, h100:32 or h200:32")
   parser.add_argument("--compiler", choices=COMPILERS, default="cpu")
-  parser.add_argument("--prompt_width", type=int, default=1024, help="tokens of the longest prompt")
+  parser.add_argument(
+    "--prompt_width",
+    type=int,
+    default=0,
+    help="tokens of the longest prompt; 0: the config's, or 1024",
+  )
   parser.add_argument(
     "--mean_tokens", type=float, default=0.0, help="of a response, for sampling; 0: the most"
   )

@@ -14,7 +14,7 @@ from configs.paper.layouts import ATTENTION, DECODE_ATTENTION, LAYOUTS
 from experiments.scale import hlo, programs, search, table
 from experiments.scale.costs import Sampling, UpdateTime, best_sampling, update_time
 from experiments.scale.hardware import Hardware
-from experiments.scale.programs import Compiled, DoesNotFit
+from experiments.scale.programs import PROMPT_WIDTH, Compiled, DoesNotFit
 from experiments.scale.published import described
 from experiments.scale.search import BadLayout, Layout
 from experiments.scale.workload import Workload
@@ -74,6 +74,7 @@ def read(
   path: str, hardware: Hardware | None, overrides: Sequence[str], prompt_width: int
 ) -> Subject:
   """The subject of a command line. A model that is not there is taken by its published description.
+  Without a `prompt_width` prompts are as long as the config lets them be.
 
   Raises ConfigError as `vespo_jax.config` does, if the machine has too few or many devices, or if
   micro-batches are given of a layout that is not known.
@@ -107,7 +108,8 @@ def read(
     config = config_lib.validate({**values, "policy.path": there})  # type: ignore[arg-type]
     spec = config_policy.make_spec(config)
   layout = _resolved({axis: config.mesh[axis] for axis in MESH_AXES}, hardware) if given else None
-  work = Workload.of(config, spec, prompt_width)
+  width = prompt_width or config.task.max_prompt_tokens or PROMPT_WIDTH
+  work = Workload.of(config, spec, width)
   return Subject(Path(path).stem, config, spec, work, hardware, layout)
 
 

@@ -31,7 +31,7 @@ from vespo_jax.sampler import Settings, placement
 from vespo_jax.sampler import decode as device
 from vespo_jax.types import TrainBatch, TrainState
 
-PROMPT_WIDTH = 1024  # tokens of the paper's longest prompt; no config key bounds prompts
+PROMPT_WIDTH = 1024  # of the longest prompt, where the config does not bound them: the paper's
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a sampler is asked, and when."""
 
+import contextlib
 import types
 
 import pytest
@@ -16,12 +17,14 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
   def get(timeout_s, order_id):
     (order,) = [order for order in orders if order.order_id == order_id]
     rewards = [float(g == 2) for g in order.group_ids for _ in range(2)]
-    return Result(order.order_id, [types.SimpleNamespace(reward=r) for r in rewards], 0.1)
+    rollouts = [types.SimpleNamespace(reward=r, reward_status="ok") for r in rewards]
+    return Result(order.order_id, rollouts, 0.1)
 
   graded = []
   problems = types.SimpleNamespace(
     tokenizer=types.SimpleNamespace(stop_ids=(9,)),
     examples=range(50),
+    own_reward=False,
     prompts=lambda indices: [[int(i)] for i in indices],
     grade=lambda rollouts, indices: graded.extend(map(int, indices)),
   )
@@ -71,9 +74,11 @@ def test_the_next_orders_are_sampled_while_one_is_graded(ahead, expected):
 
   def get(timeout_s, order_id):
     (order,) = [order for kind, order in events if kind == "put" and order.order_id == order_id]
-    return Result(order_id, [types.SimpleNamespace(reward=0.0) for _ in order.group_ids], 0.1)
+    answers = [types.SimpleNamespace(reward=0.0, reward_status="ok") for _ in order.group_ids]
+    return Result(order_id, answers, 0.1)
 
   problems = types.SimpleNamespace(
+    own_reward=False,
     prompts=lambda indices: [[int(i)] for i in indices],
     grade=lambda rollouts, indices: events.append(("grade", list(map(int, indices)))),
   )
@@ -85,3 +90,27 @@ def test_the_next_orders_are_sampled_while_one_is_graded(ahead, expected):
   told = [list(what.group_ids) if kind == "put" else what for kind, what in events]
   assert told == expected
   assert {order.seed for kind, order in events if kind == "put"} == {5}
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("graded", [(), (5,), (1, 8)])
+def test_an_evaluation_whose_reward_fails_on_everything_ends_with_nothing(own, graded):
+  orders = {}
+
+  def get(timeout_s, order_id):
+    answers = [types.SimpleNamespace(reward=0.0, problem=i) for i in orders[order_id].group_ids]
+    return Result(order_id, answers, 0.1)
+
+  def grade(rollouts, indices):
+    for rollout in rollouts:
+      rollout.reward_status = "ok" if rollout.problem in graded else "error"
+
+  prompts = lambda indices: [[int(i)] for i in indices]
+  problems = types.SimpleNamespace(own_reward=own, prompts=prompts, grade=grade)
+  sampler = types.SimpleNamespace(put=lambda o: orders.update({o.order_id: o}), get=get)
+  evaluator = Evaluator(problems, 9, Settings(4), seed=0, timeout_s=1.0, prompts_per_order=2)
+  found, asked = [], [1, 3, 5, 7, 8]
+  raises = pytest.raises(OSError, match="task.reward fails on all of 5 answers")
+  with raises if own and not graded else contextlib.nullcontext():
+    found.extend(index for index, _ in evaluator.ask(sampler, 0, asked, seed=5))
+  assert found == ([] if own and not graded else asked)

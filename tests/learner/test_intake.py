@@ -43,7 +43,7 @@ def is_correct(rollout):
 
 
 class Problems:
-  examples, names = range(SIZE), ("toy",)
+  examples, names, own_reward = range(SIZE), ("toy",), False
 
   def prompts(self, indices):
     return [[100 + int(i)] for i in indices]

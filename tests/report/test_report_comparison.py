@@ -54,6 +54,24 @@ def test_runs_that_differ_in_the_seed_alone_are_one(make):
   assert alone.label == "e"
 
 
+def test_what_is_measured_once_per_rollout_batch_is_drawn_as_it_was(make):
+  """The smoothing counts updates, and not measurements."""
+  run = make("a", updates=48, staleness__minibatches=8)
+  rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+  for row in rows:
+    first = row["step"] % 8 == 1
+    row |= {"reward/mean": row["step"] / 100} if first else {}
+    if not first:
+      del row["reward/mean"]
+  (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  (found,) = groups(run)
+  axes = Figure().subplots()
+  comparison.draw_group(axes, REWARD, found)
+  (line,) = axes.lines
+  np.testing.assert_array_equal(line.get_xdata(), range(1, 49, 8))
+  assert np.ptp(line.get_ydata()) > 0.3
+
+
 def test_options_of_methods_that_are_not_used_are_no_label(make):
   vespo = {"k_pos": 1.0, "lambda_pos": 3.0, "k_neg": 3.0, "lambda_neg": 2.0}
   found = groups(make("a"), make("b", objective__vespo=vespo), make("c", objective__name="grpo"))

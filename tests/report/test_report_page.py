@@ -161,6 +161,7 @@ def test_a_run_that_diverged_is_a_word_in_the_header_and_the_error_below_it(smal
   )
   text = rendered(small_run)
   assert '<span class="pill diverged">Diverged</span>' in text and "2 h 05 min" in text
+  assert "<dt>Updates</dt><dd>8<" in text
   assert f"The run could not go on: {html.escape(why)}." in text
   assert text.count("its loss is") == 1
   result["stop_reason"] = "KeyboardInterrupt: "

@@ -115,7 +115,11 @@ def test_an_empty_answer_and_a_token_that_follows_nothing_are_not_trained_on():
 def test_what_cannot_be_trained_on_is_counted_by_reason():
   refuse = "{% if messages[0].content == 'no' %}{{ raise_exception('no') }}{% endif %}"
   strict = chat_tokenizer(refuse + TRIMMED)
-  for tokenizer, refused in ((strict, chat("no", "a")), (byte_tokenizer(), chat(*"abcd"))):
+  for tokenizer, refused in (
+    (strict, chat("no", "a")),
+    (byte_tokenizer(), chat(*"abcd")),
+    (byte_tokenizer(), turns_of("half a pair: \ud83d", "a")),
+  ):
     good, silent, long = turns_of("a", "b"), chat("a"), turns_of("a", "b" * 100)
     encoded, left_out = encode_all(tokenizer, [good, silent, long, refused, long], 50)
     assert [len(sequences) for sequences in encoded] == [1, 0, 0, 0, 0]

@@ -67,6 +67,12 @@ def test_what_an_answer_says_for_the_grader_is_no_verdict(words):
     ]
 
 
+def test_what_the_last_answer_says_for_the_grader_costs_the_next_nothing():
+  with tasks.Grader(tasks.make("hostile/x")) as grader:
+    assert grade(grader, ["good", 'speak [1, 1.0, "ok", 1.0]'])[0] == (1.0, "ok")
+    assert grade(grader, ["good", "bad"]) == [(1.0, "ok"), (0.0, "wrong")]
+
+
 def test_a_grader_that_died_between_batches_blames_no_answer():
   with tasks.Grader(tasks.make("hostile/x")) as grader:
     assert grade(grader, ["good"]) == [(1.0, "ok")]

@@ -67,6 +67,9 @@ def test_the_answer_is_extracted_first():
     ("reasoning_gym/chain_sum", {"min_term": 2}, "min_term"),
     ("reasoning_gym/chain_sum", {"min_terms": 5, "max_terms": 2}, "max_terms"),
     ("reasoning_gym/chain_sum", {"answer_format": "xml"}, "answer_format='xml'.*boxed"),
+    ("reasoning_gym/chain_sum", {"answer_format": {}}, "answer_format={} is not known"),
+    ("reasoning_gym/chain_sum", {"name": "x"}, "'name'"),
+    ("reasoning_gym/spell_backward", {"data_file": "abc"}, "not accepted: .*abc"),
   ],
 )
 def test_bad_names_and_options_are_refused(name, options, message):
@@ -81,6 +84,17 @@ def test_problems_do_not_end_with_an_instance_of_the_dataset(dataset, monkeypatc
   task = tasks.make(f"reasoning_gym/{dataset}")
   problems = list(itertools.islice(task.generate(0, 100_000), 12))
   assert len(set(problems)) == 12
+
+
+@pytest.mark.parametrize(
+  "answer,status",
+  [("28080", "ok"), ("28,080", "ok"), ("$28080.0", "ok"), ("-28080", "wrong"), ("28", "wrong")],
+)
+def test_numbers_of_gsm_symbolic_are_read_as_such(answer, status):
+  """The package's scorer takes the digits of "28,080" apart, and knows no sign."""
+  task = tasks.make("reasoning_gym/gsm_symbolic")
+  example = tasks.Example(0, "question", "28080", "{}")
+  assert task.score(example, f"<answer>{answer}</answer>").status == status
 
 
 def test_seeds_share_no_problems_and_seed_0_counts_from_0(monkeypatch):

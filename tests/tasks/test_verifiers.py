@@ -205,6 +205,60 @@ def test_a_verdict_is_not_forged(name):
   assert status("code", fenced(FORGERIES[name]), "", json.dumps(ASSERT)) == "wrong"
 
 
+EQUAL = "class E:\n  def __eq__(self, other): return True\n"
+NAMES = {  # programs whose function is none, or says that it is not theirs
+  "a class": "class add:\n  def __init__(self, *_): pass\n  def __eq__(self, other): return True",
+  "an object": f"{EQUAL}class F:\n  def __call__(self, *_): return E()\nadd = F()",
+  "an object that is a class": (
+    f"{EQUAL}class F:\n  __class__ = type\n  def __call__(self, *_): return E()\nadd = F()"
+  ),
+  "a partial": f"{EQUAL}import functools\nadd = functools.partial(lambda *_: E())",
+  "a partial that a function returns": (
+    f"{EQUAL}import functools\ndef add(a, b): return functools.partial(E)"
+  ),
+  "another module's": f"{EQUAL}def add(*_): return E()\nadd.__module__ = 'os'",
+  "a method": f"{EQUAL}class Solution:\n  def add(self, *_): return E()",
+  "a method that is not there": (
+    f"{EQUAL}class Solution:\n  def __getattr__(self, name): return lambda *_: E()"
+  ),
+}
+
+
+DEFINES = "\nif 0:\n  def add(a, b): pass\n"  # HumanEval takes the block that does
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_asked_for_is_judged_as_a_function_whatever_it_is(name):
+  eurus = code_tests.from_eurus('{"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}')
+  asserts = ASSERT | {"test": "assert add(1, 2) == 3 or add(1, 2)() == 3"}
+  for problem in (CALL | {"test": "def check(f): assert f(1, 2) == 3"}, asserts, eurus):
+    program = fenced(NAMES[name] + DEFINES)
+    found = status("code", program, "def add(a, b):\n  return a + b\n", json.dumps(problem))
+    assert found == "wrong", problem["kind"]
+
+
+@pytest.mark.parametrize(
+  "program,reference,test",
+  [
+    ("from math import gcd as add", "def add(a, b): pass", "assert add(4, 6) == 2"),
+    (
+      "class P:\n  def __init__(self, n): self.n = n\n  def __eq__(self, o): return self.n == o.n",
+      "class P:\n  pass\ndef add(p): pass\n",
+      "assert P(1) == P(1) and isinstance(P(1), P)",
+    ),
+    (
+      "class Solution:\n  def add(self, a, b): return self.twice(a) + b - a\n"
+      "  def twice(self, a): return 2 * a",
+      "",
+      code_tests.from_eurus('{"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}')["test"],
+    ),
+  ],
+)
+def test_honest_programs_of_every_form_pass(program, reference, test):
+  problem = ASSERT | {"test": test}
+  assert status("code", fenced(program), reference, json.dumps(problem)) == "ok"
+
+
 LOOPS = "for given, wanted in zip([1, 2], [[0], [0, 1]]):\n  assert list(f(given)) == wanted"
 ALWAYS = "class E:\n  def __eq__(self, other): return True\n"
 

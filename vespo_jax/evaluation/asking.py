@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vespo_jax.evaluation.accuracy import Evaluation, summarise
-from vespo_jax.learner.intake import EVALUATION_STREAM, ProblemSet
+from vespo_jax.learner.intake import EVALUATION_STREAM, ProblemSet, check_reward
 from vespo_jax.runtime import Sampler
 from vespo_jax.sampler import Order, Settings
 from vespo_jax.types import Rollout
@@ -47,7 +47,7 @@ class Evaluator:
   def run(self, sampler: Sampler, weight_version: int) -> Evaluation:
     """Accuracy of the weights published as `weight_version`, once the sampler gets to it.
 
-    Raises what the sampler's channels and the grader raise.
+    Raises what the sampler's channels, the grader and `check_reward` raise.
     """
     asked = self.ask(sampler, weight_version, range(self._count), self._seed)
     return summarise(np.array([[rollout.reward for rollout in group] for _, group in asked]))
@@ -57,8 +57,22 @@ class Evaluator:
   ) -> Iterator[tuple[int, list[Rollout]]]:
     """The index and the graded responses of each of the problems at `indices`, in this order.
 
-    While one order is graded others are being sampled. Raises as `run`.
+    While one order is graded others are being sampled. With a reward of the user's own, nothing
+    comes before one answer could be graded: an evaluation of none is not to be kept. Raises as
+    `run`.
     """
+    judged, held = not self.problems.own_reward, []
+    for index, group in self._ask(sampler, weight_version, indices, seed):
+      held.append((index, group))
+      judged = judged or any(rollout.reward_status != "error" for rollout in group)
+      if judged:
+        yield from held
+        held = []
+    check_reward(self.problems, [rollout for _, group in held for rollout in group])
+
+  def _ask(
+    self, sampler: Sampler, weight_version: int, indices: Sequence[int], seed: int
+  ) -> Iterator[tuple[int, list[Rollout]]]:
     chunks = [indices[start : start + self._chunk] for start in range(0, len(indices), self._chunk)]
     given = 0
     for number, chunk in enumerate(chunks):

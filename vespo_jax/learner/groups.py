@@ -54,22 +54,24 @@ def has_signal(rollouts: Sequence[Rollout], samples_per_prompt: int) -> np.ndarr
   or all wrong, differ in it too. A single valid sample, of a group whose others were aborted, keeps
   its group, as in verl.
   """
-  correct = [r.reward if r.reward_parts is None else r.reward_parts[0] for r in rollouts]
-  correct_PR = np.array(correct, np.float32).reshape(-1, samples_per_prompt)
+  correct_PR = np.float32(_correct(rollouts)).reshape(-1, samples_per_prompt)
   valid_PR = valid(rollouts).reshape(correct_PR.shape)
   return ~zero_variance(correct_PR, valid_PR) & valid_PR.any(axis=1)
 
 
+def _correct(rollouts: Sequence[Rollout]) -> np.ndarray:
+  """float64 [B]: what each is paid for being correct."""
+  return np.array([r.reward if r.reward_parts is None else r.reward_parts[0] for r in rollouts])
+
+
 def success_rates(rollouts: Sequence[Rollout], samples_per_prompt: int) -> np.ndarray:
-  """float64 [P]: share of correct answers among the valid ones that could be graded; NaN if there
-  are none. One that is not paid for being correct, because it is too long, is not."""
+  """float64 [P]: the mean of what is paid for being correct, which is the share of correct answers
+  where that is 0 or 1, over the valid ones that could be graded; NaN if there are none."""
   shape = (-1, samples_per_prompt)
   graded_PR = (valid(rollouts) & [r.reward_status != "error" for r in rollouts]).reshape(shape)
-  paid = [r.reward_parts is None or r.reward_parts[0] > 0 for r in rollouts]
-  ok_PR = np.array([r.reward_status == "ok" for r in rollouts], bool).reshape(shape)
-  ok_PR &= np.array(paid, bool).reshape(shape)
+  sums_P = np.where(graded_PR, _correct(rollouts).reshape(shape), 0.0).sum(axis=1)
   counts_P = graded_PR.sum(axis=1)
-  return np.where(counts_P, (ok_PR & graded_PR).sum(axis=1), np.nan) / np.maximum(counts_P, 1)
+  return np.where(counts_P, sums_P, np.nan) / np.maximum(counts_P, 1)
 
 
 def group_metrics(rollouts: Sequence[Rollout], samples_per_prompt: int) -> dict[str, float]:

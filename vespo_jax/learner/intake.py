@@ -49,6 +49,11 @@ class ProblemSet(Protocol):
     """Of prompts and answers."""
     ...
 
+  @property
+  def own_reward(self) -> bool:
+    """Whether a function of the user's own scores."""
+    ...
+
   def prompts(self, indices: Sequence[int] | np.ndarray) -> list[list[int]]:
     """Prompt ids of the examples at `indices`."""
     ...
@@ -66,6 +71,16 @@ class ProblemSet(Protocol):
     ...
 
 
+def check_reward(problems: ProblemSet, rollouts: Sequence[Rollout]) -> None:
+  """Raises OSError if a reward of the user's own has raised for all of these graded rollouts, which
+  should be all there are of a minibatch or an evaluation."""
+  statuses = {rollout.reward_status for rollout in rollouts}
+  if problems.own_reward and statuses == {"error"}:
+    raise OSError(
+      f"task.reward fails on all of {len(rollouts)} answers; what it raised stands above"
+    )
+
+
 def _say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
@@ -77,7 +92,7 @@ class Problems:
   Attributes:
     shaping: what is paid for beside being correct; None: nothing.
     max_failures: the fraction of answers graders may fail on (timeout, error) before `say` hears.
-    own_reward: whether a function of the user's own scores: it is broken if all answers fail.
+    own_reward: whether a function of the user's own scores.
   """
 
   task: Task
@@ -104,22 +119,14 @@ class Problems:
     return [(self.task.prompt(example), self.task.solution(example)) for example in examples]
 
   def grade(self, rollouts: Sequence[Rollout], indices: Sequence[int] | np.ndarray) -> None:
-    """Sets task, example, reward and status of rollouts that answer `examples[indices]`.
-
-    Raises OSError if a reward of the user's own raises for every answer to several problems.
-    """
+    """Sets task, example, reward and status of rollouts that answer `examples[indices]`."""
     examples = [self.examples[int(i)] for i in indices]
     texts = [self.tokenizer.decode(rollout.response_ids) for rollout in rollouts]
     scores = self.grader.grade(examples, texts)
     for rollout, example, score in zip(rollouts, examples, scores, strict=True):
       rollout.task, rollout.example_id = self.task.name, example.id
       rollout.reward, rollout.reward_status = score.reward, score.status
-    statuses = Counter(score.status for score in scores)
-    if self.own_reward and statuses.keys() == {"error"} and len({e.id for e in examples}) > 1:
-      raise OSError(
-        f"task.reward fails on all of {statuses.total()} answers; what it raised stands above"
-      )
-    self._tell_failures(statuses)
+    self._tell_failures(Counter(score.status for score in scores))
     if self.shaping is not None:
       for rollout, text in zip(rollouts, texts, strict=True):
         parts = self.shaping.parts(rollout.reward, text, len(rollout.response_ids))
@@ -149,7 +156,8 @@ class Minibatch:
     sample_s: seconds of sampling, of the sampler that took longest, summed over rounds.
     metrics: what is said of groups and tasks, dropped groups included.
     sampled_tokens: of all responses, dropped ones included.
-    wait_s: seconds the learner waited.
+    waits: when the learner began to wait for samples, and when it had them, on the clock of
+      `time.perf_counter`, round by round.
     sampler_wait_s: seconds a sampler had nothing to do before it began, the mean over samplers.
     queue_depth: orders under way or waiting when this minibatch was taken.
     replayed: whether another run sampled them, whose weights of a version are not this run's.
@@ -160,7 +168,7 @@ class Minibatch:
   sample_s: float
   metrics: Mapping[str, float]
   sampled_tokens: int
-  wait_s: float = 0.0
+  waits: Sequence[tuple[float, float]] = ()
   sampler_wait_s: float = 0.0
   queue_depth: int = 0
   replayed: bool = False
@@ -238,18 +246,19 @@ class Intake:
     Raises:
       NoSignal: if the last round leaves it without enough groups.
       SamplersFailed, ChildDied, TimeoutError, Preempted: if it does not come, or cannot be graded.
+      OSError: as `check_reward`.
     """
     queue_depth = self._sampler.health()["pending"]
     samples = self._settings.samples_per_prompt
     selection = Selection(self._schedule.prompts, samples, everything=self._refill is None)
     portions: list[Portion] = []
     results: list[Result] = []
-    wait_s = sample_s = 0.0
+    waits, sample_s = [], 0.0
     while not portions or selection.missing:
       portion = self._portion(update, selection)
       started = time.perf_counter()
       came = [self._get(piece.position) for piece in self._pieces(portion)]
-      wait_s += time.perf_counter() - started
+      waits.append((started, time.perf_counter()))
       sample_s += max(result.sample_s for result in came)
       rollouts = [rollout for result in came for rollout in result.rollouts]
       self._problems.grade(rollouts, np.repeat(portion.indices, samples))
@@ -258,6 +267,7 @@ class Intake:
       results += came
     for result in results:  # only now: if waiting for a later one is interrupted, none is lost
       del self._finished[result.order_id]
+    check_reward(self._problems, selection.asked)
     self._ledger.close(update)
     metrics = group_metrics(selection, self._problems)
     if self._curricula is not None:
@@ -271,7 +281,7 @@ class Intake:
       sample_s,
       metrics=metrics,
       sampled_tokens=sum(len(rollout.response_ids) for rollout in selection.asked),
-      wait_s=wait_s,
+      waits=waits,
       sampler_wait_s=sum(result.wait_s for result in results) / len(results),
       queue_depth=queue_depth,
     )

@@ -178,8 +178,10 @@ class Loop:
     self.state, device_metrics = self.update(self.state, device_batch, self._skips_left)
     self._skips_left = device_metrics[SKIPS_LEFT]
     self._finish_pending()
+    # while the device was busy with the update before, waiting cost nothing
+    wait_s = sum(max(0.0, end - max(start, self._last_ready)) for start, end in minibatch.waits)
     self.step += 1
-    row |= {"step": self.step, "weight_version": self.step}
+    row |= {"step": self.step, "weight_version": self.step, "time/wait_s": wait_s}
     finish = Finish(device_metrics)
     self._pending = Pending(row, device_metrics, minibatch, batch, dispatched, finish)
 

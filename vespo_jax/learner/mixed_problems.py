@@ -44,6 +44,11 @@ class Mixture:
     return next(iter(self.parts.values())).tokenizer
 
   @property
+  def own_reward(self) -> bool:
+    """Of all of them."""
+    return next(iter(self.parts.values())).own_reward
+
+  @property
   def examples(self) -> Mixture:
     """By number."""
     return self

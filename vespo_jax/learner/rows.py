@@ -52,7 +52,6 @@ def host_metrics(
     **_reward_parts(minibatch.rollouts),
     "weight/log_w_histogram": diagnostics.log_w_histogram(columns["log_w"][mask_PRT.any(axis=-1)]),
     "time/sample_s": minibatch.sample_s,
-    "time/wait_s": minibatch.wait_s,
     "time/sampler_wait_s": minibatch.sampler_wait_s,
     "time/queue_depth": minibatch.queue_depth,
     "throughput/sampled_tokens_per_s": minibatch.sampled_tokens / max(minibatch.sample_s, 1e-9),

@@ -126,7 +126,7 @@ def _row(each: Group) -> str:
   """A group's line of the table."""
   names = ", ".join(run.name for run in each.runs)
   states = ", ".join(dict.fromkeys(page.state(run)[0] for run in each.runs))
-  updates = [run.rows[-1]["step"] for run in each.runs]
+  updates = [run.updates for run in each.runs]
   cells = [
     f'<span style="color:{each.colour}">&#9632;</span> {html.escape(each.label)}',
     html.escape(names),
@@ -194,12 +194,13 @@ def _series(run: Run, columns: dict[str, np.ndarray], panel: curves.Panel) -> di
   key = _main(panel)
   if key not in columns:
     return {}
-  known = np.isfinite(columns[key])
-  steps, values = columns["step"][known].astype(int), columns[key][known]
-  if not panel.points and len(values) >= drawing.FEW:
+  values = columns[key]
+  known = np.isfinite(values)
+  if not panel.points and known.sum() >= drawing.FEW:
     cycle = run.setting("staleness.minibatches") or 1
     values = drawing.smooth(values, cycle, max(len(values) / 50, 1.0))
-  return dict(zip(steps.tolist(), values.tolist(), strict=True))
+  steps = columns["step"].astype(int)[known]
+  return dict(zip(steps.tolist(), values[known].tolist(), strict=True))
 
 
 def _png(canvas: Canvas) -> bytes:

@@ -284,7 +284,7 @@ FIGURES = (
     "throughput",
     "Responses and speed",
     "Throughput",
-    "Response tokens per second of the sampler and of the learner.",
+    "Response tokens per second of the sampler; the learner's are with its prompts, each once.",
     (
       Panel(
         "tokens per second",

@@ -74,7 +74,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
   """(name, value, remark) of what was run; what the config does not say is left out."""
   objective = run.setting("objective.name")
   options = run.setting(f"objective.{objective}") or {}
-  done, planned = run.rows[-1]["step"], run.setting("updates")
+  done, planned = run.updates, run.setting("updates")
   minibatches, prompts = run.setting("staleness.minibatches"), run.setting("batch.prompts")
   asynchronous = run.setting("runtime.mode") == "async"
   rate, seed = run.setting("optimizer.learning_rate"), run.setting("seed")

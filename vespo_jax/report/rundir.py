@@ -44,6 +44,11 @@ class Run:
     """The run's name: the last part of its directory."""
     return self.workdir.resolve().name
 
+  @property
+  def updates(self) -> int:
+    """How many it has made; a bad one that ended it is none."""
+    return self.result.get("updates", self.rows[-1]["step"])
+
   def setting(self, name: str) -> Any:
     """The config's value under a dotted name such as `objective.name`; None when absent."""
     value: Any = self.config

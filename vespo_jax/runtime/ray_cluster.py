@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import queue
+import signal
 import threading
 import zlib
 from collections.abc import Mapping
@@ -119,7 +120,10 @@ class RayTransport:
     self._blueprint, self._layout = blueprint.to_json(), WeightLayout(blueprint.spec)
     self._owns_ray = not ray.is_initialized()
     if self._owns_ray:
+      handler = signal.getsignal(signal.SIGTERM)  # whose place Ray takes
       ray.init(address=settings.address or None, log_to_driver=False)
+      if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
     self._actor_class = remote(
       num_cpus=settings.num_cpus,
       num_gpus=settings.num_gpus,

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vespo_jax.learner.intake import ProblemSet
+from vespo_jax.learner.intake import ProblemSet, check_reward
 from vespo_jax.runtime import Sampler
 from vespo_jax.sampler import Order, Settings
 from vespo_jax.types import Rollout, TokenIds
@@ -80,10 +80,11 @@ class Cascade:
     A response that was cut off at its longest is not kept even if it is correct: it has no end to
     learn. Of several correct ones the first is kept, which is a fair draw from all of them.
 
-    Raises what the sampler's channels raise.
+    Raises what the sampler's channels raise, and as `check_reward` for the unguided samples.
     """
     texts = self.problems.solutions(indices)
     sampled = self._sample("self", indices, self.problems.prompts(indices), self.settings)
+    check_reward(self.problems, [rollout for group in sampled.values() for rollout in group])
     found = {i: ("self", kept) for i, group in sampled.items() if (kept := self._first(group))}
     shown = {
       index: guided_prompt(self.guide, question, solution)

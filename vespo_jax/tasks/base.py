@@ -103,7 +103,7 @@ class StoredTask(Task, Protocol):
 families = Registry("task family")
 
 
-def make(name: str, **options: Any) -> Task:
+def make(name: str, /, **options: Any) -> Task:
   """The task "FAMILY/DATASET", or "FAMILY:PATH", with the family's options.
 
   Raises ValueError naming what is known, for an unknown family, dataset or option.

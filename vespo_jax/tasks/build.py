@@ -1,8 +1,8 @@
 """The process that builds a dataset: `python -m vespo_jax.tasks.build FD ORDER DIRECTORY`.
 
 An order names a task that generates problems, or a layout and the files to read them from. It
-answers its parent with one message: empty when the dataset is there, or what is wrong with the
-order.
+answers its parent with one message: empty when the dataset is there, or JSON of what is wrong,
+`{"error": TEXT, "system": whether it is with this machine rather than with the order}`.
 """
 
 from __future__ import annotations
@@ -165,8 +165,9 @@ def main(argv: list[str]) -> None:
   try:
     build_once(json.loads(argv[2]), Path(argv[3]))
     connection.send_bytes(b"")
-  except ValueError as error:
-    connection.send_bytes(printable(str(error)).encode())
+  except (OSError, ValueError) as error:
+    told = {"error": printable(str(error)), "system": isinstance(error, OSError)}
+    connection.send_bytes(json.dumps(told).encode())
 
 
 if __name__ == "__main__":

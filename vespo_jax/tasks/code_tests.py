@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 _CALLS = """\
@@ -21,13 +23,32 @@ for _arguments, _wanted in _cases:
 """
 
 _CALLED = re.compile(r"^_function = .* else (\w+)$", re.MULTILINE)  # in `_CALLS`
-_DEFINED = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
+_DEFINED = re.compile(r"^(?:async +)?(def|class) +(\w+)", re.MULTILINE)
+_MAKER = "Solution"  # in `_CALLS`
 
 
-def called(test: str, reference: str) -> list[str]:
-  """The names that assertions call what a program defines by, as far as they are known: what the
-  reference program defines, and the function of `from_eurus`."""
-  return sorted({*_DEFINED.findall(reference), *_CALLED.findall(test)})
+@dataclasses.dataclass(frozen=True)
+class Called:
+  """How assertions name what a program defines, as far as that is known.
+
+  Attributes:
+    functions: functions.
+    classes: classes.
+    maker: the class whose objects' methods are called; "": there is none.
+  """
+
+  functions: Sequence[str]
+  classes: Sequence[str] = ()
+  maker: str = ""
+
+
+def called(test: str, reference: str) -> Called:
+  """What the reference program defines, and the function of `from_eurus`."""
+  defined = _DEFINED.findall(reference)
+  of_eurus = _CALLED.findall(test)
+  functions = {*of_eurus, *(name for kind, name in defined if kind == "def")}
+  classes = {name for kind, name in defined if kind == "class"}
+  return Called(sorted(functions), sorted(classes), _MAKER if of_eurus else "")
 
 
 def call(entry_point: str, prompt: str, test: str) -> dict[str, Any]:

@@ -106,10 +106,12 @@ def _open_stored(
   directory = task.locate(data_dir)
   builder = _builder(directory)
   train, test = splits.choose(task, list(builder.info.splits))
-  keys = {name: np.fromfile(directory / keys_file(name), KEY) for name in {train, test} - {""}}
-  for name, found in keys.items():
-    if len(found) != builder.info.splits[name].num_examples:
-      raise ValueError(f"{directory / keys_file(name)} is damaged; prepare the dataset again")
+  keys = {}
+  for name in {train, test} - {""}:
+    file = directory / keys_file(name)
+    keys[name] = np.fromfile(file, KEY) if file.is_file() else np.empty(0, KEY)
+    if len(keys[name]) != builder.info.splits[name].num_examples:
+      raise ValueError(f"{file} is damaged; prepare the dataset again")
   trained, held_out = splits.divide(
     keys,
     train,
@@ -167,13 +169,14 @@ def build_in_child(order: str, directory: Path) -> None:
     args=[order, str(directory)],
   )
   try:
-    reason = child.receive(BUILD_TIMEOUT_S).decode()
+    reason = child.receive(BUILD_TIMEOUT_S)
   except TimeoutError as error:
     raise TimeoutError(f"building {directory.name} took over {BUILD_TIMEOUT_S:g} s") from error
   finally:
     child.close()
   if reason:
-    raise ValueError(reason)
+    told = json.loads(reason)
+    raise (OSError if told["system"] else ValueError)(told["error"])
 
 
 def _check_features(path: Path) -> None:

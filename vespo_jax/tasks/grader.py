@@ -166,8 +166,8 @@ class _Process:
       child.close(grace_s=0.2)
 
   def _send(self, message: bytes) -> Child:
-    """Hands over a batch. A child that died before it took the batch is replaced, once, if it was
-    up: no answer is to blame."""
+    """Hands over a batch. A child that died before it took it, or for which an answer of the batch
+    before has spoken, is replaced, once, if it was up: no answer of this one is to blame."""
     child, was_ready = self.start(), self._ready
     try:
       if not was_ready:
@@ -175,7 +175,7 @@ class _Process:
         self._ready = True
       child.send(message)
       self._memory = int(child.receive(START_TIMEOUT_S))
-    except ChildDied:
+    except (ChildDied, ValueError):
       self._replace()
       if not was_ready:
         raise

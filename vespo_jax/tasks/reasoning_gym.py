@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vespo_jax.tasks import exact_json, formulas
+from vespo_jax.tasks import exact_json, formulas, verifiers
 from vespo_jax.tasks.base import Example, Score, Task, families
 from vespo_jax.tasks.extraction import FORMATS, extract, instruct, respond
 
@@ -30,6 +30,7 @@ _REFUSED = {
   "propositional_logic": "its scorer accepts a premise, copied from the question",
   "puzzle24": "its scorer accepts any four numbers that make 24, whatever the question",
 }
+_NUMBERS = ("gsm_symbolic",)  # whose scorers take the digits of "28,080" apart, and no sign
 _CHUNK = 1000  # problems of one instance: some make all of theirs at once, some refuse over 20,000
 
 
@@ -57,11 +58,12 @@ class ReasoningGymTask:
     self._dataset_name = dataset
     self._dataset_options = dict(options)
     self._answer_format = self._dataset_options.pop("answer_format", "tag")
-    if self._answer_format not in FORMATS:
+    if self._answer_format not in tuple(FORMATS):  # it may be unhashable
       raise ValueError(
         f"answer_format={self._answer_format!r} is not known; known: {', '.join(FORMATS)}"
       )
     self._scorer = self._create(seed=0, size=1)
+    self._number = verifiers.make("numeric", answer_format="text")
 
   def generate(self, seed: int, limit: int) -> Iterator[tuple[str, str, str]]:
     """Problems in the dataset's own order: (question, answer, metadata), at most `limit`; answer ""
@@ -89,10 +91,13 @@ class ReasoningGymTask:
     return respond(example.answer, self._answer_format) if example.answer else ""
 
   def score(self, example: Example, response: str) -> Score:
-    """1 if the extracted answer gets exactly 1.0 from the dataset's scorer."""
+    """1 if the extracted answer gets exactly 1.0 from the dataset's scorer; of `_NUMBERS`, if it is
+    the same number."""
     answer = self.answer(response)
     if answer is None:
       return Score(0.0, "unparsed")
+    if self._dataset_name in _NUMBERS:
+      return self._number(answer, example.answer, example.metadata)
     raw = float(self._scorer.score_answer(answer, exact_json.loads(example.metadata)))
     return Score(1.0, "ok", raw) if raw == 1.0 else Score(0.0, "wrong", raw)
 
@@ -111,7 +116,7 @@ class ReasoningGymTask:
       return package.create_dataset(
         self._dataset_name, seed=seed, size=size, **self._dataset_options
       )
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, OSError) as error:
       raise ValueError(f"options {self._dataset_options} are not accepted: {error}") from error
 
 

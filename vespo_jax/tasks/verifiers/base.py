@@ -30,6 +30,7 @@ class Verifier(Protocol):
 
 
 registry = Registry("verifier")
+_WORDS = {bool: "True or False", float: "a number", str: "a text"}  # types of options
 _preparations: dict[Callable[[], object], None] = {}  # of the verifiers made in this process
 
 
@@ -45,9 +46,14 @@ def prepare_grading() -> None:
     prepare()
 
 
-def make(name: str, **options: Any) -> Verifier:
+def make(name: str, /, **options: Any) -> Verifier:
   """The verifier `name` with its options, without loading what it needs.
 
-  Raises ValueError naming what is known, for an unknown name or option.
+  Raises ValueError naming what is known, for an unknown name or option, or one of another type.
   """
+  defaults = registry.defaults(name)
+  for key, value in options.items():
+    kind = type(defaults.get(key, value))
+    if not (type(value) is kind or (kind is float and type(value) is int)):
+      raise ValueError(f"{key}={value!r:.60} must be {_WORDS[kind]}")
   return registry.make(name, **options)

@@ -17,10 +17,11 @@ is `wrong`; one that runs out of time is a `timeout`; `error` is only what is th
 Tests of the last two kinds run in the program's own interpreter. They count as passed if what comes
 after them has sent a random word to a descriptor: printing, exiting early and raising do not. The
 word comes through standard input, so that it is in no file and no variable until the tests have
-passed; results of functions (not of methods) must compare as what they are, or a class that equals
-everything would pass (see `judged`); and the tests have Python's builtins, but for names that they
-call the program's functions by. A program that knows this file, and looks for the descriptor, can
-still forge a verdict. With "stdin" it cannot.
+passed; results of functions (of methods, only in Eurus) must compare as what they are, or a class
+that equals everything would pass (see `judged`); and the tests have Python's builtins, but for
+names that they call the program's functions by. A program that knows this file, and looks for the
+descriptor, can still forge a verdict, and one that looks into its interpreter or its files finds
+what the tests expect. With "stdin" neither can be done.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import re
 import secrets
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def _lines(text: str) -> list[str]:
 
 def _call(program: str, problem: Mapping[str, Any], reference: str, limits: Limits) -> Score:
   name = problem["entry_point"]
-  return _tested(program, f"{problem['test']}\n\ncheck({name})\n", [name], limits)
+  called = code_tests.Called([name])
+  return _tested(program, f"{problem['test']}\n\ncheck({name})\n", called, limits)
 
 
 def _assert(program: str, problem: Mapping[str, Any], reference: str, limits: Limits) -> Score:
@@ -168,13 +170,15 @@ def _assert(program: str, problem: Mapping[str, Any], reference: str, limits: Li
   return _tested(program, test, code_tests.called(test, reference), limits)
 
 
-def _tested(program: str, test: str, called: Sequence[str], limits: Limits) -> Score:
+def _tested(program: str, test: str, called: code_tests.Called, limits: Limits) -> Score:
   """A program whose tests are statements, which call what it defines by the names `called`."""
+  names = [*called.functions, *called.classes]
   word = secrets.token_hex(16)
   files = {
     "solution.py": program,
     "judged.py": _JUDGED.read_text(),
-    "tests.py": f"import judged\nglobals().update(judged.names({called!r}))\n{test}\n",
+    "tests.py": f"import judged\nglobals().update(judged.names({names!r}, "
+    f"{[*called.functions]!r}, {called.maker!r}))\n{test}\n",
     "main.py": f"import os, tests\nos.write({REPORT_FD}, os.read(0, {len(word)}))\n",
   }
   with client.Session(files, limits, _level(), _answers()) as session:

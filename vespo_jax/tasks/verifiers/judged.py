@@ -2,7 +2,8 @@
 
 Results of the program's functions must compare as what they are: tests that compare with `==` would
 believe a class that equals everything, and what stands for an object of it. Methods of its classes
-are not looked at. The builtins that tests use are Python's, whatever the program makes of them.
+are not looked at, but for the one that tests of Eurus call. The builtins that tests use are
+Python's, whatever the program makes of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import collections
 import fractions
 import functools
 import importlib
-import types
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -71,7 +71,7 @@ def _look(result: Any) -> Any:
       waiting.append(value.tolist())
   if hasattr(type(result), "__next__"):
     return _each(result)
-  return _judged(result) if isinstance(result, types.FunctionType) else result
+  return _judged(result) if _is_function(result) else result
 
 
 def _each(values: Iterator[Any]) -> Iterator[Any]:
@@ -95,19 +95,44 @@ def _judged(function: Callable[..., Any]) -> Callable[..., Any]:
   return call
 
 
-def _see(value: Any) -> Any:
-  made_here = getattr(value, "__module__", None) == "solution"
-  return _judged(value) if made_here and callable(value) and not isinstance(value, type) else value
+def _is_function(value: Any) -> bool:
+  """Whether it can be called, and is no class, whatever it says of itself."""
+  return callable(value) and not issubclass(type(value), type)
 
 
-def names(called: Collection[str]) -> dict[str, Any]:
-  """What tests have of the program, by name: nothing that would hide a builtin from them, unless it
-  is among the names that they call the program's functions by."""
+class _Object:
+  """An object of the program's, whose methods' results are looked at."""
+
+  def __init__(self, made: Any):
+    self._made = made
+
+  def __getattr__(self, name: str) -> Any:
+    try:
+      return _judged(getattr(self._made, name))
+    finally:
+      _restore()
+
+
+def names(called: Collection[str], functions: Collection[str], maker: str) -> dict[str, Any]:
+  """What tests have of the program, by name.
+
+  Args:
+    called: the names that they call what it defines by: nothing else may hide a builtin from them.
+    functions: those of them that are functions, and are judged as such if the program makes them
+      classes.
+    maker: the name of a class whose objects' methods they call; "": there is none.
+  """
   solution = vars(importlib.import_module("solution"))
   _restore()
   hidden = _BUILTINS.keys() - set(called)
+
+  def see(name: str, value: Any) -> Any:
+    if name == maker:
+      return lambda: _Object(value())
+    return _judged(value) if name in functions or _is_function(value) else value
+
   return {
-    name: _see(value)
+    name: see(name, value)
     for name, value in solution.items()
     if name not in hidden and not (name.startswith("__") and name.endswith("__"))
   }
