@@ -157,7 +157,9 @@ def _run(
     state=run.state,
     mesh=mesh,
     sampler=sampler,
-    intake=parts.make_intake(config, sampler, problems, schedule, origin, run, spec),
+    intake=parts.make_intake(
+      config, sampler, problems, schedule, origin, run, spec, evaluator.longest_prompt
+    ),
     problems=problems,
     schedule=schedule,
     guard=parts.make_guard(config, sampler, Monitor.from_dict(run.monitor), progress.message),

@@ -219,9 +219,10 @@ def make_intake(
   origin: Origin,
   run: RunState,
   spec: ModelSpec,
+  longest_prompt: int,
 ) -> Intake | SavedIntake:
-  """Where minibatches come from: the sampler, of which `run` has what it had before a resume, or
-  another run's saved rollouts.
+  """Where minibatches come from: the sampler, of which `run` has what it had before a resume, and
+  which is asked prompts of up to `longest_prompt` tokens beside, or another run's saved rollouts.
 
   Raises ConfigError if these are not there, or are not what this run would train on.
   """
@@ -243,6 +244,7 @@ def make_intake(
       parts=config.sampler.processes,
       refill=Refill(dynamic.max_rounds, dynamic.oversampling) if dynamic.enabled else None,
       curricula=curricula,
+      longest_prompt=longest_prompt,
       finished=run.samplers.results,
       saved=run.prompts,
     )

@@ -52,6 +52,7 @@ def test_the_same_problems_are_asked_in_a_stream_of_their_own_at_temperature_one
   for order in orders:
     assert (order.weight_version, order.seed, order.stream) == (4, 3, EVALUATION_STREAM)
     assert order.plan == ((0, 4),) and not order.noisy and order.order_id < 0
+    assert order.longest_prompt == 1
     settings = order.settings
     assert (settings.top_k, settings.top_p, settings.min_p) == (0, 1.0, 0.0)
     assert (settings.temperature, settings.samples_per_prompt, settings.stop_ids) == (1.0, 2, (9,))

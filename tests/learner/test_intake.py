@@ -167,6 +167,7 @@ def test_several_samplers_share_a_minibatch():
   assert groups(orders) == groups(whole)
   assert shared[1].workers == [1] * 4 + [1] * 6 and shared[0].workers == [0] * 10
   assert (shared[1].sample_s, shared[1].sampler_wait_s) == (1.5, 0.25)
+  assert {order.longest_prompt for order in orders} == {1}
 
 
 @given(st.integers(1, 9), st.integers(1, 20), st.integers(1, 12))

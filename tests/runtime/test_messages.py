@@ -18,6 +18,7 @@ from vespo_jax.sampler import Result
 
 def test_orders_survive_the_wire():
   sent = dataclasses.replace(order(3, version=2, plan=((0, 2), (3, 4))), noisy=False)
+  sent = dataclasses.replace(sent, longest_prompt=7)
   received = messages.decode_order(messages.encode(sent))
   assert [list(prompt) for prompt in received.prompts] == sent.prompts
   assert dataclasses.replace(received, prompts=sent.prompts) == sent

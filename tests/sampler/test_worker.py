@@ -324,6 +324,21 @@ def test_a_plan_that_waited_goes_on_with_noise():
     assert_same(one, other)
 
 
+def test_room_for_prompts_is_what_the_order_says_whatever_was_sampled_before():
+  """With other room the same numbers may be summed in another order."""
+  fresh, _ = worker(0)
+  used, _ = worker(0)
+  for made, orders in ((fresh, (2,)), (used, (0, 1, 2))):
+    rooms = {0: 90, 1: 0, 2: 20}
+    for id_ in orders:
+      made.accept(dataclasses.replace(order(id_), longest_prompt=rooms[id_]))
+    found = []
+    while not made.idle:
+      made.tick()
+      found.append(made._engine.longest_prompt)
+    assert list(dict.fromkeys(found)) == [96, 32][-len(orders) :]
+
+
 def test_times_are_told():
   made, _ = worker(0)
   made.accept(order(0))

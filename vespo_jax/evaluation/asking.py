@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -43,6 +44,11 @@ class Evaluator:
     self.problems = problems
     self._count, self._settings, self._seed = count, settings, seed
     self._timeout_s, self._chunk, self._ahead = timeout_s, prompts_per_order, ahead
+
+  @functools.cached_property
+  def longest_prompt(self) -> int:
+    """Tokens of the longest prompt that is asked."""
+    return max(map(len, self.problems.prompts(range(self._count))))
 
   def run(self, sampler: Sampler, weight_version: int) -> Evaluation:
     """Accuracy of the weights published as `weight_version`, once the sampler gets to it.
@@ -95,6 +101,7 @@ class Evaluator:
       group_ids=indices,
       settings=self._settings,
       plan=((0, weight_version),),
+      longest_prompt=self.longest_prompt,
       noisy=False,
     )
 

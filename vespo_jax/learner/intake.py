@@ -198,6 +198,7 @@ class Intake:
     parts: orders of a round.
     refill: None to train on every group.
     curricula: of the stream, to be told how often prompts were solved; None if there are none.
+    longest_prompt: tokens of the longest prompt that the sampler is asked beside these.
     finished: results that a run before this one had and did not train on.
     saved: `state` of that run.
   """
@@ -216,6 +217,7 @@ class Intake:
     parts: int = 1,
     refill: Refill | None = None,
     curricula: Curricula | None = None,
+    longest_prompt: int = 0,
     finished: Sequence[Result] = (),
     saved: Mapping[str, Any] | None = None,
   ):
@@ -223,7 +225,8 @@ class Intake:
     self._settings, self._seed, self._updates = settings, seed, updates
     self._timeout_s, self._parts, self._refill = timeout_s, parts, refill
     self._curricula = curricula
-    self._ledger = Ledger(stream, saved)
+    measure = lambda indices: max(map(len, problems.prompts(indices)))
+    self._ledger = Ledger(stream, measure, longest_prompt, saved)
     self._ordered = -1  # the next update to order, once it is known
     self._finished = {result.order_id: result for result in finished}
 
@@ -342,6 +345,7 @@ class Intake:
           group_ids=piece.group_ids,
           settings=self._settings,
           plan=self._plan(update),
+          longest_prompt=piece.longest_prompt,
         )
         self._sampler.put(order)
 

@@ -4,7 +4,7 @@ once that depends on rewards."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,16 @@ class Portion:
   Attributes:
     position: of the first, which is also its group id.
     indices: of the prompts among the problems.
+    longest_prompt: tokens of the longest prompt that was given out by then; 0: not known.
   """
 
   position: int
   indices: tuple[int, ...]
+  longest_prompt: int = 0
 
   def __getitem__(self, part: slice) -> Portion:
     start, stop, _ = part.indices(len(self.indices))
-    return Portion(self.position + start, self.indices[start:stop])
+    return Portion(self.position + start, self.indices[start:stop], self.longest_prompt)
 
   @property
   def group_ids(self) -> range:
@@ -40,21 +42,31 @@ class Ledger:
 
   Args:
     stream: of the run.
+    measure: tokens of the longest of prompts, by their indices.
+    longest_prompt: tokens of what counts as the longest prompt so far, of a new run.
     saved: what `to_dict` of an earlier part of the run gave, also after JSON; None for a new run.
   """
 
-  def __init__(self, stream: Stream, saved: Mapping[str, Any] | None = None):
-    self._stream = stream
+  def __init__(
+    self,
+    stream: Stream,
+    measure: Callable[[Sequence[int]], int],
+    longest_prompt: int = 0,
+    saved: Mapping[str, Any] | None = None,
+  ):
+    self._stream, self._measure = stream, measure
     self._position = saved["position"] if saved else 0
+    self._longest_prompt = saved.get("longest_prompt", 0) if saved else longest_prompt
     self._rounds: dict[int, list[Portion]] = {
-      int(update): [Portion(position, tuple(indices)) for position, indices in rounds]
+      int(update): [Portion(position, tuple(of), *longest) for position, of, *longest in rounds]
       for update, rounds in (saved["rounds"] if saved else {}).items()
     }
 
   def give(self, update: int, count: int) -> Portion:
     """The next `count` prompts, for another round of an update."""
-    indices = self._stream.indices(self._position, count)
-    portion = Portion(self._position, tuple(np.asarray(indices).tolist()))
+    indices = tuple(np.asarray(self._stream.indices(self._position, count)).tolist())
+    self._longest_prompt = max(self._longest_prompt, self._measure(indices))
+    portion = Portion(self._position, indices, self._longest_prompt)
     self._rounds.setdefault(update, []).append(portion)
     self._position += count
     return portion
@@ -73,8 +85,12 @@ class Ledger:
 
   def to_dict(self) -> dict[str, Any]:
     """Plain values for JSON."""
+    plain = lambda portion: [portion.position, list(portion.indices), portion.longest_prompt]
     rounds = {
-      str(update): [[portion.position, list(portion.indices)] for portion in portions]
-      for update, portions in sorted(self._rounds.items())
+      str(update): list(map(plain, portions)) for update, portions in sorted(self._rounds.items())
     }
-    return {"position": self._position, "rounds": rounds}
+    return {
+      "position": self._position,
+      "longest_prompt": self._longest_prompt,
+      "rounds": rounds,
+    }

@@ -61,6 +61,7 @@ def decode_order(data: bytes) -> Order:
     group_ids=message["group_ids"].tolist(),
     settings=Settings(**message["settings"]),
     plan=tuple((start, version) for start, version in message["plan"].tolist()),
+    longest_prompt=message["longest_prompt"],
     noisy=message["noisy"],
   )
 
@@ -99,6 +100,7 @@ def _pack_order(order: Order) -> dict[str, Any]:
     },
     "group_ids": np.asarray(order.group_ids, np.int64),
     "plan": np.asarray(order.plan, np.int64).reshape(-1, 2),
+    "longest_prompt": order.longest_prompt,
     "noisy": order.noisy,
     **_pack_ragged("prompts", [np.asarray(prompt, np.int32) for prompt in order.prompts]),
   }

@@ -29,6 +29,8 @@ class Order:
     settings: how to sample.
     plan: (from token, version) pairs, ascending, the first from token 0: exactly these weights
       sample the tokens of every response from there on. Empty: the newest weights there are.
+    longest_prompt: tokens of the longest prompt that there is to be room for beside these: what is
+      computed differs in its last bits with the room. 0: as much as the worker has given so far.
     noisy: whether the worker's `weight_noise` is on them: evaluations are of the policy without.
   """
 
@@ -40,6 +42,7 @@ class Order:
   group_ids: Sequence[int]
   settings: Settings
   plan: Plan = ()
+  longest_prompt: int = 0
   noisy: bool = True
 
   def __post_init__(self):

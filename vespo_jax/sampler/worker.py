@@ -120,8 +120,7 @@ class Worker:
       return False
     self._stage, self._asked_since = 0, None  # no wait for other weights goes on meanwhile
     sequences = len(order.prompts) * order.settings.samples_per_prompt
-    longest = max(map(len, order.prompts))
-    self._longest_prompt = max(self._longest_prompt, -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET)
+    self._longest_prompt = self._room(order)
     self._slots = self._slots or sequences
     # rows wait for each other where a plan changes the weights, so all of them need a slot
     slots = max(self._slots, sequences) if len(order.plan) > 1 else self._slots
@@ -164,10 +163,15 @@ class Worker:
     self._engine, self._flights = None, []
     return self._open(self._queue[0])
 
+  def _room(self, order: Order) -> int:
+    """For how long a prompt."""
+    longest = max(order.longest_prompt, *map(len, order.prompts))
+    room = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    return room if order.longest_prompt else max(room, self._longest_prompt)
+
   def _fits(self, order: Order, slots: int) -> bool:
-    return (
-      self._running.slots == slots and max(map(len, order.prompts)) <= self._running.longest_prompt
-    )
+    running = self._running
+    return (running.slots, running.longest_prompt) == (slots, self._room(order))
 
   def _may_join(self, order: Order) -> bool:
     """Whether an order may begin beside those in flight, and there is a slot for it."""
