@@ -8,6 +8,7 @@ and the second table holds a staleness against a mismatch of the same KL.
 
 from __future__ import annotations
 
+import collections
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,12 +59,12 @@ def draw(experiment: Experiment, results: Sequence[Result], path: Path) -> None:
   page.draw_points(PANELS, results, path, kl, "mean KL per token, nats", xscale="log")
 
 
-def pairs(results: Sequence[Result], method: str, n: int) -> list[tuple[float, float, float]]:
-  """For every seed: the KL of the run at staleness N, its final accuracy, and that of mismatch of
-  the same KL, where the runs with noise enclose it."""
+def pairs(results: Sequence[Result], method: str, n: int) -> dict[int, tuple[float, float, float]]:
+  """By seed: the KL of the run at staleness N, its final accuracy, and that of mismatch of the same
+  KL, where the runs with noise enclose it."""
   cells = by_cell(results)
   doses = [cells.get(_noisy(method, noise)[:2], {}) for noise in NOISES[1:]]
-  found = []
+  found = {}
   for seed, run in sorted(cells.get((method, n), {}).items()):
     if not all(seed in dose for dose in doses):
       continue
@@ -71,23 +72,33 @@ def pairs(results: Sequence[Result], method: str, n: int) -> list[tuple[float, f
     nats, accuracies = zip(*points, strict=True)
     if nats[0] <= kl(run) <= nats[-1]:
       mismatched = float(np.interp(np.log(kl(run)), np.log(nats), accuracies))
-      found.append((kl(run), run["after"], mismatched))
+      found[seed] = (kl(run), run["after"], mismatched)
   return found
 
 
 def at_equal_kl(results: Sequence[Result]) -> str:
-  """The table of every method and N against mismatch of the same KL, with paired tests."""
-  rows = []
+  """The table of every method and N against mismatch of the same KL, with paired tests over seeds;
+  the last row is of the mean over all of them, seed by seed."""
+  rows, of_seed = [], collections.defaultdict(list)
   for method in COMPARED:
     for n in STALENESSES:
       if compared := pairs(results, method, n):
-        nats, stale, mismatched = map(list, zip(*compared, strict=True))
-        differences = [one - other for one, other in zip(stale, mismatched, strict=True)]
-        p = f"{statistics.paired_p(differences):.3g}" if len(differences) > 1 else ""
+        nats, stale, mismatched = map(list, zip(*compared.values(), strict=True))
         accuracies = [page.interval(stale), page.interval(mismatched)]
+        differences = {seed: one - other for seed, (_, one, other) in compared.items()}
+        for seed, difference in differences.items():
+          of_seed[seed].append(difference)
         row = [method, n, len(nats), f"{np.mean(nats):.2g}", *accuracies]
-        rows.append([*row, page.interval(differences, sign="+"), p])
+        rows.append([*row, *_tested([*differences.values()])])
+  if rows:
+    means = [float(np.mean(differences)) for differences in of_seed.values()]
+    rows.append(["all", "", len(means), "", "", "", *_tested(means)])
   return AT_EQUAL_KL + "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows) + "\n"
+
+
+def _tested(differences: Sequence[float]) -> list[str]:
+  p = f"{statistics.paired_p(differences):.3g}" if len(differences) > 1 else ""
+  return [page.interval(differences, sign="+"), p]
 
 
 EXPERIMENT = Experiment(

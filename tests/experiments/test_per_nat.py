@@ -22,16 +22,17 @@ def noisy(seed, without=()):
 
 def test_mismatch_is_read_off_at_the_kl_of_the_stale_run():
   stale = made(("vespo", 16), 1, 10**-3.5, 0.8)
-  ((kl, accuracy, mismatched),) = per_nat.pairs([*noisy(1), stale], "vespo", 16)
+  ((seed, (kl, accuracy, mismatched)),) = per_nat.pairs([*noisy(1), stale], "vespo", 16).items()
+  assert seed == 1
   np.testing.assert_allclose([kl, accuracy, mismatched], [10**-3.5, 0.8, 0.75])
 
 
 def test_seeds_that_cannot_be_compared_are_left_out():
   stale = [made(("vespo", 4), seed, kl, 0.5) for seed, kl in enumerate((1e-6, 1.0, 1e-3, None))]
   doses = [run for seed in range(4) for run in noisy(seed)]
-  assert [kl for kl, *_ in per_nat.pairs([*doses, *stale], "vespo", 4)] == [1e-3]
+  assert list(per_nat.pairs([*doses, *stale], "vespo", 4)) == [2]
   holes = noisy(2, without=per_nat.NOISES[2:3])
-  assert per_nat.pairs([*holes, *stale], "vespo", 4) == []
+  assert per_nat.pairs([*holes, *stale], "vespo", 4) == {}
 
 
 def test_the_table_has_a_paired_test_over_seeds():
@@ -42,3 +43,11 @@ def test_the_table_has_a_paired_test_over_seeds():
   assert (method, n, seeds, kl, mismatched) == ("vespo", "64", "3", "0.001", "70.0 ± 0.0")
   assert accuracy.startswith("70.0 ±") and difference.startswith("+0.0 ±")
   assert math.isclose(float(p), 1.0, abs_tol=1e-6)
+
+
+def test_the_last_row_is_of_the_mean_of_all_seed_by_seed():
+  doses = [run for seed in range(2) for run in noisy(seed)]
+  four = [made(("vespo", 4), seed, 1e-3, 0.6) for seed in range(2)]  # 10 points below, twice
+  sixteen = [made(("vespo", 16), 0, 1e-3, 0.8)]  # 10 above, of one seed alone
+  row = per_nat.at_equal_kl([*doses, *four, *sixteen]).splitlines()[-1]
+  assert row.startswith("| all |  | 2 |  |  |  | -5.0 ±")
