@@ -70,7 +70,7 @@ def pairs(results: Sequence[Result], method: str, n: int) -> dict[int, tuple[flo
       continue
     points = sorted((kl(dose[seed]), dose[seed]["after"]) for dose in doses)
     nats, accuracies = zip(*points, strict=True)
-    if nats[0] <= kl(run) <= nats[-1]:
+    if np.isfinite(nats).all() and nats[0] <= kl(run) <= nats[-1]:
       mismatched = float(np.interp(np.log(kl(run)), np.log(nats), accuracies))
       found[seed] = (kl(run), run["after"], mismatched)
   return found

@@ -152,6 +152,7 @@ def test_rollouts_of_other_problems_are_refused_before_anything_is_loaded(tmp_pa
       parse(*flags, f"--config.{flag}")
   config_lib.write(parse(*flags[:4])[0], tmp_path / "config.json")
   parse(*flags)
+  parse(*flags, "--config.reward.format_weight=0")  # as it was
   for flag in ("reward.length_cap=9", "task.reward=tests.tasks.my_rewards:odd"):
     with pytest.raises(ConfigError, match=f"^{flag.partition('=')[0]}=.* are not graded again"):
       parse(*flags, f"--config.{flag}")

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
@@ -99,11 +100,13 @@ def test_a_broken_config_json_is_refused(text, words, tmp_path):
     parse(config=str(tmp_path / "config.json"))
 
 
-def test_free_options_are_flags_too():
+def test_free_options_are_flags_too(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)  # Ray may not be here
   config, _ = parse(
     "--config.task.name=reasoning_gym/chain_sum",
     "--config.task.options.max_terms=3",
     "--config.task.options.answer_format=number",
+    "--config.runtime.transport=ray",
     "--config.runtime.ray.resources.sampler=0.5",
     '--config.sampler.stop_strings=["\\n", "."]',
   )

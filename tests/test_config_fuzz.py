@@ -76,9 +76,9 @@ VALID = """
   objective.name=gspo objective.name=grpo advantage.name=rloo seed=4294967295
   optimizer.learning_rate=1 optimizer.beta1=0 optimizer.max_grad_norm=0 sampler.temperature=0.7
   sampler.stop_strings=["x"] batch.samples_per_prompt=2 batch.micro_batches=1 task.seed=3
-  staleness.minibatches=16 updates=1 kl.coefficient=0.1 kl.placement=reward lora.rank=2
+  staleness.minibatches=16 updates=1 kl.coefficient=0.1&kl.placement=reward lora.rank=2
   correction.denominator=proximal runtime.transport=threads sampler.processes=4 mesh.data=1
-  batch.dynamic.enabled=true batch.dynamic.max_rounds=3 task.curriculum.floor=0.5
+  batch.dynamic.enabled=true&batch.dynamic.max_rounds=3 task.curriculum.floor=0.5
   evaluation.problems=50 task.options.answer_format=tag rollouts.save_groups=-1
 """.split()
 CONTRADICTIONS = [
@@ -123,9 +123,10 @@ def flags(settings):
 
 
 def some(rng, settings):
-  """Up to three valid settings of different keys."""
-  chosen = {setting.partition("=")[0]: setting for setting in rng.sample(VALID, rng.randrange(4))}
-  return flags(chosen.values())
+  """Up to three valid settings of different keys, some of which bring another."""
+  drawn = rng.sample(settings, rng.randrange(4))
+  chosen = {setting.partition("=")[0]: setting for setting in drawn}
+  return flags(part for setting in chosen.values() for part in setting.split("&"))
 
 
 def garbage(rng):

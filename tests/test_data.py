@@ -139,7 +139,7 @@ def test_a_run_is_resumed_with_the_problems_it_began_with(tmp_path, mixed):
   assert parse(tmp_path, line, workdir=workdir) == begun
   assert parse(tmp_path, line) != begun  # another run
   shutil.rmtree(next(path for path in tmp_path.glob("jsonl-*")))
-  with pytest.raises(ConfigError, match="it has changed"):
+  with pytest.raises(ConfigError, match="it has changed.*; the run in --workdir began with those"):
     parse(tmp_path, line, workdir=workdir)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config_tasks
-from vespo_jax.config_file import flatten, read_file
+from vespo_jax.config_file import Values, flatten, read_file
 from vespo_jax.config_rules import RULES, ConfigError, one_line, replayed, shown
 
 SAVED = "rollouts.parquet"  # in a run directory, all its rollouts
@@ -56,11 +56,25 @@ def check_replayed(config: FrozenConfigDict) -> None:
     saved.check(run / SAVED, origin(config), config.updates)
   except ValueError as error:
     raise ConfigError(f"{key}: {one_line(error)}") from error
-  stored, mine = run / "config.json", flatten(config)
-  made = read_file(stored) if stored.is_file() else mine
-  for name in RULES:
-    if name.startswith(("reward.", "task.reward")) and made[name] != mine[name]:
+  stored, mine = run / "config.json", _rewards(flatten(config))
+  made = _rewards(read_file(stored)) if stored.is_file() else mine
+  for name, value in mine.items():
+    if made[name] != value:
       raise ConfigError(
-        f"{name}={shown(mine[name])}: {key} has rollouts that were rewarded with "
-        f"{shown(made[name])}, and are not graded again"
+        f"{name}={shown(value)}: {key} has rollouts that were rewarded with {shown(made[name])}, "
+        "and are not graded again"
       )
+
+
+def _rewards(values: Values) -> Values:
+  """What rewards depend on; None for what is without effect."""
+  found = {key: values[key] for key in RULES if key.startswith(("reward.", "task.reward"))}
+  if not found["reward.format_weight"]:
+    found["reward.format"] = None
+  if not found["reward.overlong_buffer"]:
+    found |= {"reward.overlong_factor": None, "reward.max_length": None}
+  elif not found["reward.max_length"]:
+    found["reward.max_length"] = values["sampler.max_new_tokens"]
+  if not found["reward.low"] < found["reward.high"]:
+    found |= {"reward.low": None, "reward.high": None}
+  return found

@@ -84,7 +84,8 @@ def with_digests(config: FrozenConfigDict, begun: Mapping[str, Any]) -> FrozenCo
         task = cast(tasks.StoredTask, tasks.make(task.name, **{**task.options, "digest": held}))
       digest = task.check(Path(config.task.data_dir))
     except ValueError as error:
-      raise ConfigError(f"task.name={shown(task.name)}: {one_line(error)}") from error
+      began = "; the run in --workdir began with those" if held else ""
+      raise ConfigError(f"task.name={shown(task.name)}: {one_line(error)}{began}") from error
     where["options"] = {**where.get("options", {}), "digest": digest}
   return FrozenConfigDict(values)
 

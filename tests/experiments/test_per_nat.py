@@ -31,6 +31,8 @@ def test_seeds_that_cannot_be_compared_are_left_out():
   stale = [made(("vespo", 4), seed, kl, 0.5) for seed, kl in enumerate((1e-6, 1.0, 1e-3, None))]
   doses = [run for seed in range(4) for run in noisy(seed)]
   assert list(per_nat.pairs([*doses, *stale], "vespo", 4)) == [2]
+  doses[2 * len(doses) // 4 + 1]["curves"] = {}  # of seed 2, its second: not finite
+  assert per_nat.pairs([*doses, *stale], "vespo", 4) == {}
   holes = noisy(2, without=per_nat.NOISES[2:3])
   assert per_nat.pairs([*holes, *stale], "vespo", 4) == {}
 

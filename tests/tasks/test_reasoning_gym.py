@@ -88,7 +88,16 @@ def test_problems_do_not_end_with_an_instance_of_the_dataset(dataset, monkeypatc
 
 @pytest.mark.parametrize(
   "answer,status",
-  [("28080", "ok"), ("28,080", "ok"), ("$28080.0", "ok"), ("-28080", "wrong"), ("28", "wrong")],
+  [
+    ("28080", "ok"),
+    ("28,080", "ok"),
+    ("$28080.0", "ok"),
+    ("28080 m2", "ok"),
+    ("28080 = 30 * 936", "ok"),
+    ("-28080", "wrong"),
+    ("28", "wrong"),
+    ("1 2 28080", "wrong"),
+  ],
 )
 def test_numbers_of_gsm_symbolic_are_read_as_such(answer, status):
   """The package's scorer takes the digits of "28,080" apart, and knows no sign."""

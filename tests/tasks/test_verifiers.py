@@ -242,6 +242,11 @@ def test_what_is_asked_for_is_judged_as_a_function_whatever_it_is(name):
   [
     ("from math import gcd as add", "def add(a, b): pass", "assert add(4, 6) == 2"),
     (
+      "from typing import List, Optional\nimport functools\nhalf = functools.partial(pow, 2)",
+      "",
+      "def same(x: Optional[List[int]]): return x\nassert same([1]) == [1] and half.args == (2,)",
+    ),
+    (
       "class P:\n  def __init__(self, n): self.n = n\n  def __eq__(self, o): return self.n == o.n",
       "class P:\n  pass\ndef add(p): pass\n",
       "assert P(1) == P(1) and isinstance(P(1), P)",

@@ -67,7 +67,8 @@ class Evaluator:
     comes before one answer could be graded: an evaluation of none is not to be kept. Raises as
     `run`.
     """
-    judged, held = not self.problems.own_reward, []
+    # an evaluation of which a part is asked goes on, so that it has been judged
+    judged, held = not self.problems.own_reward or len(indices) < self._count, []
     for index, group in self._ask(sampler, weight_version, indices, seed):
       held.append((index, group))
       judged = judged or any(rollout.reward_status != "error" for rollout in group)

@@ -266,11 +266,11 @@ class Intake:
       rollouts = [rollout for result in came for rollout in result.rollouts]
       self._problems.grade(rollouts, np.repeat(portion.indices, samples))
       selection.add(rollouts, [result.worker for result in came for _ in result.rollouts])
+      check_reward(self._problems, selection.asked)
       portions.append(portion)
       results += came
     for result in results:  # only now: if waiting for a later one is interrupted, none is lost
       del self._finished[result.order_id]
-    check_reward(self._problems, selection.asked)
     self._ledger.close(update)
     metrics = group_metrics(selection, self._problems)
     if self._curricula is not None:

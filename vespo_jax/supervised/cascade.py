@@ -80,11 +80,13 @@ class Cascade:
     A response that was cut off at its longest is not kept even if it is correct: it has no end to
     learn. Of several correct ones the first is kept, which is a fair draw from all of them.
 
-    Raises what the sampler's channels raise, and as `check_reward` for the unguided samples.
+    Raises what the sampler's channels raise, and as `check_reward` for the unguided samples, if
+    they are of several problems.
     """
     texts = self.problems.solutions(indices)
     sampled = self._sample("self", indices, self.problems.prompts(indices), self.settings)
-    check_reward(self.problems, [rollout for group in sampled.values() for rollout in group])
+    if len(indices) > 1:  # of one alone it may be the problem
+      check_reward(self.problems, [rollout for group in sampled.values() for rollout in group])
     found = {i: ("self", kept) for i, group in sampled.items() if (kept := self._first(group))}
     shown = {
       index: guided_prompt(self.guide, question, solution)

@@ -63,7 +63,7 @@ class ReasoningGymTask:
         f"answer_format={self._answer_format!r} is not known; known: {', '.join(FORMATS)}"
       )
     self._scorer = self._create(seed=0, size=1)
-    self._number = verifiers.make("numeric", answer_format="text")
+    self._number = verifiers.make("numeric", answer_format="hash")
 
   def generate(self, seed: int, limit: int) -> Iterator[tuple[str, str, str]]:
     """Problems in the dataset's own order: (question, answer, metadata), at most `limit`; answer ""
@@ -91,13 +91,13 @@ class ReasoningGymTask:
     return respond(example.answer, self._answer_format) if example.answer else ""
 
   def score(self, example: Example, response: str) -> Score:
-    """1 if the extracted answer gets exactly 1.0 from the dataset's scorer; of `_NUMBERS`, if it is
-    the same number."""
+    """1 if the extracted answer gets exactly 1.0 from the dataset's scorer; of `_NUMBERS`, if its
+    first number is the same."""
     answer = self.answer(response)
     if answer is None:
       return Score(0.0, "unparsed")
     if self._dataset_name in _NUMBERS:
-      return self._number(answer, example.answer, example.metadata)
+      return self._number(f"#### {answer}", example.answer, example.metadata)
     raw = float(self._scorer.score_answer(answer, exact_json.loads(example.metadata)))
     return Score(1.0, "ok", raw) if raw == 1.0 else Score(0.0, "wrong", raw)
 

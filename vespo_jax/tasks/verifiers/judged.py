@@ -13,6 +13,7 @@ import collections
 import fractions
 import functools
 import importlib
+import types
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -129,7 +130,9 @@ def names(called: Collection[str], functions: Collection[str], maker: str) -> di
   def see(name: str, value: Any) -> Any:
     if name == maker:
       return lambda: _Object(value())
-    return _judged(value) if name in functions or _is_function(value) else value
+    made_here = type(value) is types.FunctionType or type(value).__module__ == "solution"
+    function = name in functions or (made_here and _is_function(value))
+    return _judged(value) if function else value
 
   return {
     name: see(name, value)
