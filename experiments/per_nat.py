@@ -3,7 +3,8 @@
 Both put KL between what sampled and what is trained. Staleness is dosed by N; mismatch by noise on
 the sampler's weights, on policy otherwise, in training alone: evaluations are of the policy without
 it. The figure sets the final accuracy against the mean KL(behaviour || policy) per token of a run,
-and the second table holds a staleness against a mismatch of the same KL.
+without those of no noise, which is 0, and the second table holds a staleness against a mismatch of
+the same KL.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _noisy(method: str, noise: float):
 PANELS = {
   method: {
     "staleness": [(f"N = {n}", (method, n)) for n in STALENESSES],
-    "mismatch": [(f"noise {noise:g}", _noisy(method, noise)[:2]) for noise in NOISES],
+    "mismatch": [(f"noise {noise:g}", _noisy(method, noise)[:2]) for noise in NOISES[1:]],
   }
   for method in COMPARED
 }
