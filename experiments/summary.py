@@ -47,7 +47,7 @@ reward of the last tenth of the updates, whose responses are of weights up to N 
 of `code` are evaluated twice, so that the first of these is the end, those at N = 64 three times,
 those of `long_responses` and `length_aware` four, and others six.) A run has collapsed that ends
 below half of its best evaluation, the one before training included. What is selected is the
-learning rate of `tuned`, by one run at each of four rates on the problems that all runs are
+learning rate of `tuned`, by one run at each of six rates on the problems that all runs are
 evaluated on.
 
 Lines of results were changed twice: five runs that the machine had stopped in their middle were

@@ -1,6 +1,6 @@
 """Every method at its own best learning rate, at N = 32. `python -m experiments.tuned`.
 
-The equal budget is `experiments.regime`'s: one run of seed 0 at each of four rates; the rate whose
+The equal budget is `experiments.regime`'s: one run of seed 0 at each of six rates; the rate whose
 run ended highest is taken, the lower of two alike. Here the method is run at it with seeds 1 to 3.
 """
 
