@@ -141,7 +141,8 @@ def open_sampler(
   """The samplers, of which this host has its share; `stack` ends them, and nobody waits for them
   once a host is stopping. With `pieces`, weights go that way.
 
-  Raises ConfigError if there is not one for each host."""
+  Raises ConfigError if there is not one for each host, or one is to have more devices than there
+  are."""
   workers = config.sampler.processes
   sampling = config_lib.replayed(config.sampler.source) is None
   if workers < hosts.count:
