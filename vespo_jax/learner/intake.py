@@ -18,7 +18,7 @@ from vespo_jax.runtime import Sampler, Schedule, SharedGrader, Snapshot
 from vespo_jax.sampler import Order, Result, Settings
 from vespo_jax.tasks import Curricula, Example, Grader, Split, Stream, Task
 from vespo_jax.tokenizers import Tokenizer
-from vespo_jax.types import Plan, Rollout
+from vespo_jax.types import Plan, Rollout, TokenIds
 
 TRAIN_STREAM, EVALUATION_STREAM = 0, 1  # what sampling keys are folded with
 
@@ -225,8 +225,7 @@ class Intake:
     self._settings, self._seed, self._updates = settings, seed, updates
     self._timeout_s, self._parts, self._refill = timeout_s, parts, refill
     self._curricula = curricula
-    measure = lambda indices: max(map(len, problems.prompts(indices)))
-    self._ledger = Ledger(stream, measure, longest_prompt, saved)
+    self._ledger = Ledger(stream, longest_prompt, saved)
     self._ordered = -1  # the next update to order, once it is known
     self._finished = {result.order_id: result for result in finished}
 
@@ -236,7 +235,7 @@ class Intake:
     if self._ordered < 0:
       for update in self._ledger.open():  # what a run before this one had ordered
         for portion in self._ledger.rounds(update):
-          self._put(update, portion)
+          self._put(update, portion, self._problems.prompts(portion.indices))
       self._ordered = version + len(self._ledger.open())
     while self._ordered < self._updates and self._schedule.may_order(self._ordered, version):
       prompts = self._schedule.prompts
@@ -329,19 +328,22 @@ class Intake:
 
   def _ask(self, update: int, prompts: int) -> Portion:
     """Orders the next prompts of the stream."""
-    portion = self._ledger.give(update, prompts)
-    self._put(update, portion)
+    indices = self._ledger.next(prompts)
+    encoded = self._problems.prompts(indices)
+    portion = self._ledger.give(update, indices, max(map(len, encoded)))
+    self._put(update, portion, encoded)
     return portion
 
-  def _put(self, update: int, portion: Portion) -> None:
+  def _put(self, update: int, portion: Portion, prompts: Sequence[TokenIds]) -> None:
     for piece in self._pieces(portion):
       if piece.position not in self._finished:
+        start = piece.position - portion.position
         order = Order(
           order_id=piece.position,
           weight_version=self._schedule.oldest_version(update),
           seed=self._seed,
           stream=TRAIN_STREAM,
-          prompts=self._problems.prompts(piece.indices),
+          prompts=prompts[start : start + len(piece.indices)],
           group_ids=piece.group_ids,
           settings=self._settings,
           plan=self._plan(update),

@@ -4,7 +4,7 @@ once that depends on rewards."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,6 @@ class Ledger:
 
   Args:
     stream: of the run.
-    measure: tokens of the longest of prompts, by their indices.
     longest_prompt: tokens of what counts as the longest prompt so far, of a new run.
     saved: what `to_dict` of an earlier part of the run gave, also after JSON; None for a new run.
   """
@@ -50,11 +49,10 @@ class Ledger:
   def __init__(
     self,
     stream: Stream,
-    measure: Callable[[Sequence[int]], int],
     longest_prompt: int = 0,
     saved: Mapping[str, Any] | None = None,
   ):
-    self._stream, self._measure = stream, measure
+    self._stream = stream
     self._position = saved["position"] if saved else 0
     self._longest_prompt = saved.get("longest_prompt", 0) if saved else longest_prompt
     self._rounds: dict[int, list[Portion]] = {
@@ -62,13 +60,16 @@ class Ledger:
       for update, rounds in (saved["rounds"] if saved else {}).items()
     }
 
-  def give(self, update: int, count: int) -> Portion:
-    """The next `count` prompts, for another round of an update."""
-    indices = tuple(np.asarray(self._stream.indices(self._position, count)).tolist())
-    self._longest_prompt = max(self._longest_prompt, self._measure(indices))
-    portion = Portion(self._position, indices, self._longest_prompt)
+  def next(self, count: int) -> tuple[int, ...]:
+    """The indices of the next `count` prompts, which nobody has been given yet."""
+    return tuple(np.asarray(self._stream.indices(self._position, count)).tolist())
+
+  def give(self, update: int, indices: Sequence[int], longest_prompt: int) -> Portion:
+    """What `next` said, of so many tokens at most, for another round of an update."""
+    self._longest_prompt = max(self._longest_prompt, longest_prompt)
+    portion = Portion(self._position, tuple(indices), self._longest_prompt)
     self._rounds.setdefault(update, []).append(portion)
-    self._position += count
+    self._position += len(indices)
     return portion
 
   def rounds(self, update: int) -> list[Portion]:
