@@ -41,7 +41,7 @@ def compare_engines(spec, dtype, widths):
     sequences = made.submit(KEY, PROMPTS, range(len(PROMPTS)))
     finished(made)
     sampled[tensor] = [sequence.rollout() for sequence in sequences]
-    part = made._cache.keys[0].addressable_shards[0].data
+    part = made._caches[0].keys[0].addressable_shards[0].data
     assert part.shape[1] == spec.kv_heads // tensor, "the cache is spread by heads"
     kernel = made._params["layers"][0]["query"]
     columns = (kernel if dtype == "float32" else kernel.values).addressable_shards[0].data.shape[1]

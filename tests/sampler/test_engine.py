@@ -22,6 +22,7 @@ from tests.sampler.toy import (
 )
 from vespo_jax import models, sampler
 from vespo_jax.sampler import decode as device
+from vespo_jax.sampler import engine as engine_module
 
 OLD, NEW = weights(0), weights(1)
 forward = jax.jit(models.forward, static_argnums=1)
@@ -86,6 +87,52 @@ def test_nor_on_how_many_slots_there_are(reference):
   again = run(engine(slots=5, steps=2), [4, 5, 3, 2], [0, 1])
   for seed, rollout in again.items():
     assert_same(rollout, few[seed])
+
+
+@pytest.mark.parametrize("slots", [24, 6])
+def test_nor_on_how_many_lanes_decode_them(reference, monkeypatch, slots):
+  """Each lane has its share of the sequences, and none another's."""
+  monkeypatch.setattr(engine_module, "lanes", lambda slots: 3)
+  decoded, compiled = [], device.decode
+
+  def decode(params, spec, settings, cache, rows, *rest):
+    decoded.append(int(np.sum(rows.live_B)))
+    return compiled(params, spec, settings, cache, rows, *rest)
+
+  monkeypatch.setattr(device, "decode", decode)
+  found = run(engine(slots=slots))
+  assert decoded[:3] == [slots // 3] * 3
+  assert found.keys() == reference.keys()
+  for seed, rollout in found.items():
+    np.testing.assert_array_equal(rollout.response_ids, reference[seed].response_ids)
+    np.testing.assert_allclose(
+      rollout.behaviour_logprobs, reference[seed].behaviour_logprobs, atol=5e-6, rtol=5e-6
+    )
+  again = run(engine(slots=slots, steps=2), [4, 5, 3, 2], [0, 1])
+  for seed, rollout in again.items():
+    assert_same(rollout, found[seed])
+
+
+def test_lanes_are_of_equal_sizes_and_one_for_each_core_at_most(monkeypatch):
+  monkeypatch.setattr(engine_module.os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+  assert [engine_module.lanes(slots) for slots in (1, 127, 128, 192, 193, 256, 768)] == [
+    *(1, 1, 2, 3, 1, 2, 3)
+  ]
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert engine_module.lanes(768) == 1
+
+
+def test_what_fails_in_a_lane_is_raised(monkeypatch):
+  monkeypatch.setattr(engine_module, "lanes", lambda slots: 2)
+  made = engine()
+  made.submit(KEY, PROMPTS, range(6))
+
+  def decode(*_):
+    raise RuntimeError("out of memory")
+
+  monkeypatch.setattr(device, "decode", decode)
+  with pytest.raises(RuntimeError, match="out of memory"):
+    made.advance()
 
 
 def test_log_probs_are_the_learners(reference):

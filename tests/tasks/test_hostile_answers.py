@@ -123,6 +123,7 @@ def test_a_program_that_outlasts_the_grader_ends_with_it(tmp_path, capfd):
   left = [
     p for p in psutil.process_iter(["cmdline"]) if "/program/main.py" in (p.info["cmdline"] or [])
   ]
+  _, left = psutil.wait_procs(left, timeout=20.0)  # those of tests beside this one end by then
   assert not left
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +26,8 @@ from vespo_jax.types import Array, Params, Rollout, TokenIds
 
 PROMPT_BUCKET = 16  # prompts are padded to such multiples, so few shapes are ever compiled
 PREFILL_TOKENS = 512  # prompts are computed so many (padded) tokens at a time, or one by one
-IDLE_FRACTION = 8  # with sequences waiting, decoding goes on until 1 / 8 of the slots are idle
+IDLE_FRACTION = 8  # with sequences waiting, decoding goes on until 1 / 8 of a lane's rows are idle
+LANE_ROWS = 64  # the fewest rows of a lane: with less, reading the weights takes the time
 
 
 @dataclasses.dataclass(eq=False)
@@ -44,6 +48,9 @@ class Engine:
 
   What a sequence becomes depends on its prompt, its key and the weights alone: not on the slot it
   gets, on when it enters, or on what else is sampled. Give it weights with `adopt` before it works.
+
+  On a CPU the rows are dealt to `lanes`, each with a cache of its own and decoded by a thread of
+  its own: the layers of one step wait for one another, and between two of them cores would idle.
 
   Args:
     spec: of the policy.
@@ -85,7 +92,8 @@ class Engine:
     self._waiting: collections.deque[_Waiting] = collections.deque()
     self._rows: list[Sampling | None] = [None] * slots
     self._version, self._params = -1, {}
-    self._cache: KVCache | None = None
+    self._lanes = lanes(slots) if mesh is None else 1
+    self._caches: list[KVCache] = []  # of each lane; slot b is row b // lanes of lane b % lanes
 
   @property
   def busy(self) -> bool:
@@ -115,14 +123,15 @@ class Engine:
     again by the new weights, as if prompt and response so far were the prompt.
     """
     self._version, self._params = version, models.unstack(params)
-    if self._cache is None:
+    if not self._caches:
       multiple = PROMPT_BUCKET if self._attention == "dense" else PAGE
       longest = self.longest_prompt + self.settings.max_new_tokens - 1
       slots = -(-longest // multiple) * multiple
       dtype = models.head_table(params).dtype
-      self._cache = placement.init_cache(
-        self._mesh, self._spec, self.slots, slots, dtype, self._attention
-      )
+      size = (self.slots // self._lanes, slots, dtype, self._attention)
+      self._caches = [
+        placement.init_cache(self._mesh, self._spec, *size) for _ in range(self._lanes)
+      ]
     for group in self._waiting:
       group.source = None  # computed by the old weights
     if recompute:
@@ -192,18 +201,31 @@ class Engine:
     self._enter()
     if self.stalled(limit):
       return []
-    idle = self.slots - self.running
-    enough = max(1, self.slots // IDLE_FRACTION - idle) if self._waiting else self.slots + 1
-    self._cache, chunk = device.decode(
+    busy = [lane for lane in range(self._lanes) if any(self._rows[lane :: self._lanes])]
+    one = functools.partial(self._decode, limit)
+    if len(busy) == 1:
+      chunks = map(one, busy)
+    else:
+      with concurrent.futures.ThreadPoolExecutor(len(busy)) as threads:
+        chunks = threads.map(one, busy)
+    return self._harvest(dict(zip(busy, chunks, strict=True)))
+
+  def _decode(self, limit: int, lane: int) -> device.Chunk:
+    """Decodes the rows of one lane."""
+    rows = self._rows[lane :: self._lanes]
+    enough = len(rows) + 1
+    if self._waiting:
+      enough = max(1, len(rows) // IDLE_FRACTION - rows.count(None))
+    self._caches[lane], chunk = device.decode(
       self._params,
       self._spec,
       self.settings.compiled(),
-      self._cache,
-      self._device_rows(limit),
+      self._caches[lane],
+      self._device_rows(rows, limit),
       np.int32(enough),
       self._mesh,
     )
-    return self._harvest(jax.device_get(chunk))
+    return jax.device_get(chunk)
 
   def _enter(self) -> None:
     """Gives the free slots to the sequences that have waited longest."""
@@ -211,22 +233,25 @@ class Engine:
     while free and self._waiting:
       if self._waiting[0].source is None:
         self._prefill()
-      source, from_rows, to_rows = self._waiting[0].source, [], []
+      source = self._waiting[0].source
+      moves = [([], []) for _ in self._caches]  # rows of the source, and those of the lane
       while free and self._waiting and self._waiting[0].source is source:
         group = self._waiting[0]
         self._rows[free[0]] = group.members.pop(0)
-        from_rows.append(group.row)
-        to_rows.append(free.popleft())
+        row, lane = divmod(free.popleft(), self._lanes)
+        for rows, moved in zip(moves[lane], (group.row, row), strict=True):
+          rows.append(moved)
         if not group.members:
           self._waiting.popleft()
-      rest = [0] * (self.slots - len(to_rows))
-      self._cache = device.place(
-        self._cache,
-        source,
-        np.array(from_rows + rest, np.int32),
-        np.array(to_rows + rest, np.int32),
-        np.int32(len(to_rows)),
-      )
+      for lane, (from_rows, to_rows) in enumerate(moves):
+        rest = [0] * (self.slots // self._lanes - len(to_rows))
+        self._caches[lane] = device.place(
+          self._caches[lane],
+          source,
+          np.array(from_rows + rest, np.int32),
+          np.array(to_rows + rest, np.int32),
+          np.int32(len(to_rows)),
+        )
 
   def _prefill(self) -> None:
     """Computes the first group's tokens but the last, with those of others of its size."""
@@ -252,13 +277,13 @@ class Engine:
         if ids_PSLA is not None and not member.response:
           member.prompt_expert_ids = ids_PSLA[row, : lengths_P[row]]
 
-  def _device_rows(self, limit: int) -> device.Rows:
-    B = self.slots
-    width = next(len(row.key_data) for row in self._rows if row is not None)
+  def _device_rows(self, rows: Sequence[Sampling | None], limit: int) -> device.Rows:
+    B = len(rows)
+    width = next(len(row.key_data) for row in rows if row is not None)
     tokens_B, lengths_B, counts_B = (np.zeros(B, np.int32) for _ in range(3))
     keys_BX, seeds_B = np.zeros((B, width), np.uint32), np.zeros(B, np.uint32)
     limits_B, forced_CB = np.full(B, limit, np.int32), np.full((self._steps, B), -1, np.int32)
-    for b, row in enumerate(self._rows):
+    for b, row in enumerate(rows):
       if row is not None:
         counts_B[b] = len(row.response)
         tokens_B[b] = row.response[-1] if row.response else row.prompt[-1]
@@ -268,25 +293,39 @@ class Engine:
           rest = row.given.response_ids[counts_B[b] :]
           limits_B[b] = min(limit, counts_B[b] + len(rest))
           forced_CB[: len(rest), b] = rest[: self._steps]
-    live_B = np.array([row is not None for row in self._rows])
+    live_B = np.array([row is not None for row in rows])
     arrays = (tokens_B, lengths_B, counts_B, keys_BX, seeds_B, live_B, limits_B, forced_CB)
     return device.Rows(*map(jnp.asarray, arrays))
 
-  def _harvest(self, chunk: device.Chunk) -> list[Sampling]:
-    """Gives every row what it sampled; frees and returns those that ended."""
-    self.steps_done += int(chunk.steps)
-    ended, ids = [], chunk.expert_ids_CBLA
-    for b, row in enumerate(self._rows):
+  def _harvest(self, chunks: Mapping[int, device.Chunk]) -> list[Sampling]:
+    """Gives every row what its lane sampled; frees and returns those that ended."""
+    self.steps_done += max(int(chunk.steps) for chunk in chunks.values())
+    ended = []
+    for slot, row in enumerate(self._rows):
+      if row is None:
+        continue
+      b, lane = divmod(slot, self._lanes)
+      chunk, ids = chunks[lane], chunks[lane].expert_ids_CBLA
       n = int(chunk.sampled_B[b])
-      if row is None or n == 0:
+      if n == 0:
         continue
       mine = jax.tree.map(lambda x, n=n, b=b: x[:n, b], chunk.draws)
       part = Sampled(self._version, mine, None if ids is None else ids[: n + 1, b])
       row.extend(part, bool(chunk.stopped_B[b]), self.settings.max_new_tokens, self._cut)
       if row.finish:
         ended.append(row)
-        self._rows[b] = None
+        self._rows[slot] = None
     return ended
+
+
+def lanes(slots: int) -> int:
+  """How many parts of so many rows are decoded at once: on a CPU at most one for each core, of
+  equal sizes and at least `LANE_ROWS` each; else one."""
+  if jax.default_backend() != "cpu":
+    return 1
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  most = max(1, min(cores, slots // LANE_ROWS))
+  return next(n for n in range(most, 0, -1) if slots % n == 0)
 
 
 def bucket(tokens: int) -> int:
