@@ -1,10 +1,12 @@
-"""Precision of the pieces that must not follow the compute type."""
+"""Pieces of a block: precision that must not follow the compute type, and gradients."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from vespo_jax.models import ModelSpec
-from vespo_jax.models.layers import rms_norm, rotary_angles
+from vespo_jax.models.layers import product, rms_norm, rotary_angles
 
 
 def test_neighbouring_positions_differ_however_far_they_are():
@@ -25,3 +27,29 @@ def test_a_norm_of_bfloat16_rounds_once():
   got = rms_norm(x, scale, 1e-6)
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=2**-8)
+
+
+@pytest.mark.parametrize("inner", [128, 48])  # columns that are turned by pieces, and at once
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_has_the_gradients_of_a_plain_one(inner, dtype):
+  rng = np.random.default_rng(0)
+  sizes = ((40, inner), (inner, 24), (40, 24))
+  x, kernel, of_y = (jnp.asarray(rng.normal(size=size), dtype) for size in sizes)
+  y, pull = jax.vjp(product, x, kernel)
+  expected, pull_plain = jax.vjp(jnp.matmul, x, kernel)
+  np.testing.assert_array_equal(y, expected)
+  for got, plain in zip(pull(of_y), pull_plain(of_y), strict=True):
+    assert got.dtype == dtype
+    tolerance = dict(float32=1e-5, bfloat16=2**-7)[dtype]
+    np.testing.assert_allclose(
+      *(np.asarray(g, np.float64) for g in (got, plain)), rtol=tolerance, atol=8 * tolerance
+    )
+
+
+def test_only_a_cpu_turns_what_it_multiplies():
+  """Elsewhere a second copy would be for nothing."""
+  like = jax.ShapeDtypeStruct((40, 128), jnp.float32), jax.ShapeDtypeStruct((128, 24), jnp.float32)
+  gradient = jax.jit(jax.grad(lambda x, kernel: jnp.sum(product(x, kernel) ** 2), argnums=1))
+  for platform, held in (("cpu", True), ("tpu", False), ("cuda", False)):
+    lowered = gradient.trace(*like).lower(lowering_platforms=(platform,)).as_text()
+    assert ("optimization_barrier" in lowered) == held
