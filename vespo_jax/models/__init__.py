@@ -16,6 +16,7 @@ from vespo_jax.models.compute import (
 )
 from vespo_jax.models.groups import group_logit_norms, group_logprobs, group_logprobs_routed
 from vespo_jax.models.head import chunked_logprobs, token_logprobs
+from vespo_jax.models.layers import rotary_angles
 from vespo_jax.models.moe import Routing, pack_expert_ids
 from vespo_jax.models.params import abstract, count, describe, head_table, init, unstack
 from vespo_jax.models.spec import ModelSpec
@@ -64,6 +65,7 @@ __all__ = [
   "lora",
   "pack_expert_ids",
   "quantize",
+  "rotary_angles",
   "save",
   "token_logprobs",
   "unstack",

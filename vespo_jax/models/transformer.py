@@ -51,6 +51,7 @@ def forward_routed(
   cache: KVCache | None = None,
   expert_ids_LMA: Array | None = None,
   compute: Compute = PLAIN,
+  angles: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Any, Routing | None]:
   """Final hidden states, after the last norm and before the head.
 
@@ -67,6 +68,7 @@ def forward_routed(
       its own length. There must be room: what goes beyond the cache's end is lost.
     expert_ids_LMA: int32 router choices to replay, M = B * T; None lets the routers choose.
     compute: how, without a cache.
+    angles: `rotary_angles` of the positions, for a caller who has them; None: computed here.
 
   Returns:
     hidden_BTD in the parameters' type (padding positions hold nothing of use); the extended
@@ -83,7 +85,7 @@ def forward_routed(
   positions = jnp.asarray(positions)
   chex.assert_equal_shape([tokens_BT, positions])
   hidden_MD = embed(params, tokens_BT.reshape(-1))
-  angles = rotary_angles(positions.reshape(-1), spec)
+  angles = rotary_angles(positions.reshape(-1), spec) if angles is None else angles
 
   if cache is None:
     attend = layouts.of_rows(segments, compute)

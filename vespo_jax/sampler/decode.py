@@ -141,8 +141,10 @@ def _decode(
   cache = dataclasses.replace(cache, lengths_B=rows.lengths_B)
   keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.keys_BX), rows.seeds_B)
 
-  def feed(tokens_B: Array, cache: KVCache) -> tuple[Array, KVCache, Any]:
-    hidden_B1D, cache, routing = models.forward_routed(params, spec, tokens_B[:, None], cache=cache)
+  def feed(state: _State) -> tuple[Array, KVCache, Any]:
+    hidden_B1D, cache, routing = models.forward_routed(
+      params, spec, state.tokens_B[:, None], cache=state.cache, angles=state.angles
+    )
     ids_BLA = _reported(routing, spec, B)[:, 0] if expert_ids else None
     logits_BV = partition.gather(hidden_B1D[:, 0] @ table_VD.T, "tensor", 1)
     return logits_BV, cache, ids_BLA
@@ -151,17 +153,19 @@ def _decode(
     return jax.lax.dynamic_update_index_in_dim(out, value, at, 0)
 
   def step(state: _State) -> _State:
-    logits_BV, cache, ids_BLA = feed(state.tokens_B, state.cache)
+    logits_BV, cache, ids_BLA = feed(state)
     keys_at_B = jax.vmap(jax.random.fold_in)(keys_B, state.counts_B)
     draw = next_token(logits_BV, keys_at_B, rows.forced_CB[state.step], settings)
     active_B = ~state.stopped_B & rows.live_B & (state.counts_B < rows.limits_B)
+    lengths_B = state.cache.lengths_B + active_B
     return _State(
       step=state.step + 1,
       tokens_B=jnp.where(active_B, draw.tokens_B, state.tokens_B),
       counts_B=state.counts_B + active_B,
       stopped_B=state.stopped_B
       | (active_B & jnp.isin(draw.tokens_B, jnp.array(settings.stop_ids, jnp.int32))),
-      cache=dataclasses.replace(cache, lengths_B=state.cache.lengths_B + active_B),
+      cache=dataclasses.replace(cache, lengths_B=lengths_B),
+      angles=models.rotary_angles(lengths_B, spec),
       draws=jax.tree.map(lambda out, x: write(out, state.step, x), state.draws, draw),
       expert_ids=jax.tree.map(lambda out, x: write(out, state.step, x), state.expert_ids, ids_BLA),
     )
@@ -178,27 +182,31 @@ def _decode(
     rows.tokens_B,
   )
   draws = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), shapes)
-  empty = None
+  angles = models.rotary_angles(rows.lengths_B, spec)
+  start = (jnp.int32(0), rows.tokens_B, rows.counts_B, ~rows.live_B, cache, angles, draws)
+  state = _State(*start, expert_ids=None)
   if expert_ids:
-    ids = jax.eval_shape(feed, rows.tokens_B, cache)[2]
-    empty = jnp.zeros((steps + 1, *ids.shape), ids.dtype)
-  zero = jnp.int32(0)
-  state = _State(zero, rows.tokens_B, rows.counts_B, ~rows.live_B, cache, draws, empty)
+    ids = jax.eval_shape(feed, state)[2]
+    state = dataclasses.replace(state, expert_ids=jnp.zeros((steps + 1, *ids.shape), ids.dtype))
   state = jax.lax.while_loop(unfinished, step, state)
   ids, cache = state.expert_ids, state.cache
   if ids is not None:  # of the last tokens too; they are fed again if their sequences go on
-    ids = write(ids, state.step, feed(state.tokens_B, cache)[2])
+    ids = write(ids, state.step, feed(state)[2])
   stopped_B = state.stopped_B & rows.live_B
   return cache, Chunk(state.step, state.counts_B - rows.counts_B, stopped_B, state.draws, ids)
 
 
 @flax.struct.dataclass
 class _State:
+  """The loop's carry. The angles of the next tokens are in it, because what is computed in a step
+  XLA computes for a CPU again in each of its uses."""
+
   step: Array
   tokens_B: Array
   counts_B: Array
   stopped_B: Array
   cache: KVCache
+  angles: tuple[Array, Array]
   draws: Draw
   expert_ids: Any
 
