@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
   config.runtime.pieces.dtype = "float32"  # or bfloat16, half of it, with sampler.dtype=bfloat16
   config.runtime.pieces.compress = False  # by zstd, which is exact
   config.runtime.pieces.chunk_mb = 64.0  # MiB of a piece: what a host holds is a few of them
-  config.runtime.timeout_s = 600.0  # seconds the learner waits for one minibatch of rollouts
+  config.runtime.timeout_s = 600.0  # seconds without any rollouts, while the learner waits
   config.runtime.hang_timeout_s = 300.0  # seconds of silence after which a sampler is restarted
   config.runtime.max_failures = 10  # of samplers, in a whole run, before it stops
   # what is done about a sampler whose log-probs or weight versions cannot be true

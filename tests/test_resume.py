@@ -210,6 +210,25 @@ def test_a_run_stopped_in_the_middle_of_a_refill_ends_the_same(name, whole, data
   assert_same(outcome(again), expected)
 
 
+def test_a_run_whose_samplers_fail_is_saved_and_goes_on(whole, data_dir, tmp_path, monkeypatch):
+  """Within a rollout batch, at no multiple of `checkpoint.every`; more patience may be asked."""
+  original = Intake.get
+
+  def get(self, update):
+    if update == 4:
+      raise TimeoutError("no result arrived")
+    return original(self, update)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Intake, "get", get)
+    with pytest.raises(TimeoutError, match="no result arrived"):
+      launch.train(make_config(data_dir, "sync"), tmp_path)
+  assert len(metrics.read(tmp_path / "metrics.jsonl")) == 4
+  assert (tmp_path / "checkpoints" / "4").is_dir()
+  launch.train(make_config(data_dir, "sync", **{"runtime.timeout_s": 900.0}), tmp_path)
+  assert_same(outcome(tmp_path), whole("sync"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sync", "logical", "logical in pieces"])
 def test_a_run_that_is_made_longer_ends_as_if_it_had_been_from_the_start(

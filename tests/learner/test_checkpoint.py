@@ -243,6 +243,15 @@ def test_damage_is_found_and_the_newest_good_one_taken(what, pattern, directory)
   assert found[1][0] == directory.parent / "damaged" / "6.1" and manifest.NAME in found[1][1]
 
 
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"a": 3}', '{"a": ["x", "y"]}'])
+def test_a_manifest_of_another_shape_is_damage(text, directory):
+  fill(directory, (2, 4))
+  (directory / "4" / manifest.NAME).write_text(text)
+  found = []
+  assert restore(directory, set_aside=lambda *args: found.append(args)).state.step == 2
+  assert "cannot be read" in found[0][1]
+
+
 def test_older_metrics_that_are_no_json_do_not_stand_in_the_way(directory):
   fill(directory, (2, 4), metrics=lambda step: {"reward/mean": 0.5})
   (directory / "2" / "metrics" / "metrics").write_bytes(b"")

@@ -178,6 +178,13 @@ def test_refused_options():
     make("vespo", length_reference=8, length_norm="sqrt")
 
 
+def test_the_ratio_of_a_token_is_held_to_twenty_nats_before_the_sum():
+  """verl's `compute_policy_loss_vespo`: a token beyond that counts for as much."""
+  log_ratio = jnp.asarray([[30.0, -21.0, -1.0], [20.0, -20.0, -1.0]])
+  coefficients, _ = make("vespo")(log_ratio, jnp.ones(2), jnp.ones((2, 3), bool))
+  np.testing.assert_allclose(*coefficients, rtol=1e-6)
+
+
 def test_finite_at_extremes():
   assert_finite_at_extremes(make("vespo"))
   for norm in ("sqrt", "linear"):

@@ -261,13 +261,26 @@ def test_a_worker_that_cannot_be_started_is_a_failure():
 def test_silence_is_a_hang_and_a_heartbeat_is_not():
   pool, fleet = make_pool(*["beat", "nothing"] * 300)
   pool.put(order(0))
-  with pytest.raises(TimeoutError, match="no result of order 0 within 60 s.*'silent_s'"):
+  with pytest.raises(TimeoutError, match="no result arrived for 60 s.*, and order 0.*'silent_s'"):
     pool.get(60.0)
   assert not pool.failures()
   fleet.script = collections.deque(["hang"])
   assert pool.get(60.0).order_id == 0
   (failure,) = pool.failures()
   assert failure["kind"] == "hung" and "no sign of life for 10" in failure["reason"]
+
+
+def test_a_result_of_any_order_renews_the_limit():
+  """An evaluation waits behind the training orders that were given before it."""
+  forty_s = ["beat", "nothing"] * 160
+  pool, fleet = make_pool(*(forty_s + ["finish"]) * 3)
+  for order_id in (0, 1, -1):
+    pool.put(order(order_id))
+  assert pool.get(60.0, -1).order_id == -1
+  pool.put(order(-2))
+  fleet.script = collections.deque(forty_s * 2)
+  with pytest.raises(TimeoutError, match="for 60 s.*and evaluation order -2 is waited for"):
+    pool.get(60.0, -2)
 
 
 def test_a_learner_that_was_away_for_long_listens_before_it_judges():

@@ -34,7 +34,8 @@ from vespo_jax.learner.rows import host_metrics
 from vespo_jax.learner.saved import RolloutWriter
 from vespo_jax.learner.saved_intake import SavedIntake
 from vespo_jax.learner.update import PER_SEQUENCE, PER_TOKEN
-from vespo_jax.runtime import Preempted, Sampler, Schedule
+from vespo_jax.processes import ChildDied
+from vespo_jax.runtime import Preempted, Sampler, SamplersFailed, Schedule
 from vespo_jax.runtime.schedule import plan_of, record
 from vespo_jax.types import Params, TrainBatch, TrainState
 
@@ -131,9 +132,11 @@ class Loop:
       NoSignal: if no minibatch can be filled, with the run saved.
       Diverged: with the evidence written by `breakdown`.
       CheckpointError: if the run could not be saved.
-      SamplersFailed, ChildDied, TimeoutError: if the samplers or the grader fail.
+      SamplersFailed, ChildDied, TimeoutError: if the samplers or the grader fail, with the run
+        saved as far as a single process can do so.
     """
-    reason, unfilled = "finished", None
+    reason = "finished"
+    failed: Exception | None = None
     try:
       while self.step < self.settings.updates:
         if self.schedule.publishes(self.step):
@@ -146,13 +149,17 @@ class Loop:
     except Preempted:
       reason = "preempted"
     except NoSignal as error:
-      unfilled = error
+      failed = error
+    except (SamplersFailed, ChildDied, TimeoutError) as error:
+      if jax.process_count() > 1:  # the others do not know, and saving takes all of them
+        raise
+      failed = error
     self._finish_pending()
     self._end_profile()
     self._save()
     self.checkpoints.wait()
-    if unfilled is not None:
-      raise unfilled
+    if failed is not None:
+      raise failed
     if reason == "finished":
       self._publish()
     return reason
@@ -177,12 +184,12 @@ class Loop:
     device_batch = self.anchors.complete(device_batch)
     self.state, device_metrics = self.update(self.state, device_batch, self._skips_left)
     self._skips_left = device_metrics[SKIPS_LEFT]
+    finish = Finish(device_metrics)
     self._finish_pending()
     # while the device was busy with the update before, waiting cost nothing
     wait_s = sum(max(0.0, end - max(start, self._last_ready)) for start, end in minibatch.waits)
     self.step += 1
     row |= {"step": self.step, "weight_version": self.step, "time/wait_s": wait_s}
-    finish = Finish(device_metrics)
     self._pending = Pending(row, device_metrics, minibatch, batch, dispatched, finish)
 
   def _profile(self) -> None:

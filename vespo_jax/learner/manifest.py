@@ -25,10 +25,11 @@ def write(directory: Path, leave_out: str) -> None:
 def damage(directory: Path) -> str | None:
   """What differs from the manifest in `directory`, naming the file; None if nothing does."""
   try:
-    entries = json.loads((directory / NAME).read_text())
-  except (OSError, ValueError) as error:
+    written = json.loads((directory / NAME).read_text())
+    entries = [(name, int(size), str(digest)) for name, (size, digest) in written.items()]
+  except (OSError, ValueError, TypeError, AttributeError) as error:
     return f"its manifest {NAME} cannot be read: {error}"
-  for name, (size, digest) in entries.items():
+  for name, size, digest in entries:
     path = directory / name
     if not path.is_file():
       return f"{name} is missing"

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from vespo_jax.registry import Registry
 from vespo_jax.types import Array
 
-MAX_LOG_RATIO = 20.0  # the bound on a log ratio, per token and per sequence, of every public source
+MAX_LOG_RATIO = 20.0  # the bound on the log of a ratio that is taken, as in the public sources
+_FAR = 1e30  # a log ratio beyond every bound, of which there may be as many as there are tokens
 
 Metrics = dict[str, Array]
 Extras = Mapping[str, Array]
@@ -172,8 +173,8 @@ def sequence_log_ratio(
   log_factor_B: Array | float = 0.0,
 ) -> Array:
   """[B]: log W = sum_t log r_t of every row (+ `log_factor_B`), over T or sqrt(T) for `linear` and
-  `sqrt`. Every summand and the result are within +-20."""
-  log_w_B = jnp.sum(clip_log(log_ratio_BT), axis=1) + log_factor_B
+  `sqrt`; within +-20. What cancels in the sum does: only VESPO bounds its summands too."""
+  log_w_B = jnp.sum(jnp.clip(log_ratio_BT, -_FAR, _FAR), axis=1) + log_factor_B
   lengths_B = lengths(mask_BT).astype(log_w_B.dtype)
   return clip_log(log_w_B / lengths_B ** LENGTH_NORMS[length_norm])
 

@@ -14,7 +14,7 @@ from vespo_jax.types import Array
 
 @registry.register("sequence_is")
 def sequence_is() -> Objective:
-  """Coefficient W on every token, W within exp(+-20); unbiased up to that bound.
+  """Coefficient W on every token, W within exp(+-20) as in verl; unbiased up to that bound.
 
   Source: Precup, Sutton and Singh (2000), for whole trajectories.
   """

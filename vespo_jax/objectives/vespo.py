@@ -23,6 +23,7 @@ from vespo_jax.objectives.base import (
   Metrics,
   Objective,
   Terms,
+  clip_log,
   lengths,
   registry,
   sequence_log_ratio,
@@ -85,6 +86,7 @@ def vespo(
 
   def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
     log_correction_B = extras.get("log_correction", 0.0)
+    log_ratio_BT = clip_log(log_ratio_BT)
     log_w_B = sequence_log_ratio(log_ratio_BT, mask_BT, length_norm, log_correction_B)
     positive_B = advantages_B >= 0
     k_B = jnp.where(positive_B, k_pos, k_neg)

@@ -75,6 +75,7 @@ class SamplerPool:
     self._results: dict[int, Result] = {}  # of those, checked, until their turn
     self._failures: list[dict[str, Any]] = []
     self._newest = -1
+    self._arrived_at = self._started_at  # the last result
     self._closed = threading.Event()
     self._look()
 
@@ -115,10 +116,10 @@ class SamplerPool:
   def get(self, timeout_s: float, order_id: int | None = None) -> Result:
     """The result of an order, or of the oldest.
 
-    Raises SamplersFailed with every reason, TimeoutError, Preempted if it is not there and `stop`
-    says so, LookupError if it was not ordered.
+    Raises SamplersFailed with every reason, TimeoutError if so long no result arrives, of whatever
+    order, Preempted if it is not there and `stop` says so, LookupError if it was not ordered.
     """
-    deadline = self._clock.monotonic() + timeout_s
+    asked_at = self._clock.monotonic()
     while True:
       with self._lock:
         self._look()
@@ -131,8 +132,12 @@ class SamplerPool:
           return self._results.pop(wanted)
       if self._stop():
         raise Preempted
-      if self._clock.monotonic() >= deadline:
-        raise TimeoutError(f"no result of order {wanted} within {timeout_s:g} s: {self.health()}")
+      if self._clock.monotonic() >= max(asked_at, self._arrived_at) + timeout_s:
+        what = f"order {wanted}" if wanted >= 0 else f"evaluation order {wanted}"
+        raise TimeoutError(
+          f"no result arrived for {timeout_s:g} s (runtime.timeout_s), and {what} is waited for: "
+          f"{self.health()}"
+        )
       self._clock.sleep(_POLL_S)
 
   def snapshot(self, newest: bool, versions: Collection[int] = ()) -> Snapshot:
@@ -232,6 +237,7 @@ class SamplerPool:
     order = self._pending[result.order_id]
     check_result(result, order, self._newest, self._vocab_size)
     result.worker = worker.index
+    self._arrived_at = self._clock.monotonic()
     self._results[order.order_id] = result
     worker.orders.remove(result.order_id)
     worker.failed_in_a_row = 0

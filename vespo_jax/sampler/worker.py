@@ -223,15 +223,19 @@ class Worker:
     return (version, self._noise_of(order)) == (self._version, self._noise)
 
   def _fetch(self, version: int, order: Order, exact: bool) -> bool:
-    """Reads weights for an order; False if they are not there. Raises TimeoutError after
-    `timeout_s` of that."""
+    """Reads weights for an order; False if they are not there. For those that the learner has not
+    published yet there is no limit, which is the learner's to set; raises TimeoutError if ones that
+    it has are not there for `timeout_s`."""
     started = time.perf_counter()
     try:
       self._version, params = self._weights.read(version, POLL_S, exact)
-    except TimeoutError:
+    except TimeoutError as error:
+      if version > self._weights.newest():
+        self._asked_since = None
+        return False
       self._asked_since = self._asked_since or started
       if time.perf_counter() - self._asked_since > self._settings.timeout_s:
-        raise
+        raise TimeoutError(f"for {self._settings.timeout_s:g} s: {error}") from error
       return False
     finally:
       spent = time.perf_counter() - started
