@@ -13,12 +13,12 @@ from tests.test_end_to_end import debug_config
 from vespo_jax import (
   convert,
   evaluate,
+  exports,
   launch,
   metrics,
   models,
   subjects,
   tokenizers,
-  training,
 )
 from vespo_jax.evaluation import records
 from vespo_jax.learner import manifest
@@ -94,7 +94,7 @@ def test_a_checkpoint_is_evaluated_as_the_run_did_and_nothing_is_changed(evaluat
 
 def test_a_run_that_was_extended_is_what_its_newest_checkpoint_is(evaluated_run, tmp_path):
   """Its model is of the old end; on a machine of several devices a checkpoint is read by one."""
-  assert training.finished_updates(evaluated_run) == 2
+  assert exports.finished_updates(evaluated_run) == 2
   workdir, out = tmp_path / "run", tmp_path / "converted"
   shutil.copytree(evaluated_run, workdir)
   result = json.loads((workdir / "result.json").read_text())
@@ -103,7 +103,10 @@ def test_a_run_that_was_extended_is_what_its_newest_checkpoint_is(evaluated_run,
   model = workdir / "model" / "model.safetensors"
   expected = model.read_bytes()
   model.write_bytes(b"of the old end")
-  assert training.finished_updates(workdir) is None
+  assert exports.finished_updates(workdir) is None
+  assert models.load(evaluated_run)
+  with pytest.raises(FileNotFoundError, match="gone on since.*vespo_jax.convert"):
+    models.load(workdir)
   flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
   subprocess.run(
     [sys.executable, "-m", "vespo_jax.convert", f"--model={workdir}", f"--out={out}"],
@@ -114,9 +117,9 @@ def test_a_run_that_was_extended_is_what_its_newest_checkpoint_is(evaluated_run,
   assert (out / "model.safetensors").read_bytes() == expected
   for change in ({"stop_reason": "preempted"}, {"updates": 2}):
     (workdir / "result.json").write_text(json.dumps(result | change))
-    assert training.finished_updates(workdir) == (2 if "updates" in change else None)
+    assert exports.finished_updates(workdir) == (2 if "updates" in change else None)
   shutil.rmtree(workdir / "model")
-  assert training.finished_updates(workdir) is None
+  assert exports.finished_updates(workdir) is None
 
 
 def test_any_checkpoint_of_a_finished_run_is_converted(evaluated_run, tmp_path, capsys):
@@ -133,6 +136,22 @@ def test_any_checkpoint_of_a_finished_run_is_converted(evaluated_run, tmp_path, 
     flags = [f"--model={model}", f"--checkpoint={step}", f"--out={tmp_path / 'none'}"]
     assert convert.main(["", *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_damage_is_named(evaluated_run, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  shutil.copytree(evaluated_run, workdir)
+  (workdir / "result.json").unlink()
+  (workdir / "checkpoints" / "2" / manifest.NAME).write_text("")
+  assert convert.main(["", f"--model={workdir}", f"--out={tmp_path / 'older'}"]) == 0
+  said = capsys.readouterr()
+  assert "passed over" in said.err and manifest.NAME in said.err
+  assert "after update 1 -> " in said.out
+  for text, why in (('{"updates"', "no JSON"), ("[]", "no JSON object")):
+    (workdir / "result.json").write_text(text)
+    assert command(workdir=workdir) == 1
+    said = capsys.readouterr().err
+    assert f"{workdir / 'result.json'} is damaged" in said and why in said
 
 
 def test_what_does_not_fit_the_models_positions_is_refused(evaluated_run, capsys):

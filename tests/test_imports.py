@@ -11,6 +11,7 @@ PACKAGE = Path(vespo_jax.__file__).parent
 ROOMS = [
   {
     *("types", "registry", "files", "hosts", "processes", "memory", "metrics", "tensorboard"),
+    "exports",
     "sandbox",
   },
   {"objectives", "advantages", "diagnostics"},

@@ -116,6 +116,16 @@ def test_a_bad_line_is_an_error_that_names_it(tmp_path, line):
     metrics.read(path)
 
 
+def test_a_text_is_no_value_and_damage_is_not_cut_away(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1}\n{"step": 2, "loss": "low"}\n')
+  with pytest.raises(ValueError, match="line 2: 'loss' is no number"):
+    metrics.read(path)
+  with metrics.MetricsWriter(path) as writer, pytest.raises(ValueError, match="line 2"):
+    writer.truncate(1)
+  assert path.read_text().endswith('"low"}\n')
+
+
 def test_of_the_last_rows_alone_anything_is_decoded(tmp_path, monkeypatch):
   path = tmp_path / "m.jsonl"
   path.write_bytes(b"".join(b'{"step": %d}\n' % step for step in range(1, 8)) + b'{"step": 8')

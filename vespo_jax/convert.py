@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from vespo_jax import models, training
+from vespo_jax import exports, models, training
 from vespo_jax.learner.checkpoint import CheckpointError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -33,18 +33,19 @@ def main(argv: list[str]) -> int:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
       raise ValueError(f"--out={out} is not an empty directory")
     model, dtype = Path(arguments.model), DTYPES[arguments.dtype]
-    step, there = arguments.checkpoint, training.checkpoint_steps(model)
+    step, there = arguments.checkpoint, exports.checkpoint_steps(model)
     if step is not None and not there:
       raise ValueError(f"--checkpoint={step}: {model} is no run with checkpoints")
-    if step is not None or (there and training.finished_updates(model) is None):
-      _, spec, params, tokenizer = training.read_checkpoint(model, step)
+    if step is not None or (there and exports.finished_updates(model) is None):
+      step, spec, params, tokenizer = training.read_checkpoint(model, step)
     else:
       spec, params, tokenizer = models.load(model)
     models.save(out, spec, params, tokenizer, format=arguments.format, dtype=dtype)
   except (ValueError, OSError, CheckpointError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  print(f"{models.count(spec):,} parameters in {arguments.dtype} -> {out}")
+  after = "" if step is None else f" after update {step}"
+  print(f"{models.count(spec):,} parameters in {arguments.dtype}{after} -> {out}")
   return 0
 
 

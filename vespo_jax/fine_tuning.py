@@ -30,7 +30,7 @@ from vespo_jax import (
 )
 from vespo_jax.config import ConfigError
 from vespo_jax.learner import manifest
-from vespo_jax.learner.checkpoint import Checkpoints
+from vespo_jax.learner.checkpoint import CheckpointError, Checkpoints
 from vespo_jax.learner.optimizer import OptimizerSettings, schedule
 from vespo_jax.learner.retention import Retention
 from vespo_jax.models import partition
@@ -133,8 +133,11 @@ def _run(
     reference += manifest.digest_of(learner.state.frozen)
   state = _restore(workdir, checkpoints, learner, reference, updates, progress)
   writer = stack.enter_context(rundirs.open_metrics(config, workdir))
-  writer.truncate(int(state.step))
-  rows = metrics.read(writer.path, last=1)
+  try:
+    writer.truncate(int(state.step))
+    rows = metrics.read(writer.path, last=1)
+  except ValueError as error:
+    raise CheckpointError(f"the run cannot go on: {error}") from error
   settings = _loop_settings(config, mesh, updates)
   scorer = Scorer(learner.anchors.score, mesh, settings.width, settings.unit)
   held_out = None
@@ -239,7 +242,7 @@ def _before(
   path = workdir / "held_out_before.json"
   if new or not path.is_file():
     files.write(path, json.dumps(held_out(initial).to_dict(), indent=2) + "\n")
-  before = json.loads(path.read_text())
+  before = files.read_object(path)
   progress.message(f"held-out data before training: {Likelihood(**before)}")
   return before
 

@@ -135,7 +135,10 @@ def _run(
   if hosts.first:
     writer = stack.enter_context(rundirs.open_metrics(config, workdir))
     saved = RolloutWriter(workdir / parts.SAVED, origin) if config.rollouts.save_all else None
-    _cut_back(workdir, writer, saved, step)
+    try:
+      _cut_back(workdir, writer, saved, step)
+    except ValueError as error:
+      raise CheckpointError(f"the run cannot go on from update {step}: {error}") from error
   needed = config.guards.max_skipped + 1  # rows of metrics, to go on from
   rows = hosts.tell(lambda: metrics.read(workdir / "metrics.jsonl", last=needed))
   try:
@@ -231,7 +234,8 @@ def _restore(
 def _cut_back(
   workdir: Path, writer: metrics.MetricsWriter, saved: RolloutWriter | None, step: int
 ) -> None:
-  """Cuts what a run writes update by update back to its first `step` updates."""
+  """Cuts what a run writes update by update back to its first `step` updates. Raises ValueError
+  naming a line that is not what was written."""
   writer.truncate(step)
   for path in (workdir / "rollouts").glob("*.jsonl"):
     if path.stem.isdecimal() and int(path.stem) > step:
@@ -299,8 +303,8 @@ def _evaluate_before(
   checkpoint has it already. What died before its first was of a policy and problems that may be
   others by now."""
   path = workdir / "evaluation_before.json"
-  stored = hosts.tell(lambda: None if new or not path.is_file() else json.loads(path.read_text()))
-  if stored is not None:
+  stored = hosts.tell(lambda: {} if new else files.read_object(path))
+  if stored:
     return Evaluation(**stored)
   progress.message("sampling held-out problems before training")
   sampler.publish(0, params)

@@ -63,8 +63,11 @@ class MetricsWriter:
       self._board.write(int(row["step"]), row)
 
   def truncate(self, step: int) -> None:
-    """Cuts the file back to the rows with `step` at most the given one, whose bytes stay."""
-    self._replace(line for line in _whole_lines(self.path) if json.loads(line)["step"] <= step)
+    """Cuts the file back to the rows with `step` at most the given one, whose bytes stay. Raises
+    ValueError as `read`."""
+    steps = (row["step"] for row in _rows(self.path, enumerate(_whole_lines(self.path), start=1)))
+    lines = zip(_whole_lines(self.path), steps, strict=True)
+    self._replace(line for line, at in lines if at <= step)
 
   def amend(self, extra: Mapping[str, Any]) -> None:
     """Adds to the last row, which there must be."""
@@ -96,17 +99,25 @@ def read(path: str | os.PathLike[str], last: int | None = None) -> list[dict[str
   """The rows of a metrics file, "nan", "inf" and "-inf" as floats; a half-written last line is
   left out. Where only the `last` rows are asked for, no other is decoded or kept in memory.
   Raises ValueError naming the line when one of these is not such a row."""
-  rows = []
   lines: Iterable[tuple[int, bytes]] = enumerate(_whole_lines(Path(path)), start=1)
-  for number, line in lines if last is None else deque(lines, maxlen=last):
+  return list(_rows(path, lines if last is None else deque(lines, maxlen=last)))
+
+
+def _rows(
+  path: str | os.PathLike[str], lines: Iterable[tuple[int, bytes]]
+) -> Iterator[dict[str, Any]]:
+  for number, line in lines:
     try:
       row = json.loads(line)
     except ValueError as error:
       raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(row, dict) or "step" not in row:
       raise ValueError(f"{path}, line {number}: not a JSON object with a 'step'")
-    rows.append({k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()})
-  return rows
+    row = {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+    texts = [key for key, value in row.items() if isinstance(value, str)]
+    if texts:
+      raise ValueError(f"{path}, line {number}: {texts[0]!r} is no number")
+    yield row
 
 
 def printable(text: str) -> str:

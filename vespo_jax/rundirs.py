@@ -14,7 +14,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from vespo_jax import config as config_lib
-from vespo_jax import memory, training
+from vespo_jax import exports, files, memory
 from vespo_jax.config import ConfigError
 from vespo_jax.config_file import read_file
 from vespo_jax.metrics import MetricsWriter
@@ -87,9 +87,9 @@ def open_metrics(config: FrozenConfigDict, workdir: Path) -> MetricsWriter:
 
 
 def finished_result(workdir: Path, made: Mapping[str, int], last: str) -> dict[str, Any] | None:
-  """What `result.json` holds, if it is of a run that made that much and ended with `last`."""
-  path = workdir / "result.json"
-  result = json.loads(path.read_text()) if path.is_file() else {}
+  """What `result.json` holds, if it is of a run that made that much and ended with `last`. Raises
+  OSError if it is damaged."""
+  result = files.read_object(workdir / "result.json")
   done = result.get("stop_reason") == "finished" and made.items() <= result.items()
   return result if done and last in result else None
 
@@ -138,7 +138,7 @@ def _claim(config: FrozenConfigDict, workdir: Path) -> bool:
           f"--workdir={workdir} holds a run with another {', '.join(differing[:5])}; "
           "give another directory, or remove this one"
         )
-      newest = max(training.checkpoint_steps(workdir), default=0)
+      newest = max(exports.checkpoint_steps(workdir), default=0)
       if config.updates < min(newest, stored["updates"]):  # by epochs, more may have been made
         raise ConfigError(
           f"updates={config.updates}: --workdir={workdir} holds a run of {newest} updates already; "

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     if single:
       prompt = tokenizer.encode_prompt(arguments.prompt, raw=arguments.raw)
       check_prompt(spec, prompt, settings)
-  except (ValueError, FileNotFoundError) as error:
+  except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   if not single:

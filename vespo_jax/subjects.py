@@ -13,6 +13,7 @@ import jax
 from vespo_jax import config as config_lib
 from vespo_jax import (
   config_tasks,
+  exports,
   metrics,
   models,
   problem_sets,
@@ -125,8 +126,8 @@ def of_run(workdir: Path, checkpoint: int | None) -> Subject:
   Raises ConfigError, FileNotFoundError.
   """
   config = config_lib.read(workdir / "config.json")
-  updates = None if checkpoint is not None else training.finished_updates(workdir)
-  if updates is None and not training.checkpoint_steps(workdir):
+  updates = None if checkpoint is not None else exports.finished_updates(workdir)
+  if updates is None and not exports.checkpoint_steps(workdir):
     raise FileNotFoundError(f"{workdir} has not finished and has no checkpoint")
 
   def load(tensor: int) -> tuple[int | None, ModelSpec, Params, Tokenizer]:

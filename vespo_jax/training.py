@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import jax
 import optax
 from ml_collections import FrozenConfigDict
 
-from vespo_jax import advantages, config_policy, objectives, parts, sharding
+from vespo_jax import advantages, config_policy, exports, objectives, parts, sharding
 from vespo_jax import config as config_lib
 from vespo_jax.advantages import Advantage
 from vespo_jax.config import ConfigError
@@ -236,7 +235,7 @@ def read_checkpoint(
   Raises FileNotFoundError naming the checkpoints there are, ConfigError, CheckpointError.
   """
   config = config_lib.read(workdir / "config.json")
-  there = checkpoint_steps(workdir)
+  there = exports.checkpoint_steps(workdir)
   if not there or (step is not None and step not in there):
     wanted = "no checkpoint" if step is None else f"no checkpoint of update {step}"
     raise FileNotFoundError(f"{workdir} has {wanted}; it has {there or 'none'}")
@@ -255,28 +254,12 @@ def read_checkpoint(
   if run is None or found is None or (step is not None and found != step):
     why = "; ".join(damaged) or "the run has removed it"
     raise CheckpointError(f"a checkpoint in {workdir} cannot be read: {why}")
+  if damaged:
+    print(f"passed over what is damaged: {'; '.join(damaged)}", file=sys.stderr, flush=True)
   base = learner.state.frozen
   if base is not None and not run.reference.endswith(manifest.digest_of(base)):
     raise CheckpointError(f"{workdir} adapted another policy than {config.policy.path} holds now")
   return found, spec, learner.policy(run.state), tokenizer
-
-
-def finished_updates(workdir: Path) -> int | None:
-  """The updates behind a run's finished model; None if it has none, or a newer checkpoint, as a run
-  has that was extended and is not at its new end."""
-  path = workdir / "result.json"
-  result = json.loads(path.read_text()) if path.is_file() else {}
-  updates = result.get("updates")
-  if result.get("stop_reason") != "finished" or updates is None:
-    return None
-  newer = any(step > updates for step in checkpoint_steps(workdir))
-  return None if newer or not (workdir / "model").is_dir() else updates
-
-
-def checkpoint_steps(workdir: Path) -> list[int]:
-  """The updates after which a run has checkpoints, ascending."""
-  names = [path.name for path in (workdir / "checkpoints").glob("*")]
-  return sorted(int(name) for name in names if name.isdecimal())
 
 
 def loss_settings(config: FrozenConfigDict) -> LossSettings:

@@ -201,6 +201,8 @@ def test_bad_prompts_and_settings():
   for field, value in (
     ("top_p", 0.0),
     ("temperature", -1.0),
+    ("temperature", 1e-40),  # by which a logit is infinite
+    ("temperature", float("inf")),
     ("max_new_tokens", 0),
     ("min_p", 1.5),
   ):

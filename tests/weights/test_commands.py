@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 
 from vespo_jax import convert, evaluate, models, sample
+from vespo_jax.weights import shards
 
 
 def run(module, **options):
@@ -42,6 +44,21 @@ def test_bad_input_is_one_message_and_exit_code_2(make_pair, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
       run(convert, model=path, out=tmp_path / "new", **wrong)
     assert error.value.code == 2
+
+
+def test_a_model_that_cannot_be_read_or_written_is_one_message(
+  make_pair, tmp_path, capsys, monkeypatch
+):
+  assert run(sample, model="x" * 300, prompt="1") == 2
+  assert "name too long" in capsys.readouterr().err
+
+  def save_file(*args, **kwargs):
+    raise safetensors.SafetensorError("No space left on device")
+
+  monkeypatch.setattr(shards, "save_file", save_file)
+  path = make_pair("llama").write_gguf()
+  assert run(convert, model=path, out=tmp_path / "full") == 2
+  assert "model.safetensors cannot be written: No space left" in capsys.readouterr().err
 
 
 def test_sampling_from_a_gguf_file(make_pair, capsys):

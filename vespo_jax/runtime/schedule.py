@@ -153,9 +153,16 @@ def record(path: Path, update: int, plan: Plan | None) -> None:
 
 
 def truncate(path: Path, updates: int) -> None:
-  """Cuts the schedule's file back to the first `updates` updates; no file is an empty one."""
+  """Cuts the schedule's file back to the first `updates` updates; no file is an empty one. Raises
+  ValueError naming the line that says none."""
   lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-  kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["update"] < updates]
+  kept = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      if line.endswith(b"\n") and json.loads(line)["update"] < updates:
+        kept.append(line)
+    except (ValueError, TypeError, KeyError) as error:
+      raise ValueError(f"{path}, line {number}: no plan of an update ({error!r})") from error
   files.write(path, b"".join(kept))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Settings:
     object.__setattr__(self, "stop_strings", tuple(self.stop_strings))
     for field, good in (
       ("max_new_tokens", self.max_new_tokens >= 1),
-      ("temperature", self.temperature >= 0),
+      ("temperature", self.temperature == 0 or 1e-6 <= self.temperature < math.inf),
       ("samples_per_prompt", self.samples_per_prompt >= 1),
       ("top_k", self.top_k >= 0),
       ("top_p", 0 < self.top_p <= 1),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from vespo_jax import exports
 from vespo_jax.models import ModelSpec
 from vespo_jax.tokenizers import Tokenizer
 from vespo_jax.types import Params
@@ -54,9 +55,14 @@ def _find(path: str | Path) -> Path:
   if not path.is_dir():
     raise FileNotFoundError(f"no such model: {path}")
   if (path / "metrics.jsonl").is_file():
-    path /= "model"
+    run, path = path, path / "model"
     if not path.is_dir():
       raise FileNotFoundError(f"no {path}: the run has not finished, or saved no model")
+    if (run / "result.json").is_file() and exports.finished_updates(run) is None:
+      raise FileNotFoundError(
+        f"{path} is of an earlier end of the run, which has gone on since: finish it, or take what "
+        f"it has: python -m vespo_jax.convert --model={run} --out=DIRECTORY"
+      )
   return path
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from vespo_jax.models.lora import MODULES, LoraSettings
 from vespo_jax.tokenizers import read_json
 from vespo_jax.types import Params
+from vespo_jax.weights.shards import save
 
 _NAME = "base_model.model.model.layers.{}.{}.lora_{}.weight"
 _LAYER = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.")
@@ -50,7 +50,7 @@ def save_adapters(directory: str | Path, adapters: Params, settings: LoraSetting
     "lora_dropout": 0.0,
     "inference_mode": True,
   }
-  save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+  save(tensors, directory / "adapter_model.safetensors")
   (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -78,11 +78,19 @@ def write(directory: Path, sizes: Mapping[str, int], get: Callable[[str], np.nda
   if len(groups) == 1:
     files = [SINGLE]
   for file, names in zip(files, groups, strict=True):
-    save_file({name: get(name) for name in names}, directory / file, metadata={"format": "pt"})
+    save({name: get(name) for name in names}, directory / file)
   if len(groups) > 1:
     where = {name: file for file, names in zip(files, groups, strict=True) for name in names}
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def save(tensors: dict[str, np.ndarray], path: Path) -> None:
+  """Writes a safetensors file. Raises OSError if that cannot be, for want of room say."""
+  try:
+    save_file(tensors, path, metadata={"format": "pt"})
+  except safetensors.SafetensorError as error:
+    raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def refuse_pickle(path: Path) -> None:
