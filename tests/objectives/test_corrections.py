@@ -175,8 +175,9 @@ def test_rejections_are_the_loops(statistic):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_combinations_are_the_loops(level, action, normalize):
   reject = "token_k2:0.5, seq_mean_k1:0.7_1.4,seq_max_k3:0.7"
+  low = 0.6 if action == "mask" else 0.0
   correction = corrections.make(
-    "custom", level=level, action=action, low=0.6, high=1.5, normalize=normalize, reject=reject
+    "custom", level=level, action=action, low=low, high=1.5, normalize=normalize, reject=reject
   )
   assert len(correction.rejections) == 3
   kept, _, mask = assert_as_by_loops(correction, make_batch(2, spread=0.5))
@@ -271,6 +272,8 @@ def test_a_rejected_token_leaves_the_loss_and_its_denominator(mode, correction):
     ({"reject": "token_k2:-1"}, "one number above 0"),
     ({"reject": "token_k2:0"}, "one number above 0"),
     ({"reject": "token_k2:1,token_k9:1"}, "reject='token_k9:1'"),
+    ({"low": 0.5}, "low=0.5 is of action='mask'"),
+    ({"level": "none"}, "corrects nothing"),
   ],
 )
 def test_what_custom_refuses(options, match):

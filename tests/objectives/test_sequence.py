@@ -125,6 +125,8 @@ def test_topr_refuses_what_it_does_not_know():
     make("topr", length_norm="cubic")
   with pytest.raises(ValueError, match="level='word'.*sequence.*token"):
     make("topr", level="word")
+  with pytest.raises(ValueError, match="length_norm='linear' is of level='sequence'"):
+    make("topr", level="token", length_norm="linear")
 
 
 def test_of_single_tokens_the_weight_is_the_token_ratio():

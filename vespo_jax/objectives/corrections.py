@@ -257,11 +257,16 @@ def custom(
   """Any combination: weights by `level`, `action`, `low`, `high`; rejections by `reject`.
 
   `reject` lists `statistic:high` (k2, k3) or `statistic:low_high` (k1) with commas between them,
-  for instance `"seq_mean_k1:0.999_1.001,token_k3:0.1"`. Raises ValueError if it does not.
+  for instance `"seq_mean_k1:0.999_1.001,token_k3:0.1"`. Raises ValueError if it does not, for a
+  `low` that cuts nothing, since truncation is from above, and for what neither weighs nor rejects.
   """
   check_option("level", level, LEVELS)
   check_option("action", action, ACTIONS)
+  if low and action != "mask":
+    raise ValueError(f"low={low} is of action='mask': {action!r} is from above alone")
   rejections = tuple(_parse_rejection(part) for part in reject.split(",") if part)
+  if level == "none" and not rejections:
+    raise ValueError("level='none' without a rejection in reject corrects nothing")
   return Correction("custom", level, action, low, high, normalize, rejections)  # pyrefly: ignore
 
 

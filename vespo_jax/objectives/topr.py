@@ -31,10 +31,13 @@ def topr(*, length_norm: str = "none", level: str = "sequence") -> Objective:
     length_norm: `linear` takes W^(1/T) in its place, as in the VESPO paper's description of it.
     level: `token` takes the ratio of each token instead, as in Trinity-RFT.
 
-  Raises ValueError for another value of either. Source: arXiv 2503.14286 eq. 10, canonical bounds.
+  Raises ValueError for another value of either, or a norm of token ratios. Source: arXiv 2503.14286
+  eq. 10, canonical bounds.
   """
   check_option("length_norm", length_norm, LENGTH_NORMS)
   check_option("level", level, ("sequence", "token"))
+  if level == "token" and length_norm != "none":
+    raise ValueError(f"length_norm={length_norm!r} is of level='sequence', not of token ratios")
 
   def terms(log_ratio_BT: Array, advantages_B: Array, mask_BT: Array, extras: Extras) -> Terms:
     del extras
