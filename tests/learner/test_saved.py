@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers as hf
 
+from vespo_jax.learner import saved as saved_lib
 from vespo_jax.learner.saved import Origin, RolloutWriter, SavedRollouts, vocabulary_digest
 from vespo_jax.tokenizers import Tokenizer, byte_tokenizer
 from vespo_jax.types import FINISH, REWARD_STATUS, Rollout
@@ -61,7 +62,9 @@ def assert_same(read, written):
       assert same(getattr(a, field.name), getattr(b, field.name)), field.name
 
 
-def test_every_field_comes_back_to_the_bit(tmp_path):
+@pytest.mark.parametrize("list_values", [2**31 - 1, 20])  # 20: more than short lists can hold
+def test_every_field_comes_back_to_the_bit(tmp_path, monkeypatch, list_values):
+  monkeypatch.setattr(saved_lib, "_LIST_VALUES", list_values)
   writer = RolloutWriter(tmp_path, ORIGIN)
   written = {update: minibatch(update) for update in (1, 2, 3)}
   for update, rollouts in written.items():

@@ -222,6 +222,9 @@ def _file(directory: Path, update: int) -> Path:
   return directory / f"{update:06d}.parquet"
 
 
+_LIST_VALUES = 2**31 - 1  # of a minibatch, that lists with offsets of 32 bits can hold
+
+
 def _column(name: str, values: Sequence[Any]) -> tuple[pa.Array, pa.Field]:
   """The values of one field, of which not all are None."""
   if scalar := _SCALARS.get(_FIELDS[name].type):
@@ -231,8 +234,10 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pa.Array, pa.Field]:
   if any((array.dtype, array.shape[1:]) != (dtype, inner) for array in arrays):
     raise ValueError(f"{name} differs in type or in the axes after tokens from rollout to rollout")
   sizes = [0 if value is None else np.size(value) for value in values]
-  column = pa.ListArray.from_arrays(
-    pa.array(np.cumsum([0, *sizes]), pa.int32()),
+  lists = pa.ListArray if sum(sizes) <= _LIST_VALUES else pa.LargeListArray
+  offsets = pa.int32() if lists is pa.ListArray else pa.int64()
+  column = lists.from_arrays(
+    pa.array(np.cumsum([0, *sizes]), offsets),
     pa.array(np.concatenate([array.reshape(-1) for array in arrays])),
     mask=pa.array([value is None for value in values]),
   )
@@ -246,7 +251,7 @@ def _rollouts(table: pa.Table) -> list[Rollout]:
 
 
 def _values(column: pa.ChunkedArray, field: pa.Field) -> list[Any]:
-  if not pa.types.is_list(field.type):
+  if not (pa.types.is_list(field.type) or pa.types.is_large_list(field.type)):
     return column.to_pylist()
   inner = json.loads(field.metadata[b"inner_shape"])
   lists = [row.values if row.is_valid else None for row in column]
