@@ -203,12 +203,16 @@ def test_hostile_results_and_metrics_stay_text(small_run):
   evaluation["samples_per_problem"] = HOSTILE[0]
   (small_run / "result.json").write_text(json.dumps({"evaluation_after": evaluation}))
   with (small_run / "metrics.jsonl").open("a") as file:
-    file.write(json.dumps({"step": HOSTILE[0], HOSTILE[2]: "nan"}) + "\n")
+    file.write(json.dumps({"step": 1000, HOSTILE[2]: "nan"}) + "\n")
   run = rundir.load(small_run)
   parsed = Page(page._warnings(run) + page._accuracy(run, {"accuracy": ANY_PNG}))
   ours = {"section", "h2", "div", "p", "br", "figure", "img", "code"}
   assert {tag for tag, _ in parsed.elements} == ours
   assert [set(attrs) for tag, attrs in parsed.elements if tag == "img"] == [{"src", "alt"}]
+  with (small_run / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps({"step": HOSTILE[0]}) + "\n")
+  with pytest.raises(report.RunError, match="'step' is no number"):
+    rundir.load(small_run)
 
 
 def test_links_in_a_run_directory_are_not_followed_when_writing(small_run, tmp_path):
