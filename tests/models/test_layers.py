@@ -30,17 +30,19 @@ def test_a_norm_of_bfloat16_rounds_once():
 
 
 @pytest.mark.parametrize("inner", [128, 48])  # columns that are turned by pieces, and at once
+@pytest.mark.parametrize("other", ["float32", "bfloat16"])  # of the kernel
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_product_has_the_gradients_of_a_plain_one(inner, dtype):
+def test_a_product_has_the_gradients_of_a_plain_one(inner, dtype, other):
   rng = np.random.default_rng(0)
-  sizes = ((40, inner), (inner, 24), (40, 24))
-  x, kernel, of_y = (jnp.asarray(rng.normal(size=size), dtype) for size in sizes)
+  x = jnp.asarray(rng.normal(size=(40, inner)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(inner, 24)), other)
   y, pull = jax.vjp(product, x, kernel)
+  of_y = jnp.asarray(rng.normal(size=(40, 24)), y.dtype)
   expected, pull_plain = jax.vjp(jnp.matmul, x, kernel)
   np.testing.assert_array_equal(y, expected)
   for got, plain in zip(pull(of_y), pull_plain(of_y), strict=True):
-    assert got.dtype == dtype
-    tolerance = dict(float32=1e-5, bfloat16=2**-7)[dtype]
+    assert got.dtype == plain.dtype
+    tolerance = 1e-5 if dtype == other == "float32" else 2**-7
     np.testing.assert_allclose(
       *(np.asarray(g, np.float64) for g in (got, plain)), rtol=tolerance, atol=8 * tolerance
     )

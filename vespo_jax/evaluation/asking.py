@@ -25,7 +25,7 @@ class Evaluator:
     count: how many.
     settings: how to sample, `samples_per_prompt` being the samples per problem.
     seed: of the run.
-    timeout_s: the longest wait for one order.
+    timeout_s: the longest wait without a result of any order.
     prompts_per_order: how many problems are sampled at once.
     ahead: orders given at a time, so that several samplers share them.
   """

@@ -55,7 +55,7 @@ def rotate(x_MNH: Array, angles: tuple[Array, Array]) -> Array:
 
 @jax.custom_vjp
 def product(x_MI: Array, kernel_IO: Array) -> Array:
-  """x @ kernel, differentiable with respect to both, in reverse."""
+  """x @ kernel, [M, I] by [I, O]; differentiable with respect to both, in reverse."""
   return x_MI @ kernel_IO
 
 
@@ -65,7 +65,8 @@ def _product_forward(x_MI: Array, kernel_IO: Array) -> tuple[Array, tuple[Array,
 
 def _product_backward(kept: tuple[Array, Array], of_y_MO: Array) -> tuple[Array, Array]:
   x_MI, kernel_IO = kept
-  return of_y_MO @ kernel_IO.T, _sum_of_outer(x_MI, of_y_MO)
+  of_x_MI, of_kernel_IO = of_y_MO @ kernel_IO.T, _sum_of_outer(x_MI, of_y_MO)
+  return of_x_MI.astype(x_MI.dtype), of_kernel_IO.astype(kernel_IO.dtype)
 
 
 product.defvjp(_product_forward, _product_backward)

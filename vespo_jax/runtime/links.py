@@ -162,8 +162,8 @@ class Sampler(Protocol):
     ...
 
   def get(self, timeout_s: float, order_id: int | None = None) -> Result:
-    """The result of an order, or of the oldest. Raises SamplersFailed, TimeoutError, Preempted,
-    LookupError if there is no such order."""
+    """The result of an order, or of the oldest. Raises SamplersFailed, TimeoutError if no result of
+    any order arrives for `timeout_s`, Preempted, LookupError if there is no such order."""
     ...
 
   def snapshot(self, newest: bool, versions: Collection[int] = ()) -> Snapshot:

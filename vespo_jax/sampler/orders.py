@@ -86,7 +86,7 @@ class WorkerSettings:
       weights with the keys and values they have; `recompute_cache`, after these are computed anew.
     weight_noise: relative size of normal noise on the weights; 0 is none.
     chunk: most decode steps of one tick.
-    timeout_s: seconds an order waits for its weights.
+    timeout_s: seconds an order waits for weights that have been published.
     attention: one of `models.DECODE_ATTENTION`, what attends to the cache.
     tensor: devices of its process that it spreads the model over, see `placement`.
 
